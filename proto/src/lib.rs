@@ -1,0 +1,27 @@
+//! What the processes agree on: the step protocol (`proto/shard.proto`), its packed byte fields, and the unix-socket
+//! transport under it. Nothing else.
+
+/// The generated messages, client and server of `text_generation.shard.v1`.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod v1 {
+    tonic::include_proto!("text_generation.shard.v1");
+}
+
+mod packed;
+mod transport;
+
+pub use packed::{PackedError, SAMPLE_BYTES, Sample, pack_u32, unpack_u32};
+pub use transport::{TransportError, bind, connect, socket_path};
+
+/// Raised by one whenever a change to `shard.proto` makes an older peer misread a message; both sides check it in
+/// Hello / Welcome.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Upper bound of one gRPC message in bytes.
+///
+/// 16 MiB: a plan with a 64k-token budget is 256 KiB and a grammar mask row of a 256k vocabulary 32 KiB (256 rows:
+/// 8 MiB), so nothing legal comes near; a larger message is a bug or an attack and ends the stream.
+pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
+
+/// The encoded `FileDescriptorSet` of `shard.proto`, for gRPC server reflection.
+pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/shard_descriptor.bin"));
