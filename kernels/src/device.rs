@@ -1,0 +1,106 @@
+//! Where tensors live and operations run.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::ledger::Ledger;
+use crate::limits::{MAX_THREADS, MIN_WORK_PER_THREAD};
+use crate::pool::Pool;
+use crate::simd::Isa;
+
+/// A device. Cloning it gives another handle on the same one.
+#[derive(Clone)]
+#[non_exhaustive]
+pub enum Device {
+    /// The processor: SIMD arms on a thread pool.
+    Cpu(Arc<Cpu>),
+    /// Computes nothing; counts bytes and FLOPs.
+    Plan(Arc<Ledger>),
+}
+
+impl Device {
+    /// The processor with `threads` threads (at least one), the caller of an operation being the first of them.
+    ///
+    /// The instruction set is the best that the machine has; `TGI_CPU_ISA=avx512|avx2|portable` restricts it.
+    pub fn cpu(threads: usize) -> Device {
+        Device::cpu_with(Isa::detect(), threads)
+    }
+
+    pub(crate) fn cpu_with(isa: Isa, threads: usize) -> Device {
+        Device::Cpu(Arc::new(Cpu { isa, pool: Pool::new(threads.clamp(1, MAX_THREADS)) }))
+    }
+
+    /// A device with empty books.
+    pub fn plan() -> Device {
+        Device::Plan(Arc::default())
+    }
+
+    /// Whether operations on it only count.
+    pub fn is_plan(&self) -> bool {
+        matches!(self, Device::Plan(_))
+    }
+
+    /// For people: `cpu (AVX-512, 2 threads)`.
+    pub fn describe(&self) -> String {
+        match self {
+            Device::Cpu(cpu) => match cpu.pool.threads() {
+                1 => format!("cpu ({}, 1 thread)", cpu.isa.name()),
+                threads => format!("cpu ({}, {threads} threads)", cpu.isa.name()),
+            },
+            Device::Plan(_) => "plan".to_owned(),
+        }
+    }
+
+    /// The books of a plan device.
+    pub fn ledger(&self) -> Option<&Ledger> {
+        match self {
+            Device::Plan(ledger) => Some(ledger),
+            Device::Cpu(_) => None,
+        }
+    }
+
+    /// Calls `f(0)` to `f(count - 1)`, spread over the device's threads as they become free.
+    pub fn for_each(&self, count: usize, f: impl Fn(usize) + Sync) {
+        match self {
+            Device::Cpu(cpu) => cpu.pool.for_each(count, f),
+            Device::Plan(_) => (0..count).for_each(f),
+        }
+    }
+}
+
+/// The processor: its instruction set and its threads.
+pub struct Cpu {
+    pub(crate) isa: Isa,
+    pub(crate) pool: Pool,
+}
+
+impl Cpu {
+    /// Runs `f` on every row of `out`, in contiguous pieces per thread: `f(first_row, rows)`. `row_work` is the number of
+    /// element visits that one row costs; little work stays on the calling thread.
+    pub(crate) fn for_rows<T: Send>(
+        &self,
+        out: &mut [T],
+        row_len: usize,
+        row_work: usize,
+        f: impl Fn(usize, &mut [T]) + Sync,
+    ) {
+        self.pool.for_rows(out, row_len, MIN_WORK_PER_THREAD.div_ceil(row_work.max(1)), f);
+    }
+
+    /// [`for_rows`](Cpu::for_rows) over two buffers of the same shape: `f(first_row, rows_of_a, rows_of_b)`.
+    pub(crate) fn for_rows_of_two<T: Send>(
+        &self,
+        a: &mut [T],
+        b: &mut [T],
+        row_len: usize,
+        row_work: usize,
+        f: impl Fn(usize, &mut [T], &mut [T]) + Sync,
+    ) {
+        self.pool.for_rows_of_two(a, b, row_len, MIN_WORK_PER_THREAD.div_ceil(row_work.max(1)), f);
+    }
+
+    /// Runs `f` on contiguous pieces of `0..units`, one per thread; `unit_work` as in [`for_rows`](Cpu::for_rows).
+    pub(crate) fn split(&self, units: usize, unit_work: usize, f: impl Fn(Range<usize>) + Sync) {
+        self.pool.split(units, MIN_WORK_PER_THREAD.div_ceil(unit_work.max(1)), f);
+    }
+}

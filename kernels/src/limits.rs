@@ -1,0 +1,29 @@
+//! The bounds and block sizes of this crate, each with its reason.
+
+use std::time::Duration;
+
+/// Tokens of one KV block. 16 is one SIMD group of positions, and small enough that half a block lost per sequence does
+/// not matter.
+pub const BLOCK_SIZE: usize = 16;
+
+/// Positions of one attention split. Splits lie at absolute positions, so the order of a row's additions does not depend
+/// on how its prompt was chunked. 256 scores of a head are 1 KiB: they stay in the first-level cache.
+pub const KV_SPLIT: usize = 256;
+
+/// The highest rank of a tensor: [blocks, block, heads, head_dim] is the largest shape in use.
+pub const MAX_RANK: usize = 4;
+
+/// Alignment of tensors in an arena in bytes: one cache line, one AVX-512 register.
+pub const ALIGNMENT: usize = 64;
+
+/// The most threads of a device: more than any machine's cores in one socket pair; a larger number is a typing error
+/// and is reduced to this.
+pub const MAX_THREADS: usize = 512;
+
+/// How long an idle worker looks for the next job before it sleeps. The gap between two operations of a step is a few
+/// microseconds and waking a sleeper costs about ten, so a running step never sleeps and an idle server does not burn.
+pub const SPIN: Duration = Duration::from_micros(30);
+
+/// Work below this many element visits per thread is not split: 8192 visits take about two microseconds, the price of
+/// handing half of it to another core.
+pub const MIN_WORK_PER_THREAD: usize = 8192;

@@ -1,0 +1,61 @@
+//! Picks rows: the last row of every prompt before the output layer, so that only sampled rows pay for the vocabulary.
+
+use crate::contract::{expect_below, expect_entries, expect_f32, expect_matrix, expect_memory};
+use crate::{Device, Result, Tensor};
+
+/// Copies row `rows[s]` of `x` to row `s` of `out`.
+///
+/// # Shapes
+/// `out`: `[S, E]`; `x`: `[T, E]`; `rows`: S indices below T.
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape), [`Error::DType`](crate::Error::DType), [`Error::Index`](crate::Error::Index).
+pub fn gather_rows(out: &mut Tensor, x: &Tensor, rows: &[u32]) -> Result<()> {
+    expect_f32("gather_rows", &[("out", out), ("x", x)])?;
+    expect_entries("gather_rows", "rows", rows.len(), out.rows())?;
+    expect_matrix("gather_rows", "out", out, rows.len(), x.cols())?;
+    expect_below("gather_rows", "rows", rows, x.rows())?;
+    match out.device().clone() {
+        Device::Cpu(cpu) => {
+            expect_memory("gather_rows", &[("x", x)])?;
+            let (x, cols) = (x.as_f32(), x.cols());
+            cpu.for_rows(&mut out.as_f32_mut(), cols, cols, |first, part| {
+                for (out, row) in part.chunks_exact_mut(cols).zip(&rows[first..]) {
+                    out.copy_from_slice(&x[*row as usize * cols..][..cols]);
+                }
+            });
+        }
+        Device::Plan(ledger) => ledger.count("gather_rows", 2 * out.bytes(), 0),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Error;
+    use crate::ops::testing::{cpus, random, random_tensor};
+
+    #[test]
+    fn rows_are_copied_in_order() {
+        for device in cpus() {
+            for (cols, rows) in [(3, vec![]), (1, vec![4]), (700, vec![4, 0, 0, 3, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 4, 1])]
+            {
+                let x = random_tensor(&device, 7, &[5, cols]);
+                let mut out = random_tensor(&device, 8, &[rows.len(), cols]);
+                gather_rows(&mut out, &x, &rows).unwrap();
+                let source = random(7, 5 * cols);
+                let expected: Vec<f32> =
+                    rows.iter().flat_map(|row| source[*row as usize * cols..][..cols].to_vec()).collect();
+                assert_eq!(*out.as_f32(), expected, "{}", device.describe());
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_beyond_the_end_is_refused() {
+        let device = &cpus()[0];
+        let (x, mut out) = (random_tensor(device, 1, &[2, 3]), random_tensor(device, 2, &[1, 3]));
+        let error = gather_rows(&mut out, &x, &[2]).unwrap_err();
+        assert_eq!(error, Error::Index { op: "gather_rows", arg: "rows", index: 2, limit: 2 });
+    }
+}

@@ -1,0 +1,25 @@
+//! The operations, one per file: contract, dispatch on the device, CPU arm, plain definition, test.
+//!
+//! An operation runs where its output lives. Activations are f32 row-major; outputs belong to the caller. On the plan device an
+//! operation checks its arguments and counts; only the output (or the in-out tensor) must live there.
+
+mod add;
+mod attention;
+mod embedding;
+mod gather_rows;
+mod linear;
+mod rms_norm;
+mod rope;
+pub mod sample;
+mod silu_mul;
+#[cfg(test)]
+mod testing;
+
+pub use add::add;
+pub use attention::{AttentionRows, SequenceRows, attention};
+pub use embedding::embedding;
+pub use gather_rows::gather_rows;
+pub use linear::linear;
+pub use rms_norm::{add_rms_norm, head_rms_norm, rms_norm, rms_norm_in_place};
+pub use rope::{RopeTable, rope_and_store_kv};
+pub use silu_mul::silu_mul;

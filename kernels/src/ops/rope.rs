@@ -1,0 +1,277 @@
+//! Rotary position embedding of queries and keys, fused with the write of keys and values into the paged cache.
+
+use crate::contract::{expect_below, expect_entries, expect_f32};
+use crate::limits::BLOCK_SIZE;
+use crate::simd::{Element, Kernel, LANES, Simd, load_partial, store_partial, with_element};
+use crate::{Cpu, Device, Error, KvCache, Result, Tensor};
+
+/// Cosines and sines per position, `[max_positions, rotary_dim / 2]` each, in f32.
+pub struct RopeTable {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    half: usize,
+    max_positions: usize,
+}
+
+impl RopeTable {
+    /// The table of `inv_freq` (one frequency per rotated pair, after whatever scaling the model asks for): the angle is the
+    /// f32 product `position * inv_freq[i]`, as transformers computes it, and `attention_factor` (yarn; otherwise 1)
+    /// multiplies both cosine and sine.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if `inv_freq` does not hold `rotary_dim / 2` frequencies.
+    ///
+    /// Source: arXiv:2104.09864; transformers `LlamaRotaryEmbedding`.
+    pub fn new(
+        _device: &Device,
+        rotary_dim: usize,
+        max_positions: usize,
+        inv_freq: &[f32],
+        attention_factor: f32,
+    ) -> Result<RopeTable> {
+        if rotary_dim != 2 * inv_freq.len() {
+            let (expected, actual) = (vec![rotary_dim / 2], vec![inv_freq.len()]);
+            return Err(Error::Shape { op: "RopeTable::new", arg: "inv_freq", expected, actual });
+        }
+        let angles = || (0..max_positions).flat_map(|position| inv_freq.iter().map(move |f| position as f32 * f));
+        Ok(RopeTable {
+            cos: angles().map(|angle| angle.cos() * attention_factor).collect(),
+            sin: angles().map(|angle| angle.sin() * attention_factor).collect(),
+            half: inv_freq.len(),
+            max_positions,
+        })
+    }
+
+    /// Elements of a head that are rotated.
+    pub fn rotary_dim(&self) -> usize {
+        2 * self.half
+    }
+
+    /// Positions `0..max_positions` are in the table.
+    pub fn max_positions(&self) -> usize {
+        self.max_positions
+    }
+
+    /// The memory it takes, in bytes.
+    pub fn bytes(&self) -> usize {
+        8 * self.cos.len()
+    }
+}
+
+/// Rotates the queries and keys of `qkv` in place (rotate-half layout: element i pairs with i + rotary_dim / 2; elements
+/// beyond rotary_dim stay) and writes keys and values into the cache.
+///
+/// # Shapes
+/// `qkv`: `[T, (H + 2·K)·D]` f32, the queries of H heads first, then keys, then values, as the packed projection gives it; K and D
+/// are those of `kv`. `positions`: T, below the table's. `slot_mapping`: T, where a row's key and value go,
+/// `block_id * 16 + position % 16`; slots of one call differ.
+/// # Errors
+/// [`Error::Shape`], [`Error::DType`], [`Error::Index`] for a position, slot or layer out of range.
+///
+/// Source: transformers `apply_rotary_pos_emb`.
+pub fn rope_and_store_kv(
+    qkv: &mut Tensor,
+    num_heads: usize,
+    rope: &RopeTable,
+    positions: &[u32],
+    slot_mapping: &[u32],
+    kv: &mut KvCache,
+    layer: usize,
+) -> Result<()> {
+    const OP: &str = "rope_and_store_kv";
+    let (kv_heads, dim) = (kv.kv_heads(), kv.head_dim());
+    expect_f32(OP, &[("qkv", qkv)])?;
+    if qkv.cols() != (num_heads + 2 * kv_heads) * dim || rope.rotary_dim() > dim {
+        let expected = vec![qkv.rows(), (num_heads + 2 * kv_heads) * dim];
+        return Err(Error::Shape { op: OP, arg: "qkv", expected, actual: qkv.shape().to_vec() });
+    }
+    expect_entries(OP, "positions", positions.len(), qkv.rows())?;
+    expect_entries(OP, "slot_mapping", slot_mapping.len(), qkv.rows())?;
+    expect_below(OP, "positions", positions, rope.max_positions)?;
+    expect_below(OP, "slot_mapping", slot_mapping, kv.num_blocks() * BLOCK_SIZE)?;
+    expect_below(OP, "layer", &[layer as u32], kv.num_layers())?;
+    match qkv.device().clone() {
+        Device::Cpu(cpu) => {
+            if kv.device().is_plan() {
+                return Err(Error::UnsupportedDevice { op: OP, arg: "kv", device: kv.device().describe() });
+            }
+            let heads = num_heads + kv_heads;
+            let cols = qkv.cols();
+            cpu.for_rows(&mut qkv.as_f32_mut(), cols, heads * dim, |first, rows| {
+                cpu.isa.run(Rotate { rows, cols, heads, dim, rope, positions: &positions[first..] });
+            });
+            with_element!(kv.dtype(), T => store::<T>(&cpu, &qkv.as_f32(), cols, slot_mapping, kv, layer));
+        }
+        Device::Plan(ledger) => {
+            let rotated = qkv.rows() * (num_heads + kv_heads) * dim;
+            let stored = qkv.rows() * 2 * kv_heads * dim;
+            ledger.count(OP, 8 * rotated + stored * (4 + kv.dtype().size_bytes()), 3 * rotated);
+        }
+    }
+    Ok(())
+}
+
+struct Rotate<'a> {
+    rows: &'a mut [f32],
+    cols: usize,
+    heads: usize,
+    dim: usize,
+    rope: &'a RopeTable,
+    positions: &'a [u32],
+}
+
+impl Kernel for Rotate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let half = self.rope.half;
+        for (row, position) in self.rows.chunks_exact_mut(self.cols).zip(self.positions) {
+            let cos = &self.rope.cos[*position as usize * half..][..half];
+            let sin = &self.rope.sin[*position as usize * half..][..half];
+            for head in row.chunks_exact_mut(self.dim).take(self.heads) {
+                let (low, high) = head[..2 * half].split_at_mut(half);
+                let angles = cos.chunks(LANES).zip(sin.chunks(LANES));
+                for ((low, high), (cos, sin)) in low.chunks_mut(LANES).zip(high.chunks_mut(LANES)).zip(angles) {
+                    let (cos, sin) = (load_partial(simd, cos, 0.0), load_partial(simd, sin, 0.0));
+                    let (a, b) = (load_partial(simd, low, 0.0), load_partial(simd, high, 0.0));
+                    let minus_b = simd.sub(simd.splat(0.0), b);
+                    store_partial(simd, simd.fma(minus_b, sin, simd.mul(a, cos)), low);
+                    store_partial(simd, simd.fma(a, sin, simd.mul(b, cos)), high);
+                }
+            }
+        }
+    }
+}
+
+/// Threads share the work by head, because each head owns a contiguous part of the cache.
+fn store<T: Element>(cpu: &Cpu, qkv: &[f32], cols: usize, slot_mapping: &[u32], kv: &mut KvCache, layer: usize) {
+    let (shape, num_tokens) = (kv.shape, slot_mapping.len());
+    let (dim, padded) = (shape.head_dim, shape.padded_dim());
+    let first_key = cols - 2 * shape.kv_heads * dim;
+    let first_value = cols - shape.kv_heads * dim;
+    let (keys, values) = kv.layer_mut::<T>(layer);
+    // A stored key element is a cache line of its own, which costs about four visits.
+    cpu.for_rows(keys, shape.key_head_len(), 4 * num_tokens * dim, |first, part| {
+        for (at, cache) in part.chunks_exact_mut(shape.key_head_len()).enumerate() {
+            for (row, slot) in qkv.chunks_exact(cols).zip(slot_mapping) {
+                let (block, offset) = (*slot as usize / BLOCK_SIZE, *slot as usize % BLOCK_SIZE);
+                let key = &row[first_key + (first + at) * dim..][..dim];
+                let block = &mut cache[block * dim * BLOCK_SIZE..][..dim * BLOCK_SIZE];
+                for (positions, x) in block.chunks_exact_mut(BLOCK_SIZE).zip(key) {
+                    positions[offset] = T::from_f32(*x);
+                }
+            }
+        }
+    });
+    cpu.for_rows(values, shape.value_head_len(), num_tokens * dim, |first, part| {
+        for (at, cache) in part.chunks_exact_mut(shape.value_head_len()).enumerate() {
+            for (row, slot) in qkv.chunks_exact(cols).zip(slot_mapping) {
+                let value = &row[first_value + (first + at) * dim..][..dim];
+                let out = &mut cache[*slot as usize * padded..][..dim];
+                out.iter_mut().zip(value).for_each(|(out, x)| *out = T::from_f32(*x));
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DType;
+    use crate::ops::testing::{assert_close, bits, cpus, random, random_tensor};
+
+    const HEADS: usize = 3;
+    const KV_HEADS: usize = 2;
+
+    fn inv_freq(rotary_dim: usize) -> Vec<f32> {
+        (0..rotary_dim / 2).map(|i| 1.0 / 10_000f32.powf(2.0 * i as f32 / rotary_dim as f32)).collect()
+    }
+
+    /// One head, in f64 from the f32 angle.
+    fn definition(head: &[f32], position: u32, inv_freq: &[f32]) -> Vec<f32> {
+        let half = inv_freq.len();
+        let mut out = head.to_vec();
+        for i in 0..half {
+            let (sin, cos) = ((position as f32 * inv_freq[i]) as f64).sin_cos();
+            out[i] = (head[i] as f64 * cos - head[half + i] as f64 * sin) as f32;
+            out[half + i] = (head[half + i] as f64 * cos + head[i] as f64 * sin) as f32;
+        }
+        out
+    }
+
+    #[test]
+    fn queries_and_keys_turn_and_the_cache_receives_them() {
+        for (dim, rotary_dim) in [(2, 2), (24, 24), (64, 64), (80, 32)] {
+            for dtype in [DType::F32, DType::F16, DType::Bf16] {
+                let tokens = 19;
+                let positions: Vec<u32> = (0..tokens).map(|t| (t * 37) % 500).collect();
+                // Slots of three blocks in a scattered order, all different.
+                let slots: Vec<u32> = (0..tokens).map(|t| (t * 5 + 3) % 48).collect();
+                let cols = (HEADS + 2 * KV_HEADS) * dim;
+                let source = random(1, tokens as usize * cols);
+                let mut first: Option<Vec<u32>> = None;
+                for device in cpus() {
+                    let context = format!("{} {dim}/{rotary_dim} {dtype}", device.describe());
+                    let rope = RopeTable::new(&device, rotary_dim, 500, &inv_freq(rotary_dim), 1.0).unwrap();
+                    let mut kv = KvCache::new(&device, 2, 3, KV_HEADS, dim, dtype).unwrap();
+                    let mut qkv = random_tensor(&device, 1, &[tokens as usize, cols]);
+                    rope_and_store_kv(&mut qkv, HEADS, &rope, &positions, &slots, &mut kv, 1).unwrap();
+
+                    let qkv = qkv.as_f32();
+                    for t in 0..tokens as usize {
+                        for head in 0..HEADS + 2 * KV_HEADS {
+                            let at = t * cols + head * dim;
+                            let expected = match head {
+                                0..5 => definition(&source[at..][..dim], positions[t], &inv_freq(rotary_dim)),
+                                _ => source[at..][..dim].to_vec(),
+                            };
+                            // Two products and a sum of values below one: three roundings of 6e-8.
+                            assert_close(&qkv[at..][..dim], &expected, 3e-7, &context);
+                        }
+                        for head in 0..KV_HEADS {
+                            for d in 0..dim {
+                                let written = |at: usize| dtype_round(dtype, qkv[t * cols + (at + head) * dim + d]);
+                                let (key, value) = read(&kv, 1, head, slots[t] as usize, d);
+                                assert_eq!((key, value), (written(HEADS), written(HEADS + KV_HEADS)), "{context}");
+                                assert_eq!(read(&kv, 0, head, slots[t] as usize, d), (0.0, 0.0), "the other layer");
+                            }
+                        }
+                    }
+                    assert_eq!(*first.get_or_insert_with(|| bits(&qkv)), bits(&qkv), "{context}");
+                }
+            }
+        }
+    }
+
+    fn dtype_round(dtype: DType, x: f32) -> f32 {
+        with_element!(dtype, T => f32::from(T::from_f32(x)))
+    }
+
+    fn read(kv: &KvCache, layer: usize, head: usize, slot: usize, d: usize) -> (f32, f32) {
+        let (block, offset, shape) = (slot / BLOCK_SIZE, slot % BLOCK_SIZE, kv.shape);
+        let key = head * shape.key_head_len() + (block * shape.head_dim + d) * BLOCK_SIZE + offset;
+        let value = head * shape.value_head_len() + slot * shape.padded_dim() + d;
+        with_element!(kv.dtype(), T => {
+            let (keys, values) = kv.layer::<T>(layer);
+            (f32::from(keys[key]), f32::from(values[value]))
+        })
+    }
+
+    #[test]
+    fn what_is_out_of_range_is_refused() {
+        let device = &cpus()[0];
+        let rope = RopeTable::new(device, 4, 8, &inv_freq(4), 1.0).unwrap();
+        let mut kv = KvCache::new(device, 1, 1, 1, 4, DType::F32).unwrap();
+        let mut qkv = random_tensor(device, 1, &[1, 12]);
+        let mut call = |position, slot, layer| {
+            rope_and_store_kv(&mut qkv, 1, &rope, &[position], &[slot], &mut kv, layer)
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(call(7, 15, 0), Ok(()));
+        assert_eq!(call(8, 0, 0).unwrap_err(), "rope_and_store_kv: `positions` holds 8, the limit is 8");
+        assert_eq!(call(0, 16, 0).unwrap_err(), "rope_and_store_kv: `slot_mapping` holds 16, the limit is 16");
+        assert_eq!(call(0, 0, 1).unwrap_err(), "rope_and_store_kv: `layer` holds 1, the limit is 1");
+        assert!(RopeTable::new(device, 6, 8, &inv_freq(4), 1.0).is_err());
+    }
+}

@@ -1,0 +1,186 @@
+//! What samplers need of a row of f32 logits: statistics, the best, the best n, the sorted head, and stateless noise.
+//!
+//! A row is one thread's work; samplers spread rows over threads with [`Device::for_each`]. All of it is deterministic: sums
+//! have a fixed order, ties go to the lowest id, and noise is a function of (seed, position, token id).
+
+use std::cmp::Ordering;
+
+use crate::Device;
+use crate::simd::{Isa, Kernel, LANES, Simd, exp, load_partial};
+
+/// The softmax of a row in two numbers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RowStats {
+    /// The largest logit.
+    pub max: f32,
+    /// ln Σ e^logit. A logit minus this is its log-probability.
+    pub log_sum_exp: f32,
+}
+
+/// A token and its score.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scored {
+    /// The token id: the index in the row.
+    pub id: u32,
+    /// Its logit.
+    pub score: f32,
+}
+
+/// Largest logit and logarithm of the sum of exponentials. Entries of -inf count as impossible; a row of nothing else has
+/// a `log_sum_exp` of -inf.
+pub fn row_stats(device: &Device, row: &[f32]) -> RowStats {
+    isa(device).run(Stats { row })
+}
+
+/// The id of the largest entry; of equal ones the lowest. 0 for an empty row; a NaN is never the largest.
+pub fn argmax(device: &Device, row: &[f32]) -> u32 {
+    let max = isa(device).run(Max { row });
+    row.iter().position(|x| *x == max).unwrap_or(0) as u32
+}
+
+/// `argmax(row[id] + gumbel(seed, position, id))`: one draw from the softmax of the row.
+///
+/// Source: Gumbel-max, arXiv:1411.0030 §2.
+pub fn gumbel_argmax(device: &Device, row: &[f32], seed: u64, position: u32) -> u32 {
+    // No noise exceeds MAX_GUMBEL and the most likely token has at least MIN_GUMBEL, so tokens far below it cannot win; the
+    // bound then rises with the best found. Skipping them changes no result.
+    let start = argmax(device, row);
+    let Some(&logit) = row.get(start as usize) else { return 0 };
+    let mut best = Scored { id: start, score: logit + gumbel(seed, position, start) };
+    for (first, logits) in row.chunks(4).enumerate() {
+        if logits.iter().all(|logit| !(logit + MAX_GUMBEL >= best.score)) {
+            continue;
+        }
+        let noise = philox_4x32(seed, position, first as u32);
+        for (lane, logit) in logits.iter().enumerate() {
+            let candidate = Scored { id: (4 * first + lane) as u32, score: logit + gumbel_of(noise[lane]) };
+            if descending(&candidate, &best) == Ordering::Less {
+                best = candidate;
+            }
+        }
+    }
+    best.id
+}
+
+/// The noise of a token: -ln(-ln u) with u from [`philox`].
+pub fn gumbel(seed: u64, position: u32, id: u32) -> f32 {
+    gumbel_of(philox(seed, position, id))
+}
+
+/// Philox-4x32-10 with the seed as key: word `id % 4` of the block with the counter (id / 4, position, 0, 0).
+///
+/// Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+pub fn philox(seed: u64, position: u32, id: u32) -> u32 {
+    philox_4x32(seed, position, id / 4)[id as usize % 4]
+}
+
+/// The `n` best entries, best first, ties by id; entries equal to the n-th best are returned too, but no more than
+/// `max` altogether. Entries of -inf and NaN are left out.
+pub fn top_n(row: &[f32], n: usize, max: usize, scratch: &mut Vec<Scored>, out: &mut Vec<Scored>) {
+    out.clear();
+    if n == 0 {
+        return;
+    }
+    visit_descending(row, scratch, |entry| {
+        let wanted = out.len() < max && (out.len() < n || out.last().is_some_and(|last| last.score == entry.score));
+        if wanted {
+            out.push(entry);
+        }
+        wanted
+    });
+}
+
+/// Visits entries from the largest down, ties by ascending id, until `visit` returns false. Entries of -inf and NaN are
+/// left out. `scratch` is working memory that callers keep.
+///
+/// Sorts only what is visited: the best 64 first, then four times as many. A row of 128k logits, of which a sampler
+/// wants 50, costs one selection and a sort of 64.
+pub fn visit_descending(row: &[f32], scratch: &mut Vec<Scored>, mut visit: impl FnMut(Scored) -> bool) {
+    scratch.clear();
+    let entries = row.iter().enumerate().map(|(id, score)| Scored { id: id as u32, score: *score });
+    scratch.extend(entries.filter(|entry| entry.score > f32::NEG_INFINITY));
+    let (mut rest, mut batch) = (&mut scratch[..], 64);
+    while !rest.is_empty() {
+        if batch < rest.len() {
+            rest.select_nth_unstable_by(batch, descending);
+        }
+        let (head, tail) = rest.split_at_mut(batch.min(rest.len()));
+        head.sort_unstable_by(descending);
+        if !head.iter().all(|entry| visit(*entry)) {
+            return;
+        }
+        (rest, batch) = (tail, batch * 4);
+    }
+}
+
+/// Larger scores first, then lower ids: a total order over entries that are not NaN.
+fn descending(a: &Scored, b: &Scored) -> Ordering {
+    b.score.partial_cmp(&a.score).unwrap_or(Ordering::Equal).then(a.id.cmp(&b.id))
+}
+
+/// Above every value of [`gumbel_of`]: -ln(-ln(1 - 2^-25)) = 17.33.
+const MAX_GUMBEL: f32 = 17.4;
+
+/// u = (the upper 24 bits + 1/2) / 2^24 lies strictly between 0 and 1. In f64, where -ln u keeps its precision near u = 1.
+fn gumbel_of(bits: u32) -> f32 {
+    let u = ((bits >> 8) as f64 + 0.5) / (1 << 24) as f64;
+    -(-u.ln()).ln() as f32
+}
+
+fn philox_4x32(seed: u64, position: u32, block: u32) -> [u32; 4] {
+    let mut counter = [block, position, 0, 0];
+    let mut key = [seed as u32, (seed >> 32) as u32];
+    for _round in 0..10 {
+        let a = 0xD251_1F53_u64 * counter[0] as u64;
+        let b = 0xCD9E_8D57_u64 * counter[2] as u64;
+        counter = [(b >> 32) as u32 ^ counter[1] ^ key[0], b as u32, (a >> 32) as u32 ^ counter[3] ^ key[1], a as u32];
+        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+    }
+    counter
+}
+
+fn isa(device: &Device) -> Isa {
+    match device {
+        Device::Cpu(cpu) => cpu.isa,
+        Device::Plan(_) => panic!("the plan device has no logits to sample from"),
+    }
+}
+
+struct Max<'a> {
+    row: &'a [f32],
+}
+
+impl Kernel for Max<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> f32 {
+        let mut max = simd.splat(f32::NEG_INFINITY);
+        for x in self.row.chunks(LANES) {
+            // A NaN operand yields the second one, the maximum so far.
+            max = simd.max(load_partial(simd, x, f32::NEG_INFINITY), max);
+        }
+        simd.largest(max)
+    }
+}
+
+struct Stats<'a> {
+    row: &'a [f32],
+}
+
+impl Kernel for Stats<'_> {
+    type Output = RowStats;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> RowStats {
+        let max = Max { row: self.row }.run(simd);
+        if max == f32::NEG_INFINITY {
+            return RowStats { max, log_sum_exp: max };
+        }
+        let (splat, mut sum) = (simd.splat(max), simd.splat(0.0));
+        for x in self.row.chunks(LANES) {
+            sum = simd.add(sum, exp(simd, simd.sub(load_partial(simd, x, f32::NEG_INFINITY), splat)));
+        }
+        RowStats { max, log_sum_exp: max + simd.sum(sum).ln() }
+    }
+}

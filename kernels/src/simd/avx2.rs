@@ -1,0 +1,146 @@
+//! AVX2 with FMA and F16C: two registers hold a vector.
+
+use std::arch::x86_64::*;
+
+use half::{bf16, f16};
+
+use super::{Kernel, LANES, Lanes, Simd};
+
+/// Proof that the machine has AVX2, FMA and F16C.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(());
+
+impl Avx2 {
+    pub(super) fn detect() -> Option<Avx2> {
+        let has =
+            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+        has.then_some(Avx2(()))
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn compiled<K: Kernel>(simd: Avx2, kernel: K) -> K::Output {
+    kernel.run(simd)
+}
+
+/// Calls an intrinsic.
+macro_rules! avx2 {
+    ($call:expr) => {
+        // SAFETY: `self` proves avx2, fma and f16c, see `Avx2::detect`; loads and stores are unaligned ones at offsets 0
+        // and 8 of references to arrays of 16.
+        unsafe { $call }
+    };
+}
+
+type V = [__m256; 2];
+
+impl Simd for Avx2 {
+    type V = V;
+    const ACCUMULATORS: usize = 6;
+
+    #[inline]
+    fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: `self` proves the three features.
+        unsafe { compiled(self, kernel) }
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> V {
+        [avx2!(_mm256_set1_ps(x)); 2]
+    }
+
+    #[inline(always)]
+    fn load(self, x: &Lanes) -> V {
+        avx2!([_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x.as_ptr().add(8))])
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, x: &[bf16; LANES]) -> V {
+        avx2!([widen_bf16(_mm_loadu_si128(x.as_ptr().cast())), widen_bf16(_mm_loadu_si128(x.as_ptr().add(8).cast()))])
+    }
+
+    #[inline(always)]
+    fn load_f16(self, x: &[f16; LANES]) -> V {
+        avx2!([
+            _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast())),
+            _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().add(8).cast()))
+        ])
+    }
+
+    #[inline(always)]
+    fn store(self, x: V, out: &mut Lanes) {
+        avx2!({
+            _mm256_storeu_ps(out.as_mut_ptr(), x[0]);
+            _mm256_storeu_ps(out.as_mut_ptr().add(8), x[1]);
+        })
+    }
+
+    #[inline(always)]
+    fn add(self, a: V, b: V) -> V {
+        avx2!([_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])])
+    }
+
+    #[inline(always)]
+    fn sub(self, a: V, b: V) -> V {
+        avx2!([_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])])
+    }
+
+    #[inline(always)]
+    fn mul(self, a: V, b: V) -> V {
+        avx2!([_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])])
+    }
+
+    #[inline(always)]
+    fn div(self, a: V, b: V) -> V {
+        avx2!([_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])])
+    }
+
+    #[inline(always)]
+    fn fma(self, a: V, b: V, c: V) -> V {
+        avx2!([_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])])
+    }
+
+    #[inline(always)]
+    fn max(self, a: V, b: V) -> V {
+        avx2!([_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])])
+    }
+
+    #[inline(always)]
+    fn min(self, a: V, b: V) -> V {
+        avx2!([_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])])
+    }
+
+    #[inline(always)]
+    fn round(self, x: V) -> V {
+        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        avx2!([_mm256_round_ps::<NEAREST>(x[0]), _mm256_round_ps::<NEAREST>(x[1])])
+    }
+
+    #[inline(always)]
+    fn exp2_integral(self, x: V) -> V {
+        x.map(|half| {
+            avx2!(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(
+                _mm256_cvtps_epi32(half),
+                _mm256_set1_epi32(127)
+            ))))
+        })
+    }
+
+    #[inline(always)]
+    fn zero_if_lt(self, x: V, bound: V, value: V) -> V {
+        avx2!([
+            _mm256_and_ps(_mm256_cmp_ps::<_CMP_NLT_UQ>(x[0], bound[0]), value[0]),
+            _mm256_and_ps(_mm256_cmp_ps::<_CMP_NLT_UQ>(x[1], bound[1]), value[1])
+        ])
+    }
+}
+
+/// Eight bf16 are the upper halves of eight f32.
+///
+/// # Safety
+/// The machine has AVX2.
+#[inline(always)]
+unsafe fn widen_bf16(x: __m128i) -> __m256 {
+    // SAFETY: the caller's obligation; the intrinsics touch no memory.
+    unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x))) }
+}

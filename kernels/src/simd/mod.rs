@@ -1,0 +1,186 @@
+//! Sixteen f32 lanes under one name on every instruction set.
+//!
+//! A CPU arm is written once, generic over [`Simd`], and compiled for AVX-512, AVX2 and a portable form; the choice falls
+//! at run time. All three round alike (every multiply-add is fused, every reduction is the same tree), so the arms agree
+//! bit for bit, which the tests of the operations check.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod element;
+mod math;
+mod portable;
+
+pub(crate) use element::{Element, with_element};
+pub(crate) use math::{exp, silu};
+
+use half::{bf16, f16};
+
+/// Lanes of a vector.
+pub(crate) const LANES: usize = 16;
+
+/// One vector as it lies in memory.
+pub(crate) type Lanes = [f32; LANES];
+
+/// An instruction set. A value of it is the proof that the machine has it: only [`Isa::detect`] and its tests make one.
+///
+/// Methods are inlined into the function that [`Simd::vectorize`] compiles with the set's instructions enabled.
+pub(crate) trait Simd: Copy + Send + Sync + 'static {
+    /// Sixteen f32 in registers.
+    type V: Copy;
+    /// Vectors that fit in the register file beside operands: how large a tile of accumulators may be.
+    const ACCUMULATORS: usize;
+
+    /// Runs `kernel` compiled for this instruction set.
+    fn vectorize<K: Kernel>(self, kernel: K) -> K::Output;
+
+    fn splat(self, x: f32) -> Self::V;
+    fn load(self, x: &Lanes) -> Self::V;
+    fn load_bf16(self, x: &[bf16; LANES]) -> Self::V;
+    fn load_f16(self, x: &[f16; LANES]) -> Self::V;
+    fn store(self, x: Self::V, out: &mut Lanes);
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c` with one rounding.
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The larger; `b` if one is NaN.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The smaller; `b` if one is NaN.
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// To the nearest integer, ties to even.
+    fn round(self, x: Self::V) -> Self::V;
+    /// 2^x for integral x in -126..=127.
+    fn exp2_integral(self, x: Self::V) -> Self::V;
+    /// 0 where `x < bound`, else `value`.
+    fn zero_if_lt(self, x: Self::V, bound: Self::V, value: Self::V) -> Self::V;
+
+    fn to_array(self, x: Self::V) -> Lanes {
+        let mut out = [0.0; LANES];
+        self.store(x, &mut out);
+        out
+    }
+
+    /// The sum of the lanes: halves are added until one is left.
+    #[inline(always)]
+    fn sum(self, x: Self::V) -> f32 {
+        reduce(self.to_array(x), |a, b| a + b)
+    }
+
+    /// The largest lane.
+    #[inline(always)]
+    fn largest(self, x: Self::V) -> f32 {
+        reduce(self.to_array(x), f32::max)
+    }
+}
+
+#[inline(always)]
+fn reduce(mut x: Lanes, f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            x[lane] = f(x[lane], x[lane + half]);
+        }
+        half /= 2;
+    }
+    x[0]
+}
+
+/// A computation over any instruction set. Implementations mark `run` `#[inline(always)]`, so that it is compiled inside
+/// [`Simd::vectorize`].
+pub(crate) trait Kernel {
+    type Output;
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// The instruction sets by name.
+#[derive(Clone, Copy)]
+pub(crate) enum Isa {
+    #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::Avx512),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(avx2::Avx2),
+    Portable(portable::Portable),
+}
+
+impl Isa {
+    /// The best that the machine has and `TGI_CPU_ISA` allows. An unknown value of the variable is ignored: it is a
+    /// debugging aid, not configuration.
+    pub(crate) fn detect() -> Isa {
+        let wanted = std::env::var("TGI_CPU_ISA").ok();
+        let available = Isa::available();
+        let allowed = available.iter().find(|isa| wanted.as_deref() == Some(isa.key()));
+        *allowed.unwrap_or(&available[0])
+    }
+
+    /// All that the machine has, best first.
+    pub(crate) fn available() -> Vec<Isa> {
+        let mut all = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            all.extend(avx512::Avx512::detect().map(Isa::Avx512));
+            all.extend(avx2::Avx2::detect().map(Isa::Avx2));
+        }
+        all.push(Isa::Portable(portable::Portable));
+        all
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(_) => "AVX-512",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(_) => "AVX2",
+            Isa::Portable(_) => "portable",
+        }
+    }
+
+    fn key(self) -> &'static str {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(_) => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(_) => "avx2",
+            Isa::Portable(_) => "portable",
+        }
+    }
+
+    /// Runs `kernel` compiled for this instruction set.
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(simd) => simd.vectorize(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(simd) => simd.vectorize(kernel),
+            Isa::Portable(simd) => simd.vectorize(kernel),
+        }
+    }
+}
+
+/// Loads up to sixteen elements into the first lanes, `fill` into the others.
+#[inline(always)]
+pub(crate) fn load_partial<S: Simd>(simd: S, x: &[f32], fill: f32) -> S::V {
+    match <&Lanes>::try_from(x) {
+        Ok(full) => simd.load(full),
+        Err(_) => {
+            let mut lanes = [fill; LANES];
+            lanes[..x.len()].copy_from_slice(x);
+            simd.load(&lanes)
+        }
+    }
+}
+
+/// Stores the first lanes into up to sixteen elements.
+#[inline(always)]
+pub(crate) fn store_partial<S: Simd>(simd: S, x: S::V, out: &mut [f32]) {
+    match <&mut Lanes>::try_from(&mut *out) {
+        Ok(full) => simd.store(x, full),
+        Err(_) => {
+            let lanes = simd.to_array(x);
+            let len = out.len();
+            out.copy_from_slice(&lanes[..len]);
+        }
+    }
+}
