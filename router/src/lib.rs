@@ -1,1 +1,24 @@
-//! Placeholder.
+//! The router: everything between an HTTP client and the shards. Text lives here, tensors do not.
+//!
+//! A request walks `routes` (wire types) → `validation` (the one [`request::GenerateRequest`]) → `engine` (scheduler,
+//! step plans) → `generation` (detokenizer, stop strings) → back into `routes` as an answer or a stream.
+
+pub mod args;
+pub mod engine;
+mod error;
+mod generation;
+pub mod kv;
+pub mod limits;
+mod logging;
+mod metrics;
+mod params;
+pub mod request;
+mod routes;
+pub mod scheduler;
+mod server;
+mod template;
+mod text;
+mod validation;
+
+pub use args::Args;
+pub use server::run;

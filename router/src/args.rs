@@ -1,0 +1,273 @@
+//! The router's command line: TGI's names, environment variables and defaults.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::Parser;
+
+use crate::engine::ShardFacts;
+use crate::params::ParamLimits;
+
+/// Serves HTTP for one model that runs in the shards behind a unix-socket prefix.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "text-generation-router", version, about)]
+pub struct Args {
+    /// Folder with tokenizer.json, and where the model has them tokenizer_config.json and chat templates.
+    #[arg(long, env)]
+    pub model_dir: PathBuf,
+    /// Name under which the model is served.
+    #[arg(long, env, default_value = "tgi")]
+    pub model_id: String,
+    /// Prefix of the shards' unix sockets; rank n listens on `{prefix}-{n}`.
+    #[arg(long, env, default_value = "/tmp/text-generation-server")]
+    pub shard_uds_path: String,
+    /// Ranks of the shard group.
+    #[arg(long, env, default_value_t = 1)]
+    pub num_shard: u32,
+    /// Address to listen on.
+    #[arg(long, env, default_value = "0.0.0.0")]
+    pub hostname: String,
+    /// Port to listen on; 0 takes a free one, which is logged.
+    #[arg(long, short, env, default_value_t = 3000)]
+    pub port: u16,
+    /// Requests running or waiting; beyond it clients get 429.
+    #[arg(long, env, default_value_t = 128)]
+    pub max_concurrent_requests: usize,
+    /// Largest `best_of`.
+    #[arg(long, env, default_value_t = 2)]
+    pub max_best_of: usize,
+    /// Most stop sequences of a request.
+    #[arg(long, env, default_value_t = 4)]
+    pub max_stop_sequences: usize,
+    /// Largest `top_n_tokens`.
+    #[arg(long, env, default_value_t = 5)]
+    pub max_top_n_tokens: u32,
+    /// Longest prompt in tokens [default: one less than max_total_tokens].
+    #[arg(long, env)]
+    pub max_input_tokens: Option<usize>,
+    /// Longest prompt and reply together in tokens [default: what the model and the KV cache allow].
+    #[arg(long, env)]
+    pub max_total_tokens: Option<usize>,
+    /// Token budget of one step [default: what the shards can compute in one step].
+    #[arg(long, env)]
+    pub max_batch_prefill_tokens: Option<u32>,
+    /// Tokens the KV cache shall hold; checked here, obeyed by the shards.
+    #[arg(long, env)]
+    pub max_batch_total_tokens: Option<u32>,
+    /// Most rows of one step [default: what the shards can hold].
+    #[arg(long, env)]
+    pub max_batch_size: Option<u32>,
+    /// Threads that tokenize and render chat templates.
+    #[arg(long, env, default_value_t = 2)]
+    pub validation_workers: usize,
+    /// Largest request body in bytes.
+    #[arg(long, env, default_value_t = 2_000_000)]
+    pub payload_limit: usize,
+    /// Most prompts of one completions request.
+    #[arg(long, env, default_value_t = 4)]
+    pub max_client_batch_size: usize,
+    /// Origins that browsers may call from [default: all].
+    #[arg(long, env)]
+    pub cors_allow_origin: Vec<String>,
+    /// A tokenizer_config.json whose chat template is used instead of the model's.
+    #[arg(long, env)]
+    pub tokenizer_config_path: Option<PathBuf>,
+    /// Log one JSON object per line.
+    #[arg(long, env)]
+    pub json_output: bool,
+}
+
+/// Arguments that contradict each other or the shards. Printed with TGI's prefix and texts.
+#[derive(Debug, thiserror::Error)]
+pub enum ArgsError {
+    /// A flag that must be positive is zero.
+    #[error("Argument validation error: `{field}` must be > 0")]
+    Zero {
+        /// The flag.
+        field: &'static str,
+    },
+    /// No room for a reply.
+    #[error("Argument validation error: `max_input_tokens` must be < `max_total_tokens`. Given: {input} and {total}")]
+    InputTokens {
+        /// `max_input_tokens`.
+        input: usize,
+        /// `max_total_tokens`.
+        total: usize,
+    },
+    /// One request could not fit into the cache.
+    #[error("Argument validation error: `max_total_tokens` must be <= `max_batch_total_tokens`. Given: {total} and {batch}")]
+    TotalTokens {
+        /// `max_total_tokens`.
+        total: usize,
+        /// What the KV cache holds.
+        batch: usize,
+    },
+    /// More than the model can tell positions apart.
+    #[error("Argument validation error: `max_total_tokens` must be <= the model's {context} positions. Given: {total}")]
+    Context {
+        /// `max_total_tokens`.
+        total: usize,
+        /// `max_position_embeddings`.
+        context: usize,
+    },
+    /// A step larger than the cache.
+    #[error(
+        "Argument validation error: `max_batch_prefill_tokens` must be <= `max_batch_total_tokens`. Given: {prefill} and {batch}"
+    )]
+    PrefillTokens {
+        /// `max_batch_prefill_tokens`.
+        prefill: u32,
+        /// `max_batch_total_tokens`.
+        batch: u32,
+    },
+    /// The shards' context or cache is too small for any request.
+    #[error("Not enough memory to handle `max_total_tokens={total}`")]
+    TooSmall {
+        /// What they allow.
+        total: usize,
+    },
+}
+
+impl Args {
+    /// The rules that need no shard.
+    ///
+    /// # Errors
+    /// [`ArgsError`] with the flag and its value.
+    pub fn check(&self) -> Result<(), ArgsError> {
+        for (field, is_zero) in [
+            ("validation_workers", self.validation_workers == 0),
+            ("max_batch_size", self.max_batch_size == Some(0)),
+            ("max_concurrent_requests", self.max_concurrent_requests == 0),
+            ("max_best_of", self.max_best_of == 0),
+            ("max_batch_prefill_tokens", self.max_batch_prefill_tokens == Some(0)),
+            ("max_client_batch_size", self.max_client_batch_size == 0),
+            ("num_shard", self.num_shard == 0),
+        ] {
+            if is_zero {
+                return Err(ArgsError::Zero { field });
+            }
+        }
+        if let (Some(prefill), Some(batch)) = (self.max_batch_prefill_tokens, self.max_batch_total_tokens) {
+            if prefill > batch {
+                return Err(ArgsError::PrefillTokens { prefill, batch });
+            }
+        }
+        if let (Some(input), Some(total)) = (self.max_input_tokens, self.max_total_tokens) {
+            if input >= total {
+                return Err(ArgsError::InputTokens { input, total });
+            }
+        }
+        Ok(())
+    }
+
+    /// The limits of a request, as far as flags leave them open derived from what the shards can hold: the context of
+    /// the model, but no more than the whole KV cache.
+    ///
+    /// # Errors
+    /// [`ArgsError`] if a flag asks for more than that.
+    pub fn param_limits(&self, facts: &ShardFacts) -> Result<ParamLimits, ArgsError> {
+        let (context, batch) = (facts.max_position_embeddings as usize, facts.capacity_tokens() as usize);
+        let max_total_tokens = match self.max_total_tokens {
+            Some(total) if total > context => return Err(ArgsError::Context { total, context }),
+            Some(total) if total > batch => return Err(ArgsError::TotalTokens { total, batch }),
+            Some(total) => total,
+            None => context.min(batch),
+        };
+        if max_total_tokens < 2 {
+            return Err(ArgsError::TooSmall { total: max_total_tokens });
+        }
+        let max_input_tokens = self.max_input_tokens.unwrap_or(max_total_tokens - 1);
+        if max_input_tokens >= max_total_tokens {
+            return Err(ArgsError::InputTokens { input: max_input_tokens, total: max_total_tokens });
+        }
+        Ok(ParamLimits {
+            max_best_of: self.max_best_of,
+            max_stop_sequences: self.max_stop_sequences,
+            max_top_n_tokens: self.max_top_n_tokens.min(facts.max_top_n_tokens),
+            max_input_tokens,
+            max_total_tokens,
+        })
+    }
+
+    /// Where to listen. A hostname that is no address (a container's own name in HOSTNAME) means everywhere, as in TGI.
+    pub fn address(&self) -> SocketAddr {
+        let ip = self.hostname.parse().unwrap_or_else(|_| {
+            tracing::warn!(hostname = self.hostname, "Invalid hostname, defaulting to 0.0.0.0");
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+        });
+        SocketAddr::new(ip, self.port)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn args(flags: &[&str]) -> Args {
+        Args::parse_from(["text-generation-router", "--model-dir", "/m"].iter().chain(flags))
+    }
+
+    fn facts(max_position_embeddings: u32, num_blocks: u32) -> ShardFacts {
+        ShardFacts {
+            world_size: 1,
+            device: "cpu".into(),
+            dtype: "float32".into(),
+            model_type: "llama".into(),
+            vocab_size: 300,
+            max_position_embeddings,
+            block_size: 16,
+            num_blocks,
+            max_slots: 8,
+            max_step_tokens: 512,
+            eos_token_ids: vec![],
+            max_top_n_tokens: 5,
+            weights_bytes: 0,
+            kv_cache_bytes: 0,
+        }
+    }
+
+    #[track_caller]
+    fn check(flags: &[&str], expected: &str) {
+        let args = args(flags);
+        let outcome = args.check().and_then(|()| args.param_limits(&facts(1024, 32)));
+        let text = outcome.map_or_else(
+            |error| error.to_string(),
+            |limits| format!("input {} total {}", limits.max_input_tokens, limits.max_total_tokens),
+        );
+        assert_eq!(text, expected, "{flags:?}");
+    }
+
+    #[test]
+    fn limits_come_from_flags_or_from_what_the_shards_hold() {
+        check(&[], "input 511 total 512");
+        check(&["--max-total-tokens", "100"], "input 99 total 100");
+        check(&["--max-input-tokens", "100"], "input 100 total 512");
+        check(&["--max-input-tokens", "10", "--max-total-tokens", "20"], "input 10 total 20");
+    }
+
+    #[test]
+    fn contradictions_have_tgis_texts() {
+        let error = |text: &str| format!("Argument validation error: {text}");
+        check(&["--validation-workers", "0"], &error("`validation_workers` must be > 0"));
+        check(&["--max-batch-size", "0"], &error("`max_batch_size` must be > 0"));
+        check(
+            &["--max-input-tokens", "20", "--max-total-tokens", "20"],
+            &error("`max_input_tokens` must be < `max_total_tokens`. Given: 20 and 20"),
+        );
+        check(
+            &["--max-total-tokens", "513"],
+            &error("`max_total_tokens` must be <= `max_batch_total_tokens`. Given: 513 and 512"),
+        );
+        check(&["--max-total-tokens", "2000"], &error("`max_total_tokens` must be <= the model's 1024 positions. Given: 2000"));
+        check(
+            &["--max-batch-prefill-tokens", "600", "--max-batch-total-tokens", "512"],
+            &error("`max_batch_prefill_tokens` must be <= `max_batch_total_tokens`. Given: 600 and 512"),
+        );
+    }
+
+    #[test]
+    fn a_hostname_that_is_no_address_listens_everywhere() {
+        assert_eq!(args(&["--hostname", "127.0.0.1", "--port", "80"]).address().to_string(), "127.0.0.1:80");
+        assert_eq!(args(&["--hostname", "pod-7"]).address().to_string(), "0.0.0.0:3000");
+    }
+}

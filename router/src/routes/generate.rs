@@ -1,0 +1,257 @@
+//! `POST /generate`: TGI's native call, one JSON answer. Also `best_of`: several generations, the best one answers.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::body::Body as HttpBody;
+use axum::extract::State;
+use axum::http::Response;
+use futures::future::try_join_all;
+use serde::{Deserialize, Serialize};
+
+use super::body::{Body, Wire};
+use super::headers::Cost;
+use super::{json, to_json};
+use crate::error::{Error, NativeFailure};
+use crate::generation::{End, Generation, Token};
+use crate::params::Asked;
+use crate::params::unsupported::{NATIVE, Unsupported};
+use crate::server::Server;
+use crate::text::StopText;
+use crate::validation::SpecialTokens;
+
+/// The body of the native routes.
+#[derive(Deserialize)]
+pub(super) struct GenerateRequest {
+    pub(super) inputs: String,
+    #[serde(default = "without_parameters")]
+    pub(super) parameters: GenerateParameters,
+}
+
+/// TGI's asymmetry, on which clients depend: without `parameters` a request samples; with them, even empty, it does
+/// not unless they say so.
+pub(super) fn without_parameters() -> GenerateParameters {
+    GenerateParameters { do_sample: true, ..GenerateParameters::default() }
+}
+
+/// `parameters`. A field that is not an `Option` may be missing but not null, as in TGI.
+#[derive(Default, Deserialize)]
+pub(super) struct GenerateParameters {
+    pub(super) best_of: Option<usize>,
+    temperature: Option<f32>,
+    repetition_penalty: Option<f32>,
+    frequency_penalty: Option<f32>,
+    top_k: Option<i32>,
+    top_p: Option<f32>,
+    typical_p: Option<f32>,
+    #[serde(default)]
+    do_sample: bool,
+    max_new_tokens: Option<u32>,
+    pub(super) return_full_text: Option<bool>,
+    #[serde(default)]
+    stop: Vec<String>,
+    truncate: Option<usize>,
+    #[serde(default)]
+    pub(super) details: bool,
+    seed: Option<u64>,
+    top_n_tokens: Option<u32>,
+}
+
+impl Wire for GenerateRequest {
+    const UNSUPPORTED: &'static [Unsupported] = NATIVE;
+    const PARAMETERS: Option<&'static str> = Some("parameters");
+}
+
+/// How the answer of a native route looks.
+pub(super) struct AnswerShape {
+    pub(super) details: bool,
+    /// The prompt, if the text begins with it.
+    pub(super) prefix: String,
+}
+
+impl GenerateRequest {
+    /// What is asked of validation, and how the answer looks. `full_text` is the route's default.
+    pub(super) fn split(self, full_text: bool) -> (Asked, AnswerShape) {
+        let GenerateRequest { inputs, parameters } = self;
+        let is_full_text = parameters.return_full_text.unwrap_or(full_text);
+        let shape = AnswerShape {
+            details: parameters.details,
+            prefix: if is_full_text { inputs.clone() } else { String::new() },
+        };
+        let asked = Asked {
+            inputs,
+            best_of: parameters.best_of,
+            temperature: parameters.temperature,
+            repetition_penalty: parameters.repetition_penalty,
+            frequency_penalty: parameters.frequency_penalty,
+            top_k: parameters.top_k,
+            top_p: parameters.top_p,
+            typical_p: parameters.typical_p,
+            do_sample: parameters.do_sample,
+            max_new_tokens: parameters.max_new_tokens,
+            stop: parameters.stop,
+            truncate: parameters.truncate,
+            seed: parameters.seed,
+            top_n_tokens: parameters.top_n_tokens,
+        };
+        (asked, shape)
+    }
+}
+
+#[derive(Serialize)]
+struct GenerateResponse {
+    generated_text: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    details: Option<Details>,
+}
+
+#[derive(Serialize)]
+struct Details {
+    finish_reason: &'static str,
+    generated_tokens: u32,
+    seed: Option<u64>,
+    prefill: [(); 0],
+    tokens: Vec<NativeToken>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    best_of_sequences: Option<Vec<BestOfSequence>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    top_tokens: Vec<Vec<NativeToken>>,
+}
+
+#[derive(Serialize)]
+struct BestOfSequence {
+    generated_text: String,
+    finish_reason: &'static str,
+    generated_tokens: u32,
+    seed: Option<u64>,
+    prefill: [(); 0],
+    tokens: Vec<NativeToken>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    top_tokens: Vec<Vec<NativeToken>>,
+}
+
+/// A token in native answers and events.
+#[derive(Serialize)]
+pub(super) struct NativeToken {
+    id: u32,
+    text: String,
+    logprob: f32,
+    special: bool,
+}
+
+impl From<Token> for NativeToken {
+    fn from(token: Token) -> Self {
+        Self { id: token.id, text: token.text, logprob: token.logprob, special: token.is_special }
+    }
+}
+
+/// The route.
+pub(super) async fn handle(
+    State(server): State<Arc<Server>>,
+    body: Body<GenerateRequest>,
+) -> Result<Response<HttpBody>, NativeFailure> {
+    let (asked, shape) = body.value.split(false);
+    let answer = answer(&server, asked, shape, body.arrived).await?;
+    Ok(answer.respond(&server, |object| object))
+}
+
+/// A complete answer, not yet an HTTP response: `/` wraps it in an array.
+pub(super) struct Answer {
+    body: Vec<u8>,
+    cost: Cost,
+}
+
+impl Answer {
+    pub(super) fn respond(self, server: &Server, wrap: impl FnOnce(Vec<u8>) -> Vec<u8>) -> Response<HttpBody> {
+        let mut response = json(wrap(self.body));
+        self.cost.write(server, response.headers_mut());
+        response
+    }
+}
+
+/// Runs the request to its end.
+pub(super) async fn answer(
+    server: &Server,
+    asked: Asked,
+    shape: AnswerShape,
+    arrived: Instant,
+) -> Result<Answer, Error> {
+    let valid = server.validation.validate(asked, SpecialTokens::Add).await?;
+    let mut generations = vec![server.submit(&valid, StopText::Keep, arrived)?];
+    for _ in 1..valid.best_of {
+        let sibling = valid.with_new_seed(&server.validation.request_limits);
+        generations.push(server.submit(&sibling, StopText::Keep, arrived)?);
+    }
+    let mut replies = try_join_all(generations.into_iter().map(Reply::collect)).await?;
+    let best = replies.remove(index_of_best(&replies));
+    let cost = Cost::new(valid.characters, &best.end);
+    let best_of_sequences = (valid.best_of > 1)
+        .then(|| replies.into_iter().map(|reply| reply.into_sequence(&shape.prefix)).collect::<Vec<_>>());
+    let generated_text = shape.prefix + &best.end.generated_text;
+    let details = shape.details.then(|| best.into_details(best_of_sequences));
+    Ok(Answer { body: to_json(&GenerateResponse { generated_text, details }), cost })
+}
+
+/// A generation that has ended.
+struct Reply {
+    tokens: Vec<NativeToken>,
+    top_tokens: Vec<Vec<NativeToken>>,
+    end: End,
+}
+
+impl Reply {
+    async fn collect(mut generation: Generation) -> Result<Self, Error> {
+        let (mut tokens, mut top_tokens) = (Vec::new(), Vec::new());
+        while let Some(step) = generation.next().await {
+            let step = step?;
+            tokens.push(NativeToken::from(step.token));
+            if !step.top_tokens.is_empty() {
+                top_tokens.push(step.top_tokens.into_iter().map(NativeToken::from).collect());
+            }
+            if let Some(end) = step.end {
+                return Ok(Self { tokens, top_tokens, end });
+            }
+        }
+        Err(Error::Incomplete)
+    }
+
+    fn mean_logprob(&self) -> f64 {
+        let sum: f64 = self.tokens.iter().map(|token| f64::from(token.logprob)).sum();
+        sum / self.tokens.len().max(1) as f64
+    }
+
+    fn into_details(self, best_of_sequences: Option<Vec<BestOfSequence>>) -> Details {
+        Details {
+            finish_reason: self.end.finish.native(),
+            generated_tokens: self.end.generated_tokens,
+            seed: self.end.seed,
+            prefill: [],
+            tokens: self.tokens,
+            best_of_sequences,
+            top_tokens: self.top_tokens,
+        }
+    }
+
+    fn into_sequence(self, prefix: &str) -> BestOfSequence {
+        BestOfSequence {
+            generated_text: format!("{prefix}{}", self.end.generated_text),
+            finish_reason: self.end.finish.native(),
+            generated_tokens: self.end.generated_tokens,
+            seed: self.end.seed,
+            prefill: [],
+            tokens: self.tokens,
+            top_tokens: self.top_tokens,
+        }
+    }
+}
+
+/// The highest mean log-probability wins; of equals the first.
+fn index_of_best(replies: &[Reply]) -> usize {
+    let mut best = 0;
+    for (at, reply) in replies.iter().enumerate() {
+        if reply.mean_logprob() > replies[best].mean_logprob() {
+            best = at;
+        }
+    }
+    best
+}

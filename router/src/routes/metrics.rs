@@ -1,0 +1,16 @@
+//! `GET /metrics`: Prometheus' text format.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderValue, Response, header};
+
+use crate::server::Server;
+
+/// The route.
+pub(super) async fn handle(State(server): State<Arc<Server>>) -> Response<Body> {
+    let mut response = Response::new(Body::from(server.metrics.render()));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}

@@ -1,0 +1,31 @@
+//! `GET /v1/models`: OpenAI's list, with the one model there is.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::Response;
+use serde::Serialize;
+
+use super::{json, to_json};
+use crate::server::Server;
+
+#[derive(Serialize)]
+struct Models<'a> {
+    object: &'static str,
+    data: [Model<'a>; 1],
+}
+
+#[derive(Serialize)]
+struct Model<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    owned_by: &'a str,
+}
+
+/// The route.
+pub(super) async fn handle(State(server): State<Arc<Server>>) -> Response<Body> {
+    let id = server.args.model_id.as_str();
+    json(to_json(&Models { object: "list", data: [Model { id, object: "model", created: 0, owned_by: id }] }))
+}

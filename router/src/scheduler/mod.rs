@@ -1,0 +1,500 @@
+//! The scheduler: a pure state machine over requests, slots and blocks. No clock, no I/O, no threads.
+//!
+//! ```text
+//! submit ──▶ waiting ──▶ running (a slot, blocks) ──▶ gone: finished, failed or cancelled
+//!               ▲            │ preempted, or the epoch died
+//!               └────────────┘ prompt + emitted tokens
+//! ```
+//! The engine calls [`Scheduler::plan`] until it says that enough plans are in flight, sends what it gets, feeds what
+//! comes back to [`Scheduler::apply`], and tells clients what [`Scheduler::take_outputs`] holds. Whatever goes wrong with
+//! the shards ends in [`Scheduler::reset`], which puts every running row on the way that preemption uses all day.
+//! How a step is filled is told in `plan.rs`.
+
+use std::collections::VecDeque;
+
+use crate::kv::{BlockCounts, BlockId, KvCache, PrefixKey};
+use crate::limits;
+use crate::request::GenerateRequest;
+
+mod plan;
+mod row;
+#[cfg(test)]
+mod simulation;
+mod step;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+pub(crate) mod tiny_shard;
+
+pub use step::{ApplyError, Chunk, NewSlot, SampledRow, SlotId, StepOutcome, StepPlan};
+
+use row::{Row, Sequence, Tenancy};
+
+/// A request's number. Lower is older: age decides who is preempted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u64);
+
+/// What the shard group can hold. May change when it comes back from a crash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// KV blocks.
+    pub num_blocks: u32,
+    /// Rows that can be live.
+    pub max_slots: u32,
+    /// Token rows per step.
+    pub max_step_tokens: u32,
+}
+
+/// What stays the same for the scheduler's life.
+#[derive(Clone)]
+pub struct SchedulerConfig {
+    /// Tokens per KV block.
+    pub block_size: u32,
+    /// Token ids are below it.
+    pub vocab_size: u32,
+    /// Tokens that end a sequence.
+    pub eos_token_ids: Vec<u32>,
+    /// Plans in flight at most.
+    pub run_ahead: usize,
+    /// Secret of the prefix index.
+    pub prefix_key: PrefixKey,
+}
+
+/// News for a client.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Output {
+    /// Whose.
+    pub request: RequestId,
+    /// What.
+    pub event: OutputEvent,
+}
+
+/// What happened to a request. `Finished` and `Failed` are the last.
+#[derive(Clone, Debug, PartialEq)]
+pub enum OutputEvent {
+    /// It entered a batch for the first time.
+    Scheduled {
+        /// Tokens found in the prefix cache.
+        cached_tokens: u32,
+    },
+    /// It has one more token.
+    Token {
+        /// The id.
+        id: u32,
+        /// Log-probability after all warpers.
+        logprob: f32,
+        /// The most likely tokens, if asked for.
+        top: Option<Box<[(u32, f32)]>>,
+    },
+    /// Its last token was the one before.
+    Finished(FinishReason),
+    /// It ended alone.
+    Failed(Failure),
+}
+
+/// Why a complete reply has no more tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// `max_new_tokens` were generated.
+    Length,
+    /// The model ended the sequence.
+    EosToken,
+}
+
+/// Why a request ended without its reply.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The shards refused this row alone.
+    #[error("the shard failed this request: {reason}")]
+    Row {
+        /// The shard's words.
+        reason: String,
+    },
+    /// It was in flight when the shards crashed, again and again; it is probably the cause.
+    #[error("the shards crashed {crashes} times while computing this request")]
+    Poison {
+        /// Crashes it was in flight at.
+        crashes: u32,
+    },
+    /// The shards came back with less memory than it needs.
+    #[error(transparent)]
+    Misfit(#[from] Misfit),
+}
+
+/// A request that could not run even alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the request needs {needed_tokens} tokens of KV cache, which holds {capacity_tokens}")]
+pub struct Misfit {
+    /// Prompt and longest reply.
+    pub needed_tokens: u32,
+    /// The whole cache.
+    pub capacity_tokens: u32,
+}
+
+/// How much is going on; for gauges and admission.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Requests in slots.
+    pub running: usize,
+    /// Requests that wait for a slot.
+    pub waiting: usize,
+    /// Their tokens.
+    pub waiting_tokens: u64,
+    /// Prompt and longest reply of the requests in slots, in tokens.
+    pub running_max_tokens: u64,
+    /// Plans without a result.
+    pub plans_in_flight: usize,
+    /// The KV cache.
+    pub blocks: BlockCounts,
+}
+
+/// How often things happened since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Rows that lost their slot for want of blocks.
+    pub preemptions: u64,
+    /// Tokens that were not computed because the prefix cache had them.
+    pub prefix_hit_tokens: u64,
+    /// Computed rows whose result nobody wanted any more: the price of running ahead.
+    pub wasted_rows: u64,
+}
+
+/// See the module's text.
+pub struct Scheduler {
+    config: SchedulerConfig,
+    capacity: Capacity,
+    cache: KvCache,
+    /// Indexed by slot.
+    slots: Vec<Option<Row>>,
+    /// Occupied slots, oldest request first.
+    order: Vec<SlotId>,
+    free_slots: Vec<SlotId>,
+    /// Slots whose row has left since the last plan.
+    freed: Vec<SlotId>,
+    /// New requests, oldest first.
+    waiting: VecDeque<Sequence>,
+    /// Preempted and recovered requests, oldest first; ahead of new ones.
+    recovered: VecDeque<Sequence>,
+    /// Requests that may have crashed the shards, oldest first; after the recovered ones, each alone.
+    suspects: VecDeque<Sequence>,
+    /// The suspect that is running alone.
+    probation: Option<Tenancy>,
+    waiting_tokens: u64,
+    running_max_tokens: u64,
+    next_tenancy: u64,
+    /// The last plan's number.
+    seq: u64,
+    step: StepPlan,
+    last_continues: Vec<SlotId>,
+    in_flight: VecDeque<InFlight>,
+    spare_in_flight: Vec<InFlight>,
+    /// Scratch of the prefix lookup.
+    found: Vec<BlockId>,
+    outputs: Vec<Output>,
+    counters: Counters,
+}
+
+/// A plan that was sent: what its result must contain.
+#[derive(Default)]
+struct InFlight {
+    seq: u64,
+    rows: Vec<PlannedRow>,
+}
+
+#[derive(Clone, Copy)]
+struct PlannedRow {
+    slot: SlotId,
+    tenancy: Tenancy,
+    samples: bool,
+}
+
+impl Scheduler {
+    /// An idle scheduler.
+    pub fn new(config: SchedulerConfig, capacity: Capacity) -> Self {
+        let cache = KvCache::new(capacity.num_blocks, config.block_size, config.prefix_key.clone());
+        let mut scheduler = Self {
+            config,
+            capacity,
+            cache,
+            slots: Vec::new(),
+            order: Vec::new(),
+            free_slots: Vec::new(),
+            freed: Vec::new(),
+            waiting: VecDeque::new(),
+            recovered: VecDeque::new(),
+            suspects: VecDeque::new(),
+            probation: None,
+            waiting_tokens: 0,
+            running_max_tokens: 0,
+            next_tenancy: 0,
+            seq: 0,
+            step: StepPlan::default(),
+            last_continues: Vec::new(),
+            in_flight: VecDeque::new(),
+            spare_in_flight: Vec::new(),
+            found: Vec::new(),
+            outputs: Vec::new(),
+            counters: Counters::default(),
+        };
+        scheduler.empty_slots();
+        scheduler
+    }
+
+    /// Puts a request at the end of the queue. `id` is its own for ever; lower is older.
+    ///
+    /// # Errors
+    /// [`Misfit`] if it could not run even with the whole cache for itself.
+    pub fn submit(&mut self, id: RequestId, request: GenerateRequest) -> Result<(), Misfit> {
+        self.capacity.check(self.config.block_size, &request)?;
+        let sequence = Sequence::new(id, request, &self.cache);
+        self.waiting_tokens += u64::from(sequence.len());
+        self.waiting.push_back(sequence);
+        Ok(())
+    }
+
+    /// Ends a request without a word; results still in flight for it are dropped. False if it is not known (any more).
+    pub fn cancel(&mut self, id: RequestId) -> bool {
+        for queue in [&mut self.waiting, &mut self.recovered, &mut self.suspects] {
+            if let Some(idx) = queue.iter().position(|sequence| sequence.id == id) {
+                let sequence = queue.remove(idx).expect("position found it");
+                self.waiting_tokens -= u64::from(sequence.len());
+                return true;
+            }
+        }
+        let slot = self.order.iter().copied().find(|&slot| self.row(slot).sequence.id == id);
+        slot.map(|slot| self.leave(slot)).is_some()
+    }
+
+    /// Takes the result of the oldest plan in flight.
+    ///
+    /// # Errors
+    /// [`ApplyError`] if it does not answer that plan: the epoch must end.
+    pub fn apply(&mut self, outcome: StepOutcome) -> Result<(), ApplyError> {
+        let expected = self.in_flight.front().map(|plan| plan.seq);
+        if expected != Some(outcome.seq) {
+            return Err(ApplyError::Seq { actual: outcome.seq, expected });
+        }
+        let mut plan = self.in_flight.pop_front().expect("its number was just read");
+        let mut samples = outcome.samples.into_iter().peekable();
+        for planned in plan.rows.drain(..) {
+            if let Some((_, reason)) = outcome.row_errors.iter().find(|(slot, _)| *slot == planned.slot) {
+                self.fail_row(planned, reason);
+            } else if planned.samples {
+                match samples.next_if(|sample| sample.slot == planned.slot) {
+                    Some(sample) => self.accept(planned, sample)?,
+                    None => {
+                        let actual = samples.next().map(|sample| sample.slot.0);
+                        return Err(ApplyError::Row { actual, expected: Some(planned.slot.0) });
+                    }
+                }
+            }
+        }
+        self.spare_in_flight.push(plan);
+        match samples.next() {
+            Some(extra) => Err(ApplyError::Row { actual: Some(extra.slot.0), expected: None }),
+            None => Ok(()),
+        }
+    }
+
+    /// The epoch is over: the shards have lost everything. Running requests wait again with prompt + emitted tokens; those
+    /// that were in flight at too many crashes fail, and those that did not fit the group that came back.
+    pub fn reset(&mut self, capacity: Capacity) {
+        let in_flight: Vec<Tenancy> = self.in_flight.drain(..).flat_map(|plan| plan.rows).map(|row| row.tenancy).collect();
+        let running: Vec<Row> = self.order.drain(..).map(|slot| self.slots[slot.0 as usize].take().expect("order lists occupied slots")).collect();
+        self.capacity = capacity;
+        self.cache.reset(capacity.num_blocks);
+        self.empty_slots();
+        for row in running {
+            let mut sequence = row.sequence;
+            self.waiting_tokens += u64::from(sequence.len());
+            if !in_flight.contains(&row.tenancy) {
+                self.recovered.push_back(sequence);
+                continue;
+            }
+            sequence.crashes += 1;
+            if row.has_answered {
+                // It has been computed before, so others are likelier: go on with it at once.
+                self.recovered.push_back(sequence);
+            } else {
+                sequence.strikes += 1;
+                self.suspects.push_back(sequence);
+            }
+        }
+        let block_size = self.config.block_size;
+        for queue in [&mut self.waiting, &mut self.recovered, &mut self.suspects] {
+            queue.make_contiguous().sort_by_key(|sequence| sequence.id);
+            queue.retain(|sequence| {
+                let failure = match capacity.check(block_size, &sequence.request) {
+                    Err(misfit) => Failure::Misfit(misfit),
+                    Ok(()) if sequence.strikes >= limits::MAX_STRIKES || sequence.crashes >= limits::MAX_CRASHES => {
+                        Failure::Poison { crashes: sequence.crashes }
+                    }
+                    Ok(()) => return true,
+                };
+                self.waiting_tokens -= u64::from(sequence.len());
+                self.outputs.push(Output { request: sequence.id, event: OutputEvent::Failed(failure) });
+                false
+            });
+        }
+    }
+
+    /// What has happened since the last call, in order.
+    pub fn take_outputs(&mut self) -> std::vec::Drain<'_, Output> {
+        self.outputs.drain(..)
+    }
+
+    /// What the shard group can hold.
+    pub fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+
+    /// How much is going on.
+    pub fn load(&self) -> Load {
+        Load {
+            running: self.order.len(),
+            waiting: self.waiting.len() + self.recovered.len() + self.suspects.len(),
+            waiting_tokens: self.waiting_tokens,
+            running_max_tokens: self.running_max_tokens,
+            plans_in_flight: self.in_flight.len(),
+            blocks: self.cache.counts(),
+        }
+    }
+
+    /// How often things happened.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// No request is left.
+    pub fn is_idle(&self) -> bool {
+        self.order.is_empty() && self.waiting.is_empty() && self.recovered.is_empty() && self.suspects.is_empty()
+    }
+
+    /// A row's next token has arrived.
+    fn accept(&mut self, planned: PlannedRow, sample: SampledRow) -> Result<(), ApplyError> {
+        if sample.token_id >= self.config.vocab_size {
+            return Err(ApplyError::TokenId { token_id: sample.token_id, vocab_size: self.config.vocab_size });
+        }
+        if !self.is_live(planned.slot, planned.tenancy) {
+            self.counters.wasted_rows += 1;
+            return Ok(());
+        }
+        let row = self.slots[planned.slot.0 as usize].as_mut().expect("it is live");
+        row.in_flight -= 1;
+        row.has_answered = true;
+        row.sequence.strikes = 0;
+        row.sequence.tokens.push(sample.token_id);
+        row.commit_full_blocks(&mut self.cache, self.config.block_size, self.seq);
+        if self.probation == Some(planned.tenancy) {
+            self.probation = None;
+        }
+
+        let request = row.sequence.id;
+        let SampledRow { token_id, logprob, top, .. } = sample;
+        self.outputs.push(Output { request, event: OutputEvent::Token { id: token_id, logprob, top } });
+        let is_eos = !row.sequence.request.parts().ignore_eos && self.config.eos_token_ids.contains(&token_id);
+        let reason = match is_eos {
+            true => FinishReason::EosToken,
+            false if row.sequence.len() == row.sequence.request.max_total_tokens() => FinishReason::Length,
+            false => return Ok(()),
+        };
+        self.outputs.push(Output { request, event: OutputEvent::Finished(reason) });
+        self.leave(planned.slot);
+        Ok(())
+    }
+
+    /// The shards could not compute a row.
+    fn fail_row(&mut self, planned: PlannedRow, reason: &str) {
+        if !self.is_live(planned.slot, planned.tenancy) {
+            self.counters.wasted_rows += u64::from(planned.samples);
+            return;
+        }
+        let sequence = self.leave_distrusted(planned.slot);
+        let failure = Failure::Row { reason: reason.to_owned() };
+        self.outputs.push(Output { request: sequence.id, event: OutputEvent::Failed(failure) });
+    }
+
+    /// Takes out a row whose blocks may hold anything. Rows that have taken some of them as their prefix in the meantime
+    /// start again; no token of theirs has been seen, for their results come after the one that brought the failure.
+    fn leave_distrusted(&mut self, slot: SlotId) -> Sequence {
+        let row = self.row(slot);
+        let own = row.blocks[row.cached as usize..].to_vec();
+        self.cache.distrust(&own);
+        let reads = |row: &Row| row.blocks.iter().any(|block| own.contains(block));
+        let readers: Vec<(SlotId, Tenancy)> = self
+            .order
+            .iter()
+            .filter(|&&other| other != slot && reads(self.row(other)))
+            .map(|&reader| (reader, self.row(reader).tenancy))
+            .collect();
+        let sequence = self.leave(slot);
+        for (reader, tenancy) in readers {
+            if self.is_live(reader, tenancy) {
+                let restarted = self.leave_distrusted(reader);
+                self.requeue(restarted);
+            }
+        }
+        sequence
+    }
+
+    /// Takes a row out of its slot; its blocks go back, and the next plan frees the slot on the shards.
+    fn leave(&mut self, slot: SlotId) -> Sequence {
+        let row = self.slots[slot.0 as usize].take().expect("only an occupied slot is left");
+        let at = self.order.iter().position(|&other| other == slot).expect("order lists occupied slots");
+        self.order.remove(at);
+        self.cache.release(&row.blocks);
+        self.free_slots.push(slot);
+        self.freed.push(slot);
+        self.running_max_tokens -= u64::from(row.sequence.request.max_total_tokens());
+        if self.probation == Some(row.tenancy) {
+            self.probation = None;
+        }
+        row.sequence
+    }
+
+    /// Puts a sequence that has run before new ones, in order of age.
+    fn requeue(&mut self, sequence: Sequence) {
+        self.waiting_tokens += u64::from(sequence.len());
+        let at = self.recovered.partition_point(|other| other.id < sequence.id);
+        self.recovered.insert(at, sequence);
+    }
+
+    fn is_live(&self, slot: SlotId, tenancy: Tenancy) -> bool {
+        self.slots[slot.0 as usize].as_ref().is_some_and(|row| row.tenancy == tenancy)
+    }
+
+    fn row(&self, slot: SlotId) -> &Row {
+        self.slots[slot.0 as usize].as_ref().expect("only occupied slots are asked for")
+    }
+
+    fn row_mut(&mut self, slot: SlotId) -> &mut Row {
+        self.slots[slot.0 as usize].as_mut().expect("only occupied slots are asked for")
+    }
+
+    /// The state of a fresh epoch.
+    fn empty_slots(&mut self) {
+        let max_slots = self.capacity.max_slots;
+        self.slots = (0..max_slots).map(|_| None).collect();
+        self.free_slots = (0..max_slots).rev().map(SlotId).collect();
+        self.freed.clear();
+        self.order = Vec::with_capacity(max_slots as usize);
+        self.probation = None;
+        self.running_max_tokens = 0;
+        self.seq = 0;
+        self.last_continues.clear();
+    }
+}
+
+impl Capacity {
+    /// Whether the request could run alone. The KV of the last token is never computed.
+    ///
+    /// # Errors
+    /// [`Misfit`] with both sizes.
+    pub fn check(&self, block_size: u32, request: &GenerateRequest) -> Result<(), Misfit> {
+        let needed_tokens = request.max_total_tokens() - 1;
+        match needed_tokens.div_ceil(block_size) <= self.num_blocks {
+            true => Ok(()),
+            false => Err(Misfit { needed_tokens, capacity_tokens: self.num_blocks * block_size }),
+        }
+    }
+}

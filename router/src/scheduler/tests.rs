@@ -1,0 +1,280 @@
+//! The scheduler's rules, one script each.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use expect_test::{Expect, expect};
+
+use super::*;
+use crate::request::{RequestLimits, RequestParts, SamplingParams};
+
+const EOS: u32 = 0;
+
+/// Runs a script against shards with `blocks` blocks of 16 tokens, `slots` slots and a `budget`, `ahead` plans in flight at
+/// most, and shows every plan and the ends.
+///
+/// Commands: `a=20+3` submits request `a`, 20 prompt tokens and at most 3 new ones; `a=20+3@x` starts like every other
+/// prompt of family x; `b>a+1` submits `b` with a's prompt and reply and one more token as its prompt. `plan`; `result` answers the oldest plan; `result!a` too, and `a` gets an end-of-sequence token; `step`
+/// and `step!a` do both; `skip:9` does nine steps without showing them. `cancel:a`, `crash`, `error:a` (the oldest plan is answered, but `a` failed).
+///
+/// A plan shows `a[0..16]` for a chunk, with `*` if it samples, `a` for a row that decodes, `a(cached 16)` for a row that
+/// enters with a prefix, `=` if the rows are those of the plan before, and `-` if there is no plan.
+#[track_caller]
+fn check([blocks, slots, budget, ahead]: [u32; 4], script: &str, expect: Expect) {
+    let capacity = Capacity { num_blocks: blocks, max_slots: slots, max_step_tokens: budget };
+    let config = SchedulerConfig {
+        block_size: 16,
+        vocab_size: 1 << 16,
+        eos_token_ids: vec![EOS],
+        run_ahead: ahead as usize,
+        prefix_key: PrefixKey::from_bytes([3; 32]),
+    };
+    let mut stage = Stage {
+        scheduler: Scheduler::new(config, capacity),
+        names: BTreeMap::new(),
+        tokens: BTreeMap::new(),
+        rows: BTreeMap::new(),
+        plans: VecDeque::new(),
+        shown: Vec::new(),
+    };
+    script.split_whitespace().for_each(|command| stage.run(command));
+    expect.assert_eq(&stage.shown.join(" | "));
+}
+
+struct Stage {
+    scheduler: Scheduler,
+    names: BTreeMap<RequestId, String>,
+    /// Prompts and replies.
+    tokens: BTreeMap<RequestId, Vec<u32>>,
+    /// Who is in which slot, as the plans say.
+    rows: BTreeMap<SlotId, String>,
+    /// Per plan in flight: the rows that sample, then those that do not.
+    plans: VecDeque<(u64, Vec<SlotId>, BTreeMap<SlotId, String>)>,
+    shown: Vec<String>,
+}
+
+impl Stage {
+    fn run(&mut self, command: &str) {
+        if let Some((name, request)) = command.split_once('=') {
+            let (request, family) = request.split_once('@').unwrap_or((request, name));
+            let (input, new) = request.split_once('+').unwrap();
+            let base = 1 + u32::from(family.as_bytes()[0]) * 256;
+            self.submit(name, (base..base + input.parse::<u32>().unwrap()).collect(), new);
+        } else if let Some((name, request)) = command.split_once('>') {
+            let (before, new) = request.split_once('+').unwrap();
+            let mut tokens = self.tokens[&self.id(before)].clone();
+            tokens.push(1);
+            self.submit(name, tokens, new);
+        } else if let Some(count) = command.strip_prefix("skip:") {
+            let shown = self.shown.len();
+            (0..count.parse().unwrap()).for_each(|_| self.run("step"));
+            self.shown.truncate(shown);
+            self.shown.push("...".into());
+        } else if let Some((command, eos)) = command.split_once('!') {
+            if command == "step" {
+                self.plan();
+            }
+            self.result(Some(eos), None);
+        } else if let Some(name) = command.strip_prefix("cancel:") {
+            assert!(self.scheduler.cancel(self.id(name)));
+        } else if let Some(name) = command.strip_prefix("error:") {
+            self.result(None, Some(name));
+        } else {
+            match command {
+                "plan" => self.plan(),
+                "result" => self.result(None, None),
+                "step" => {
+                    self.plan();
+                    self.result(None, None);
+                }
+                "crash" => {
+                    self.plans.clear();
+                    self.scheduler.reset(self.scheduler.capacity());
+                    self.show_ends();
+                }
+                other => panic!("{other}"),
+            }
+        }
+    }
+
+    fn submit(&mut self, name: &str, input_ids: Vec<u32>, max_new_tokens: &str) {
+        let parts = RequestParts {
+            input_ids: input_ids.as_slice().into(),
+            sampling: SamplingParams::default(),
+            max_new_tokens: max_new_tokens.parse().unwrap(),
+            ignore_eos: false,
+            cache_prompt: true,
+            salt: None,
+        };
+        let limits = RequestLimits { max_total_tokens: 10_000, vocab_size: 1 << 16, max_top_n_tokens: 0 };
+        let id = RequestId(self.names.len() as u64);
+        self.names.insert(id, name.to_owned());
+        self.tokens.insert(id, input_ids);
+        if let Err(misfit) = self.scheduler.submit(id, GenerateRequest::new(parts, &limits).unwrap()) {
+            self.shown.push(format!("{name}: {misfit}"));
+        }
+    }
+
+    fn plan(&mut self) {
+        let Some(step) = self.scheduler.plan() else { return self.shown.push("-".into()) };
+        step.freed_slots.iter().for_each(|slot| {
+            self.rows.remove(slot);
+        });
+        let mut shown = String::new();
+        for new in &step.new_slots {
+            let name = &self.names[&new.request];
+            self.rows.insert(new.slot, name.clone());
+            if new.cached_tokens > 0 {
+                write!(shown, "{name}(cached {}) ", new.cached_tokens).unwrap();
+            }
+        }
+        if step.same_rows {
+            shown.push_str("= ");
+        }
+        step.continues.iter().for_each(|slot| write!(shown, "{} ", self.rows[slot]).unwrap());
+        for chunk in &step.chunks {
+            let end = chunk.start_position + chunk.num_tokens;
+            let sample = if chunk.sample { "*" } else { "" };
+            write!(shown, "{}[{}..{end}]{sample} ", self.rows[&chunk.slot], chunk.start_position).unwrap();
+        }
+        self.shown.push(shown.trim_end().to_owned());
+        let sampling = step.chunks.iter().filter(|chunk| chunk.sample).map(|chunk| chunk.slot);
+        self.plans.push_back((step.seq, step.continues.iter().copied().chain(sampling).collect(), self.rows.clone()));
+    }
+
+    fn result(&mut self, eos: Option<&str>, error: Option<&str>) {
+        let (seq, sampling, rows) = self.plans.pop_front().unwrap();
+        let is = |slot: &SlotId, name: Option<&str>| Some(rows[slot].as_str()) == name;
+        let token = |slot: &SlotId| if is(slot, eos) { EOS } else { 1 + seq as u32 };
+        let sample = |slot: &SlotId| SampledRow { slot: *slot, token_id: token(slot), logprob: -1.0, top: None };
+        let failed = rows.keys().filter(|slot| is(slot, error)).map(|slot| (*slot, "bad".to_owned()));
+        let outcome = StepOutcome {
+            seq,
+            samples: sampling.iter().filter(|slot| !is(slot, error)).map(sample).collect(),
+            row_errors: failed.collect(),
+        };
+        self.scheduler.apply(outcome).unwrap();
+        self.show_ends();
+    }
+
+    fn show_ends(&mut self) {
+        for output in self.scheduler.take_outputs() {
+            let name = &self.names[&output.request];
+            match output.event {
+                OutputEvent::Finished(reason) => self.shown.push(format!("{name}: {reason:?}")),
+                OutputEvent::Failed(failure) => self.shown.push(format!("{name}: {failure}")),
+                OutputEvent::Token { id, .. } => self.tokens.get_mut(&output.request).unwrap().push(id),
+                OutputEvent::Scheduled { .. } => {}
+            }
+        }
+    }
+
+    fn id(&self, name: &str) -> RequestId {
+        *self.names.iter().find(|(_, other)| *other == name).unwrap().0
+    }
+}
+
+#[test]
+fn a_prompt_is_computed_in_chunks_and_ends_by_length() {
+    check([8, 4, 16, 1], "a=20+3 step step step step plan", expect![[r#"a[0..16] | a[16..20]* | a | = a | a: Length | -"#]]);
+}
+
+#[test]
+fn running_rows_go_before_chunks() {
+    check([8, 4, 8, 1], "a=4+9 step b=20+9 step step step step", expect![[r#"a[0..4]* | a b[0..7] | a b[7..14] | a b[14..20]* | a b"#]]);
+}
+
+#[test]
+fn short_prompts_overtake_a_long_one() {
+    check([16, 4, 16, 1], "a=60+1 b=30+1 c=8+1 step step step step step", expect![""]);
+}
+
+#[test]
+fn an_end_by_length_wastes_nothing_when_running_ahead() {
+    check([8, 4, 16, 2], "a=4+2 plan plan plan result plan result plan", expect![""]);
+}
+
+#[test]
+fn an_end_by_eos_is_noticed_one_step_late() {
+    check([8, 4, 16, 2], "a=4+9 b=4+9 plan plan result!a plan result plan", expect![""]);
+}
+
+#[test]
+fn a_prefix_being_computed_is_waited_for_one_step() {
+    check([8, 4, 64, 1], "a=40+9@x b=36+9@x step step", expect![""]);
+}
+
+#[test]
+fn replies_are_cached_like_prompts() {
+    // 20 prompt and 13 reply tokens, of which the last was never computed: two full blocks of 16.
+    check([8, 4, 64, 1], "a=20+13 skip:13 b>a+1 step", expect![""]);
+}
+
+#[test]
+fn the_youngest_row_gives_way_and_returns_with_what_it_has_emitted() {
+    // In the third step `a` takes the last block and `b` pauses; in the 19th `a` takes b's block, and `b` comes back with 15
+    // prompt and 2 reply tokens when there is room for them.
+    check([4, 4, 64, 1], "a=31+30 b=15+30 step step step skip:15 step skip:10 step step", expect![""]);
+}
+
+#[test]
+fn a_cancelled_row_frees_its_slot_in_the_next_plan() {
+    check([8, 1, 16, 2], "a=4+9 b=4+9 plan plan cancel:a result plan result result", expect![""]);
+}
+
+#[test]
+fn what_can_never_fit_is_refused() {
+    check([2, 4, 16, 1], "a=30+3 b=30+4", expect![""]);
+}
+
+#[test]
+fn a_crash_sends_running_rows_back_first() {
+    check([8, 2, 32, 1], "a=8+9 b=8+9 step step c=8+9 plan crash step step", expect![""]);
+}
+
+#[test]
+fn a_row_whose_first_step_crashed_goes_last_and_alone_and_fails_the_second_time() {
+    check([8, 4, 32, 2], "a=8+9 step b=8+9 plan crash plan plan result plan crash plan", expect![""]);
+}
+
+#[test]
+fn a_failed_row_leaves_nothing_in_the_cache() {
+    check([8, 4, 32, 2], "a=20+9@x plan b=24+9@x plan error:a plan", expect![""]);
+}
+
+#[test]
+fn results_must_answer_the_oldest_plan_row_by_row() {
+    let config = SchedulerConfig {
+        block_size: 16,
+        vocab_size: 10,
+        eos_token_ids: vec![],
+        run_ahead: 1,
+        prefix_key: PrefixKey::from_bytes([3; 32]),
+    };
+    let outcome = |seq, slots: &[u32], token_id| StepOutcome {
+        seq,
+        samples: slots.iter().map(|&slot| SampledRow { slot: SlotId(slot), token_id, logprob: 0.0, top: None }).collect(),
+        row_errors: Vec::new(),
+    };
+    let apply = |outcome| {
+        let mut scheduler = Scheduler::new(config.clone(), Capacity { num_blocks: 4, max_slots: 2, max_step_tokens: 8 });
+        let parts = RequestParts {
+            input_ids: [1, 2].into(),
+            sampling: SamplingParams::default(),
+            max_new_tokens: 4,
+            ignore_eos: true,
+            cache_prompt: false,
+            salt: None,
+        };
+        let limits = RequestLimits { max_total_tokens: 10, vocab_size: 10, max_top_n_tokens: 0 };
+        scheduler.submit(RequestId(1), GenerateRequest::new(parts, &limits).unwrap()).unwrap();
+        scheduler.plan().unwrap();
+        scheduler.apply(outcome)
+    };
+    assert_eq!(apply(outcome(1, &[0], 9)), Ok(()));
+    assert_eq!(apply(outcome(2, &[0], 9)), Err(ApplyError::Seq { actual: 2, expected: Some(1) }));
+    assert_eq!(apply(outcome(1, &[1], 9)), Err(ApplyError::Row { actual: Some(1), expected: Some(0) }));
+    assert_eq!(apply(outcome(1, &[], 9)), Err(ApplyError::Row { actual: None, expected: Some(0) }));
+    assert_eq!(apply(outcome(1, &[0, 1], 9)), Err(ApplyError::Row { actual: Some(1), expected: None }));
+    assert_eq!(apply(outcome(1, &[0], 10)), Err(ApplyError::TokenId { token_id: 10, vocab_size: 10 }));
+}

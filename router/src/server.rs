@@ -1,0 +1,182 @@
+//! The server: what all routes share, and its life from start to drained.
+
+use std::future::IntoFuture;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context;
+use axum::http::HeaderValue;
+use axum::serve::ListenerExt;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::args::Args;
+use crate::engine::{EngineConfig, EngineHandle};
+use crate::error::Error;
+use crate::generation::Generation;
+use crate::limits::{CONNECT_TIMEOUT, DRAIN_TIMEOUT};
+use crate::template::{ChatTemplate, TemplateMessage, TemplateSource};
+use crate::text::{Pool, StopText, TextTokenizer};
+use crate::validation::{Validated, Validation};
+use crate::{logging, metrics, routes};
+
+/// What all routes share.
+pub(crate) struct Server {
+    pub(crate) args: Args,
+    pub(crate) engine: EngineHandle,
+    pub(crate) validation: Validation,
+    template: Option<Arc<ChatTemplate>>,
+    eos_token_ids: Arc<[u32]>,
+    /// The `x-compute-type` header.
+    pub(crate) compute_type: HeaderValue,
+    pub(crate) metrics: PrometheusHandle,
+}
+
+/// Serves until SIGTERM or SIGINT, then finishes what runs and returns.
+///
+/// # Errors
+/// If arguments contradict each other, a model file cannot be read, the shards cannot be reached or the port is taken.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    logging::init(if args.json_output { logging::Format::Json } else { logging::Format::Text });
+    args.check()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("Tokio runtime failed to start")?;
+    runtime.block_on(serve(args))
+}
+
+async fn serve(args: Args) -> anyhow::Result<()> {
+    // Installed first: a signal during start-up ends the process by these rules too.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (stop, mut stopped) = watch::channel(false);
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("signal received, starting graceful shutdown");
+        stop.send_replace(true);
+    });
+
+    let address = args.address();
+    let server = tokio::select! {
+        server = Server::start(args) => Arc::new(server?),
+        _ = stopped.wait_for(|stop| *stop) => return Ok(()),
+    };
+    let engine = server.engine.clone();
+    let listener = TcpListener::bind(address).await.with_context(|| format!("WebServer error: cannot listen on {address}"))?;
+    // Tools wait for this word; from here on connections are taken.
+    tracing::info!(address = %listener.local_addr()?, "Connected");
+    // Without it a stream's first token waits up to 40 ms for the client's delayed acknowledgement.
+    let listener = listener.tap_io(|connection| {
+        if let Err(error) = connection.set_nodelay(true) {
+            tracing::debug!(%error, "cannot set TCP_NODELAY");
+        }
+    });
+
+    let mut draining = stopped.clone();
+    let serving = axum::serve(listener, routes::router(server)).with_graceful_shutdown(async move {
+        // The sender is gone only if the process ends anyway.
+        let _ = draining.wait_for(|stop| *stop).await;
+    });
+    let serving = tokio::spawn(serving.into_future());
+    let _ = stopped.wait_for(|stop| *stop).await;
+    match tokio::time::timeout(DRAIN_TIMEOUT, serving).await {
+        Ok(result) => result??,
+        Err(_) => tracing::warn!("requests still run after {}s; they are dropped", DRAIN_TIMEOUT.as_secs()),
+    }
+    // What the handlers left is only what nobody waits for.
+    if tokio::time::timeout(DRAIN_TIMEOUT, engine.drain()).await.is_err() {
+        tracing::warn!("the engine did not drain in {}s", DRAIN_TIMEOUT.as_secs());
+    }
+    tracing::info!("drained");
+    Ok(())
+}
+
+impl Server {
+    /// Loads the model's text side and connects to the shards.
+    async fn start(args: Args) -> anyhow::Result<Self> {
+        let tokenizer = TextTokenizer::load(&args.model_dir.join("tokenizer.json"))
+            .context("Tokenizer error: Unable to load tokenizer.")?;
+        let template = TemplateSource::find(&args.model_dir, args.tokenizer_config_path.as_deref())?
+            .map(ChatTemplate::new)
+            .transpose()?;
+        let engine = EngineHandle::start(EngineConfig {
+            shard_uds_prefix: args.shard_uds_path.clone(),
+            world_size: args.num_shard,
+            connect_timeout: CONNECT_TIMEOUT,
+            max_concurrent_requests: args.max_concurrent_requests,
+            max_step_tokens: args.max_batch_prefill_tokens,
+            max_batch_size: args.max_batch_size,
+            max_batch_total_tokens: args.max_batch_total_tokens,
+        })
+        .await
+        .context("Backend failed")?;
+        let limits = args.param_limits(engine.facts())?;
+        let recorder = metrics::install(&limits)?;
+        Self::new(args, engine, tokenizer, template, limits, recorder)
+    }
+
+    pub(crate) fn new(
+        args: Args,
+        engine: EngineHandle,
+        tokenizer: TextTokenizer,
+        template: Option<ChatTemplate>,
+        limits: crate::params::ParamLimits,
+        metrics: PrometheusHandle,
+    ) -> anyhow::Result<Self> {
+        let facts = engine.facts();
+        tracing::info!(
+            device = facts.device,
+            dtype = facts.dtype,
+            max_input_tokens = limits.max_input_tokens,
+            max_total_tokens = limits.max_total_tokens,
+            cache_tokens = facts.capacity_tokens(),
+            has_chat_template = template.is_some(),
+            "model is ready"
+        );
+        // Limits are at most the context of the model, which the shard gives as u32.
+        let request_limits = facts.request_limits(u32::try_from(limits.max_total_tokens)?);
+        Ok(Self {
+            eos_token_ids: facts.eos_token_ids.clone().into(),
+            compute_type: compute_type(&facts.device),
+            validation: Validation {
+                tokenizer: Arc::new(tokenizer),
+                pool: Pool::new(args.validation_workers)?,
+                limits,
+                request_limits,
+            },
+            template: template.map(Arc::new),
+            engine,
+            args,
+            metrics,
+        })
+    }
+
+    /// Queues a request that came in at `arrived`.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`], or [`Error::Stopping`] while the server drains.
+    pub(crate) fn submit(&self, valid: &Validated, stop_text: StopText, arrived: Instant) -> Result<Generation, Error> {
+        let events = self.engine.submit(valid.request.clone())?;
+        let (tokenizer, eos) = (self.validation.tokenizer.clone(), self.eos_token_ids.clone());
+        Ok(Generation::new(events, valid, tokenizer, eos, stop_text, arrived))
+    }
+
+    /// The prompt that the model's chat template makes of `messages`, rendered on a worker.
+    ///
+    /// # Errors
+    /// [`Error::Template`] if there is no template or it refuses the messages.
+    pub(crate) async fn render_chat(&self, messages: Vec<TemplateMessage>) -> Result<String, Error> {
+        let template = self.template.clone().ok_or_else(|| Error::Template { reason: "template not found".to_owned() })?;
+        self.validation.pool.run(move || template.render(&messages)).await?
+    }
+}
+
+/// COMPUTE_TYPE, or TGI's word for the kind of device.
+fn compute_type(device: &str) -> HeaderValue {
+    let given = std::env::var("COMPUTE_TYPE").ok().and_then(|text| HeaderValue::try_from(text).ok());
+    let kind = if device.starts_with("cpu") { "cpu+optimized" } else { "gpu+optimized" };
+    given.unwrap_or(HeaderValue::from_static(kind))
+}

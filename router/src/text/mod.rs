@@ -1,0 +1,13 @@
+//! Text on this side, token ids on the other: tokenizer, worker threads, incremental detokenizer, stop strings.
+
+mod detokenizer;
+mod pool;
+mod reply;
+mod stop;
+mod tokenizer;
+
+pub(crate) use pool::{Pool, PoolError};
+pub(crate) use reply::{Position, ReplyText, StopText, TokenText};
+pub(crate) use tokenizer::{Span, TextTokenizer};
+#[cfg(test)]
+pub(crate) use tokenizer::tests as test_tokenizers;

@@ -1,0 +1,193 @@
+//! From what a client asked to the one request that may enter the queue. Every protocol comes through here, so no two
+//! of them can have different limits.
+
+use std::sync::Arc;
+
+use crate::error::{Error, ValidationError};
+use crate::limits::CHECKED_NEW_TOKENS;
+use crate::metrics;
+use crate::params::{self, Asked, ParamLimits};
+use crate::request::{GenerateRequest, InvalidRequest, RequestLimits, RequestParts};
+use crate::text::{Pool, TextTokenizer};
+
+/// Who adds the tokens a prompt begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SpecialTokens {
+    /// The tokenizer: the prompt is plain text.
+    Add,
+    /// The chat template has written them.
+    Present,
+}
+
+/// Checks requests against the operator's and the model's limits.
+pub(crate) struct Validation {
+    pub(crate) tokenizer: Arc<TextTokenizer>,
+    pub(crate) pool: Pool,
+    pub(crate) limits: ParamLimits,
+    pub(crate) request_limits: RequestLimits,
+}
+
+/// A request that may be queued, with what the answer needs to know about it.
+#[derive(Clone, Debug)]
+pub(crate) struct Validated {
+    pub(crate) request: GenerateRequest,
+    pub(crate) stop: Vec<String>,
+    /// Generations to run; each but the first takes a new seed ([`Validated::with_new_seed`]).
+    pub(crate) best_of: usize,
+    /// Reported to the client; `None` when greedy.
+    pub(crate) seed: Option<u64>,
+    /// Unicode scalar values of the prompt, before truncation.
+    pub(crate) characters: usize,
+}
+
+impl Validation {
+    /// Checks and tokenizes.
+    ///
+    /// # Errors
+    /// The first rule that fails, in TGI's order and words, or overload if the tokenizer threads cannot keep up.
+    pub(crate) async fn validate(&self, asked: Asked, special_tokens: SpecialTokens) -> Result<Validated, Error> {
+        metrics::request_arrived();
+        let checked = params::check(&asked, &self.limits)?;
+        let characters = asked.inputs.chars().count();
+        let tokenizer = self.tokenizer.clone();
+        let encode = move || tokenizer.encode(&asked.inputs, special_tokens == SpecialTokens::Add);
+        let mut ids = self.pool.run(encode).await??;
+        // TGI keeps the end of the prompt: what the user said last.
+        if let Some(truncate) = checked.truncate {
+            ids.drain(..ids.len().saturating_sub(truncate));
+        }
+        let max_new_tokens = self.budget(ids.len(), checked.max_new_tokens)?;
+        metrics::request_validated(ids.len(), max_new_tokens);
+        let request = GenerateRequest::new(
+            RequestParts {
+                input_ids: ids.into(),
+                sampling: checked.sampling,
+                max_new_tokens,
+                ignore_eos: false,
+                cache_prompt: true,
+                salt: None,
+            },
+            &self.request_limits,
+        )
+        .map_err(from_last_gate)?;
+        Ok(Validated { request, stop: checked.stop, best_of: checked.best_of, seed: checked.seed, characters })
+    }
+
+    /// The tokens a reply may have.
+    ///
+    /// TGI checks only the first [`CHECKED_NEW_TOKENS`] of them and goes on in pieces until the context is full. So do
+    /// we, without the pieces: a larger wish that passes the check ends with `length` at the context limit.
+    fn budget(&self, input: usize, max_new_tokens: Option<u32>) -> Result<u32, ValidationError> {
+        let (limit, max_input) = (self.limits.max_total_tokens, self.limits.max_input_tokens);
+        // Both are bounded by a context length that the shard gives as u32.
+        let rest = u32::try_from(limit.saturating_sub(input)).unwrap_or(u32::MAX);
+        let checked = max_new_tokens.unwrap_or(rest).min(CHECKED_NEW_TOKENS);
+        if input + checked as usize > limit {
+            return Err(ValidationError::TotalTokens { limit, input, new: checked });
+        }
+        if input > max_input {
+            return Err(ValidationError::InputTokens { limit: max_input, given: input });
+        }
+        Ok(max_new_tokens.unwrap_or(rest).min(rest))
+    }
+}
+
+impl Validated {
+    /// The same request with another seed.
+    pub(crate) fn with_new_seed(&self, limits: &RequestLimits) -> Self {
+        let seed = rand::random();
+        let mut parts = self.request.parts().clone();
+        parts.sampling.seed = seed;
+        let request = GenerateRequest::new(parts, limits).expect("only the seed has changed, and every seed is valid");
+        Self { request, seed: Some(seed), ..self.clone() }
+    }
+}
+
+/// The engine's own gate found what the rules above should have: say it in their words.
+fn from_last_gate(error: InvalidRequest) -> Error {
+    match error {
+        InvalidRequest::NoInput => ValidationError::EmptyInput,
+        InvalidRequest::TopNTokens { value, limit } => ValidationError::TopNTokens { limit, given: value },
+        other => ValidationError::Tokenizer { reason: other.to_string() },
+    }
+    .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::test_tokenizers::byte_level;
+
+    fn validation() -> Validation {
+        Validation {
+            tokenizer: Arc::new(byte_level()),
+            pool: Pool::new(1).unwrap(),
+            limits: params::tests::limits(),
+            request_limits: RequestLimits { max_total_tokens: 64, vocab_size: 300, max_top_n_tokens: 5 },
+        }
+    }
+
+    /// "input + new" tokens of the request, or the error's text.
+    async fn outcome(asked: Asked, special_tokens: SpecialTokens) -> String {
+        match validation().validate(asked, special_tokens).await {
+            Ok(valid) => format!("{} + {}", valid.request.input_tokens(), valid.request.parts().max_new_tokens),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    fn asked(bytes: usize, max_new_tokens: Option<u32>) -> Asked {
+        Asked { inputs: "x".repeat(bytes), max_new_tokens, ..Asked::default() }
+    }
+
+    #[tokio::test]
+    async fn the_token_budget_is_tgis() {
+        use SpecialTokens::{Add, Present};
+        assert_eq!(outcome(asked(10, None), Present).await, "10 + 54");
+        assert_eq!(outcome(asked(10, None), Add).await, "11 + 53");
+        assert_eq!(outcome(asked(10, Some(54)), Present).await, "10 + 54");
+        assert_eq!(
+            outcome(asked(10, Some(55)), Present).await,
+            "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 64. Given: 10 `inputs` tokens and 55 `max_new_tokens`"
+        );
+        assert_eq!(outcome(asked(63, None), Present).await, "63 + 1");
+        assert_eq!(
+            outcome(asked(64, None), Present).await,
+            "Input validation error: `inputs` must have less than 63 tokens. Given: 64"
+        );
+        assert_eq!(
+            outcome(asked(70, Some(1)), Present).await,
+            "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 64. Given: 70 `inputs` tokens and 1 `max_new_tokens`"
+        );
+    }
+
+    #[test]
+    fn a_wish_beyond_the_checked_piece_is_served_up_to_the_context() {
+        let mut validation = validation();
+        validation.limits.max_total_tokens = 4096;
+        validation.limits.max_input_tokens = 4095;
+        assert_eq!(validation.budget(10, Some(100_000)).unwrap(), 4086);
+        assert!(validation.budget(3073, Some(100_000)).is_err(), "3073 + 1024 do not fit");
+        assert_eq!(validation.budget(3072, Some(100_000)).unwrap(), 1024);
+    }
+
+    #[tokio::test]
+    async fn truncate_keeps_the_end() {
+        let asked = Asked { inputs: "abcdef".into(), truncate: Some(2), ..Asked::default() };
+        let validation = validation();
+        let valid = validation.validate(asked, SpecialTokens::Add).await.unwrap();
+        assert_eq!(validation.tokenizer.decode(&valid.request.parts().input_ids), "ef");
+        assert_eq!(valid.characters, 6);
+    }
+
+    #[tokio::test]
+    async fn a_new_seed_changes_nothing_else() {
+        let validation = validation();
+        let asked = Asked { inputs: "abc".into(), do_sample: true, ..Asked::default() };
+        let first = validation.validate(asked, SpecialTokens::Add).await.unwrap();
+        let second = first.with_new_seed(&validation.request_limits);
+        assert_ne!(first.seed, second.seed);
+        let mut parts = second.request.parts().clone();
+        parts.sampling.seed = first.request.parts().sampling.seed;
+        assert_eq!(&parts, first.request.parts());
+    }
+}
