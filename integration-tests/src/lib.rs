@@ -1,1 +1,23 @@
-//! Placeholder.
+//! Real processes, real clients: what can only be seen from outside.
+//!
+//! The tests start the executable that users start, talk to it as users do, and look at what is left when it ends. This
+//! library is their harness: [`Server`] runs the executable, [`Stream`] reads server-sent events, [`TinyModel`] writes
+//! models of any shape with random weights, [`Metrics`] reads `/metrics`.
+
+mod executable;
+mod metrics;
+mod processes;
+mod server;
+mod stream;
+mod tiny_model;
+
+pub use executable::{executable, workspace_root};
+pub use metrics::Metrics;
+pub use processes::{Process, wait_until};
+pub use server::{Exit, Server, Setup};
+pub use stream::{Event, Stream, generated_ids};
+pub use tiny_model::TinyModel;
+
+/// Scheduling, crash recovery and shutdown are waited for, never timed: this long, then the test fails with what it saw.
+/// Generous, because the machine may be busy with other builds.
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);

@@ -48,7 +48,8 @@ impl Bench {
 
     /// The demo model's shapes, then those of a model of one billion parameters.
     fn linears(&self) -> Result<()> {
-        let shapes = [(768, 256), (256, 256), (1024, 256), (256, 512), (2048, 256), (3072, 2048), (16384, 2048), (2048, 8192)];
+        let shapes =
+            [(768, 256), (256, 256), (1024, 256), (256, 512), (2048, 256), (3072, 2048), (16384, 2048), (2048, 8192)];
         for (n, k) in shapes {
             for dtype in [DType::Bf16, DType::F32] {
                 let bytes = vec![0u8; n * k * dtype.size_bytes()];
@@ -117,7 +118,8 @@ impl Bench {
             let mut kv = KvCache::new(&self.device, 1, tokens.div_ceil(BLOCK_SIZE), kv_heads, 64, DType::Bf16)?;
             let positions: Vec<u32> = (0..tokens as u32).collect();
             self.report(&format!("rope_and_store_kv {tokens}x{hidden}"), 2 * qkv.bytes(), 3 * qkv.len(), || {
-                rope_and_store_kv(&mut qkv, heads, &rope, &positions, &positions, &mut kv, 0).expect("the shapes agree");
+                rope_and_store_kv(&mut qkv, heads, &rope, &positions, &positions, &mut kv, 0)
+                    .expect("the shapes agree");
             });
         }
         Ok(())

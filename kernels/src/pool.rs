@@ -240,8 +240,14 @@ mod tests {
             let pool = Pool::new(threads);
             for units in [0, 1, 2, 7, 100] {
                 let visits: Vec<_> = (0..units).map(|_| AtomicUsize::new(0)).collect();
-                pool.split(units, 1, |piece| piece.for_each(|at| drop(visits[at].fetch_add(1, Ordering::Relaxed))));
-                pool.for_each(units, |at| drop(visits[at].fetch_add(1, Ordering::Relaxed)));
+                pool.split(units, 1, |piece| {
+                    piece.for_each(|at| {
+                        visits[at].fetch_add(1, Ordering::Relaxed);
+                    })
+                });
+                pool.for_each(units, |at| {
+                    visits[at].fetch_add(1, Ordering::Relaxed);
+                });
                 assert!(
                     visits.iter().all(|count| count.load(Ordering::Relaxed) == 2),
                     "{threads} threads, {units} units"
@@ -262,7 +268,9 @@ mod tests {
             let result = catch_unwind(AssertUnwindSafe(|| pool.run(|worker| assert_ne!(worker, bad, "on purpose"))));
             assert!(result.is_err());
             let sum = AtomicUsize::new(0);
-            pool.run(|worker| drop(sum.fetch_add(worker, Ordering::Relaxed)));
+            pool.run(|worker| {
+                sum.fetch_add(worker, Ordering::Relaxed);
+            });
             assert_eq!(sum.into_inner(), 3);
         }
     }
@@ -271,13 +279,19 @@ mod tests {
     fn nested_and_concurrent_jobs_compute_alone() {
         let pool = Pool::new(2);
         let visits = AtomicUsize::new(0);
-        pool.run(|_| pool.run(|_| drop(visits.fetch_add(1, Ordering::Relaxed))));
+        pool.run(|_| {
+            pool.run(|_| {
+                visits.fetch_add(1, Ordering::Relaxed);
+            })
+        });
         assert_eq!(visits.load(Ordering::Relaxed), 4);
         thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..200 {
-                        pool.run(|_| drop(visits.fetch_add(1, Ordering::Relaxed)));
+                        pool.run(|_| {
+                            visits.fetch_add(1, Ordering::Relaxed);
+                        });
                     }
                 });
             }

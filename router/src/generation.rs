@@ -286,7 +286,7 @@ mod tests {
     async fn run(text: &str, end: Event, max_new_tokens: u32, stop: &[&str], stop_text: StopText) -> String {
         let tokenizer = Arc::new(byte_level());
         let mut events = VecDeque::from([Event::Scheduled { cached_tokens: 0, at: Instant::now() }]);
-        for id in tokenizer.encode(text, false).unwrap() {
+        for id in tokenizer.encode(text, false).unwrap().into_iter().take(max_new_tokens as usize) {
             let id = if tokenizer.decode(&[id]) == "$" { EOS } else { id };
             events.push_back(Event::Token { id, logprob: -1.0, top: None });
         }
@@ -348,6 +348,7 @@ mod tests {
             run("a", failed, 9, &[], StopText::Keep).await,
             "a/a Request failed during generation: the engine stopped before the request was complete"
         );
-        assert_eq!(run("a", LENGTH, 9, &[], StopText::Keep).await, "a/a Incomplete generation");
+        let early = run("a", LENGTH, 9, &[], StopText::Keep).await;
+        assert_eq!(early, "a/a Incomplete generation");
     }
 }

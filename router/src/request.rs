@@ -206,7 +206,9 @@ mod tests {
             salt: None,
         };
         let outcome = GenerateRequest::new(parts, &LIMITS);
-        expect.assert_eq(&outcome.map_or_else(|error| error.to_string(), |request| format!("{} total", request.max_total_tokens())));
+        expect.assert_eq(
+            &outcome.map_or_else(|error| error.to_string(), |request| format!("{} total", request.max_total_tokens())),
+        );
     }
 
     #[test]
@@ -227,11 +229,26 @@ mod tests {
             change(&mut params);
             params
         };
-        check(&[1], 1, with(|p| p.temperature = f32::NAN), expect!["`temperature` is NaN, must be a finite number >= 0"]);
+        check(
+            &[1],
+            1,
+            with(|p| p.temperature = f32::NAN),
+            expect!["`temperature` is NaN, must be a finite number >= 0"],
+        );
         check(&[1], 1, with(|p| p.top_p = 1.5), expect!["`top_p` is 1.5, must be within [0, 1]"]);
         check(&[1], 1, with(|p| p.typical_p = -0.1), expect!["`typical_p` is -0.1, must be within [0, 1]"]);
-        check(&[1], 1, with(|p| p.repetition_penalty = f32::INFINITY), expect!["`repetition_penalty` is inf, must be a finite number >= 0"]);
-        check(&[1], 1, with(|p| p.frequency_penalty = f32::NAN), expect!["`frequency_penalty` is NaN, must be a finite number"]);
+        check(
+            &[1],
+            1,
+            with(|p| p.repetition_penalty = f32::INFINITY),
+            expect!["`repetition_penalty` is inf, must be a finite number >= 0"],
+        );
+        check(
+            &[1],
+            1,
+            with(|p| p.frequency_penalty = f32::NAN),
+            expect!["`frequency_penalty` is NaN, must be a finite number"],
+        );
         check(&[1], 1, with(|p| p.top_n_tokens = 6), expect!["`top_n_tokens` is 6, limit 5"]);
     }
 

@@ -223,30 +223,31 @@ impl<T: Element> Kernel for Tile<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        SCRATCH.with_borrow_mut(|scratch| {
-            let vectors = self.padded_dim / LANES;
-            scratch.scores.resize(self.pairs * SPLIT_BLOCKS, [0.0; LANES]);
-            scratch.sums.clear();
-            scratch.sums.resize(self.pairs * vectors, [0.0; LANES]);
-            scratch.states.clear();
-            scratch.states.resize(self.pairs, EMPTY);
+        // Taken out rather than borrowed in a closure: a closure is a function without this instruction set.
+        let mut scratch = SCRATCH.take();
+        let vectors = self.padded_dim / LANES;
+        scratch.scores.resize(self.pairs * SPLIT_BLOCKS, [0.0; LANES]);
+        scratch.sums.clear();
+        scratch.sums.resize(self.pairs * vectors, [0.0; LANES]);
+        scratch.states.clear();
+        scratch.states.resize(self.pairs, EMPTY);
 
-            // Positions that any row of the tile sees.
-            let end = self.first_position + self.pairs / self.group;
-            let start = (self.first_position + 1).saturating_sub(self.window);
-            for split in start / KV_SPLIT..end.div_ceil(KV_SPLIT) {
-                let first_block = (split * SPLIT_BLOCKS).max(start / BLOCK_SIZE);
-                let last_block = ((split + 1) * SPLIT_BLOCKS).min(end.div_ceil(BLOCK_SIZE));
-                self.scores(simd, scratch, first_block, last_block);
-                for pair in 0..self.pairs {
-                    self.softmax(simd, scratch, pair, first_block, last_block);
-                }
-                self.weighted_sum(simd, scratch, first_block, last_block, end);
-            }
+        // Positions that any row of the tile sees.
+        let end = self.first_position + self.pairs / self.group;
+        let start = (self.first_position + 1).saturating_sub(self.window);
+        for split in start / KV_SPLIT..end.div_ceil(KV_SPLIT) {
+            let first_block = (split * SPLIT_BLOCKS).max(start / BLOCK_SIZE);
+            let last_block = ((split + 1) * SPLIT_BLOCKS).min(end.div_ceil(BLOCK_SIZE));
+            self.scores(simd, &mut scratch, first_block, last_block);
             for pair in 0..self.pairs {
-                self.write(simd, scratch, pair);
+                self.softmax(simd, &mut scratch, pair, first_block, last_block);
             }
-        });
+            self.weighted_sum(simd, &mut scratch, first_block, last_block, end);
+        }
+        for pair in 0..self.pairs {
+            self.write(simd, &scratch, pair);
+        }
+        SCRATCH.set(scratch);
     }
 }
 
@@ -310,20 +311,26 @@ impl<T: Element> Tile<'_, T> {
         });
         let mut sums = [[simd.splat(0.0); B]; P];
         for d in 0..self.dim {
-            let keys: [S::V; B] = std::array::from_fn(|b| T::load(simd, &keys[b][d]));
+            let mut loaded = [simd.splat(0.0); B];
+            for b in 0..B {
+                loaded[b] = T::load(simd, &keys[b][d]);
+            }
             for p in 0..P {
                 let query = simd.splat(queries[p][d]);
                 for b in 0..B {
-                    sums[p][b] = simd.fma(query, keys[b], sums[p][b]);
+                    sums[p][b] = simd.fma(query, loaded[b], sums[p][b]);
                 }
             }
         }
-        let scale = simd.splat(self.scale);
+        // The chains leave their registers in loops that unroll; what is indexed at run time would live in memory throughout.
+        let (scale, mut done) = (simd.splat(self.scale), [[[0.0; LANES]; B]; P]);
         for p in 0..P {
             for b in 0..B {
-                let out = &mut scratch.scores[(pair + p) * SPLIT_BLOCKS + (block + b) % SPLIT_BLOCKS];
-                simd.store(simd.mul(sums[p][b], scale), out);
+                simd.store(simd.mul(sums[p][b], scale), &mut done[p][b]);
             }
+        }
+        for (p, scores) in done.iter().enumerate() {
+            scratch.scores[(pair + p) * SPLIT_BLOCKS + block % SPLIT_BLOCKS..][..B].copy_from_slice(scores);
         }
     }
 
@@ -363,8 +370,8 @@ impl<T: Element> Tile<'_, T> {
         }
         let sum = simd.sum(sum);
         let merged = if max > state.max { max } else { state.max };
-        let factor = |from: f32| simd.to_array(exp(simd, simd.splat(from - merged)))[0];
-        (state.keep, state.take) = (factor(state.max), factor(max));
+        state.keep = simd.to_array(exp(simd, simd.splat(state.max - merged)))[0];
+        state.take = simd.to_array(exp(simd, simd.splat(max - merged)))[0];
         state.denominator = state.denominator * state.keep + sum * state.take;
         state.max = merged;
     }
@@ -431,7 +438,10 @@ impl<T: Element> Tile<'_, T> {
             for offset in 0..in_block {
                 let row = &rows[offset * self.padded_dim + vector * LANES..][..V * LANES];
                 let row = row.as_chunks::<LANES>().0;
-                let values: [S::V; V] = std::array::from_fn(|v| T::load(simd, &row[v]));
+                let mut values = [simd.splat(0.0); V];
+                for v in 0..V {
+                    values[v] = T::load(simd, &row[v]);
+                }
                 for p in 0..P {
                     let probability = simd.splat(probabilities[p][offset]);
                     for v in 0..V {
@@ -441,13 +451,19 @@ impl<T: Element> Tile<'_, T> {
             }
             position += in_block;
         }
-        let vectors = self.padded_dim / LANES;
+        let mut done = [[[0.0; LANES]; V]; P];
         for p in 0..P {
-            let state = scratch.states[pair + p];
             for v in 0..V {
-                let so_far = &mut scratch.sums[(pair + p) * vectors + vector + v];
-                let kept = simd.mul(simd.load(so_far), simd.splat(state.keep));
-                simd.store(simd.fma(sums[p][v], simd.splat(state.take), kept), so_far);
+                simd.store(sums[p][v], &mut done[p][v]);
+            }
+        }
+        let vectors = self.padded_dim / LANES;
+        for (p, sums) in done.iter().enumerate() {
+            let (keep, take) = (simd.splat(scratch.states[pair + p].keep), simd.splat(scratch.states[pair + p].take));
+            let so_far = &mut scratch.sums[(pair + p) * vectors + vector..][..V];
+            for (so_far, sum) in so_far.iter_mut().zip(sums) {
+                let kept = simd.mul(simd.load(so_far), keep);
+                simd.store(simd.fma(simd.load(sum), take, kept), so_far);
             }
         }
     }
@@ -480,4 +496,175 @@ impl<T: Element> Tile<'_, T> {
 /// Whether any visible position lies in the blocks.
 fn overlaps(visible: &std::ops::Range<usize>, first_block: usize, last_block: usize) -> bool {
     visible.start < last_block * BLOCK_SIZE && first_block * BLOCK_SIZE < visible.end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DType;
+    use crate::ops::testing::{assert_close, bits, cpus, random, random_tensor};
+    use crate::ops::{RopeTable, rope_and_store_kv};
+
+    /// A sequence whose first `length` positions are computed, cut into steps.
+    struct Case {
+        heads: usize,
+        kv_heads: usize,
+        dim: usize,
+        dtype: DType,
+        length: usize,
+        window: Option<u32>,
+    }
+
+    const SCALE: f32 = 0.3;
+
+    impl Case {
+        fn cols(&self) -> usize {
+            (self.heads + 2 * self.kv_heads) * self.dim
+        }
+
+        /// Every position's queries, keys and values; exact in 16 bits, so that the cache loses nothing.
+        fn qkv(&self) -> Vec<f32> {
+            random(9, self.length * self.cols()).iter().map(|x| (x * 128.0).round() / 128.0).collect()
+        }
+
+        /// What the op means: the whole row of scores at once, in f64.
+        fn definition(&self) -> Vec<f32> {
+            let (qkv, cols, dim) = (self.qkv(), self.cols(), self.dim);
+            let mut out = Vec::new();
+            for t in 0..self.length {
+                for head in 0..self.heads {
+                    let kv_head = head / (self.heads / self.kv_heads);
+                    let first = self.window.map_or(0, |window| (t + 1).saturating_sub(window as usize));
+                    let part = |row: usize, head: usize| &qkv[row * cols + head * dim..][..dim];
+                    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| *a as f64 * *b as f64).sum::<f64>();
+                    let key = |j: usize| part(j, self.heads + kv_head);
+                    let value = |j: usize| part(j, self.heads + self.kv_heads + kv_head);
+                    let scores: Vec<f64> = (first..=t).map(|j| dot(part(t, head), key(j)) * SCALE as f64).collect();
+                    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    let total: f64 = scores.iter().map(|score| (score - max).exp()).sum();
+                    for d in 0..dim {
+                        let weighted = (first..=t).map(|j| (scores[j - first] - max).exp() * value(j)[d] as f64);
+                        out.push((weighted.sum::<f64>() / total) as f32);
+                    }
+                }
+            }
+            out
+        }
+
+        /// The same through the cache: the sequence in steps of these sizes, beside a second, shorter one in every step,
+        /// with the blocks of both interleaved. Garbage fills what no position of the sequences owns.
+        fn run(&self, device: &Device, steps: &[usize]) -> Vec<f32> {
+            let (cols, dim, qkv) = (self.cols(), self.dim, self.qkv());
+            let blocks = self.length.div_ceil(BLOCK_SIZE).max(1);
+            let mut kv = KvCache::new(device, 2, 2 * blocks + 1, self.kv_heads, dim, self.dtype).unwrap();
+            with_element!(self.dtype, T => {
+                let (keys, values) = kv.layer_mut::<T>(1);
+                keys.fill(T::from_f32(f32::NAN));
+                values.fill(T::from_f32(f32::NAN));
+            });
+            let table: Vec<u32> = (0..blocks as u32).map(|block| 2 * (blocks as u32 - 1 - block) + 1).collect();
+            let other_table: Vec<u32> = (0..blocks as u32).map(|block| 2 * block).collect();
+            // No rotation: the test is about attention.
+            let rope = RopeTable::new(device, 0, self.length + 1, &[], 1.0).unwrap();
+            let slot = |table: &[u32], t: usize| table[t / BLOCK_SIZE] * BLOCK_SIZE as u32 + (t % BLOCK_SIZE) as u32;
+            let (mut start, mut result) = (0, Vec::new());
+            for num_rows in steps {
+                // The other sequence has one row per step, at the position of our first.
+                let mut values = qkv[start * cols..][..cols].to_vec();
+                values.extend(&qkv[start * cols..][..num_rows * cols]);
+                let mut step = Tensor::from_slice(device, &[1 + num_rows, cols], &values).unwrap();
+                let positions: Vec<u32> =
+                    std::iter::once(start).chain(start..start + num_rows).map(|t| t as u32).collect();
+                let slots: Vec<u32> = std::iter::once(slot(&other_table, start))
+                    .chain((start..start + num_rows).map(|t| slot(&table, t)))
+                    .collect();
+                rope_and_store_kv(&mut step, self.heads, &rope, &positions, &slots, &mut kv, 1).unwrap();
+                let sequences = [
+                    SequenceRows { first_row: 0, num_rows: 1, start_position: start, block_table: &other_table },
+                    SequenceRows { first_row: 1, num_rows: *num_rows, start_position: start, block_table: &table },
+                ];
+                let first = if self.other_is_complete(steps) { 0 } else { 1 };
+                let rows = AttentionRows { sequences: &sequences[first..] };
+                let mut out = random_tensor(device, 3, &[1 + num_rows, self.heads * dim]);
+                attention(&mut out, &step, &kv, 1, &rows, SCALE, self.window).unwrap();
+                result.extend_from_slice(&out.as_f32()[self.heads * dim..]);
+                start += num_rows;
+            }
+            result
+        }
+
+        /// The other sequence receives one position per step, so it has no holes only if every step has one row.
+        fn other_is_complete(&self, steps: &[usize]) -> bool {
+            steps.iter().all(|rows| *rows == 1)
+        }
+    }
+
+    fn cases() -> Vec<Case> {
+        let case = |(heads, kv_heads, dim), dtype, length, window| Case { heads, kv_heads, dim, dtype, length, window };
+        vec![
+            case((1, 1, 1), DType::F32, 1, None),
+            case((4, 2, 24), DType::F32, 40, None),
+            case((3, 1, 64), DType::Bf16, 300, None),
+            case((2, 2, 80), DType::F16, 33, Some(16)),
+            case((4, 1, 128), DType::Bf16, 70, Some(7)),
+            case((1, 1, 16), DType::F32, 600, Some(290)),
+            case((20, 1, 8), DType::F16, 20, None),
+        ]
+    }
+
+    #[test]
+    fn arms_match_the_definition_and_each_other() {
+        for case in cases() {
+            let expected = case.definition();
+            let mut first: Option<Vec<u32>> = None;
+            for device in cpus() {
+                let context =
+                    format!("{} {}/{}x{} {}", device.describe(), case.heads, case.kv_heads, case.dim, case.dtype);
+                let out = case.run(&device, &[case.length]);
+                // Sums of up to 600 terms below one, in chains of at most 256, and exponentials good to 2e-7.
+                assert_close(&out, &expected, 5e-6, &context);
+                assert_eq!(*first.get_or_insert_with(|| bits(&out)), bits(&out), "{context}");
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_and_decode_give_the_bits_of_the_whole_prompt() {
+        let devices = cpus();
+        for case in cases() {
+            let whole = bits(&case.run(&devices[0], &[case.length]));
+            let decode = vec![1; case.length];
+            let chunks: Vec<usize> = {
+                let mut left = case.length;
+                std::iter::from_fn(|| {
+                    let take = left.min(13 + left % 50);
+                    left -= take;
+                    (take > 0).then_some(take)
+                })
+                .collect()
+            };
+            for device in [&devices[0], &devices[1]] {
+                for steps in [&decode, &chunks] {
+                    assert_eq!(bits(&case.run(device, steps)), whole, "{} heads {}", device.describe(), case.heads);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_out_of_range_is_refused() {
+        let device = &cpus()[0];
+        let kv = KvCache::new(device, 1, 2, 1, 4, DType::F32).unwrap();
+        let (qkv, mut out) = (random_tensor(device, 1, &[2, 12]), random_tensor(device, 2, &[2, 4]));
+        let mut call = |first_row, num_rows, start_position, block_table: &[u32], layer| {
+            let sequences = [SequenceRows { first_row, num_rows, start_position, block_table }];
+            let rows = AttentionRows { sequences: &sequences };
+            attention(&mut out, &qkv, &kv, layer, &rows, 1.0, None).map_err(|error| error.to_string())
+        };
+        assert_eq!(call(0, 0, 0, &[], 0), Ok(()));
+        assert_eq!(call(1, 2, 0, &[0], 0).unwrap_err(), "attention: `rows` holds 3, the limit is 3");
+        assert_eq!(call(0, 1, 16, &[0], 0).unwrap_err(), "attention: `block_table` holds 1, the limit is 1");
+        assert_eq!(call(0, 1, 0, &[2], 0).unwrap_err(), "attention: `block_table` holds 2, the limit is 2");
+        assert_eq!(call(0, 1, 0, &[1], 1).unwrap_err(), "attention: `layer` holds 1, the limit is 1");
+    }
 }

@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use crate::contract::{expect_f32, expect_len, expect_matrix, expect_memory};
 use crate::pool::SendPtr;
-use crate::simd::{Element, Kernel, LANES, Lanes, Simd, load_partial, store_partial, with_element};
+use crate::simd::{Element, Kernel, LANES, Lanes, Simd, with_element};
 use crate::{Cpu, Device, Error, LinearWeight, Result, Tensor};
 
 /// `out = x · wᵀ (+ bias)`.
@@ -94,7 +94,14 @@ impl<T: Element> Kernel for Stripe<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        if self.m <= FEW_ROWS {
+        if self.m <= FEW_ROWS && S::ACCUMULATORS < 24 {
+            match self.m {
+                1 => self.few::<S, 1, 4>(simd),
+                2 => self.few::<S, 2, 2>(simd),
+                3 => self.few::<S, 3, 1>(simd),
+                _ => self.few::<S, 4, 1>(simd),
+            }
+        } else if self.m <= FEW_ROWS {
             match self.m {
                 1 => self.few::<S, 1, 8>(simd),
                 2 => self.few::<S, 2, 4>(simd),
@@ -119,15 +126,15 @@ impl<T: Element> Stripe<'_, T> {
             self.few_tile::<S, M, P>(simd, panel);
             panel += P;
         }
-        if panel + 4 <= end {
+        if P > 4 && panel + 4 <= end {
             self.few_tile::<S, M, 4>(simd, panel);
             panel += 4;
         }
-        if panel + 2 <= end {
+        if P > 2 && panel + 2 <= end {
             self.few_tile::<S, M, 2>(simd, panel);
             panel += 2;
         }
-        if panel < end {
+        if P > 1 && panel < end {
             self.few_tile::<S, M, 1>(simd, panel);
         }
     }
@@ -139,7 +146,10 @@ impl<T: Element> Stripe<'_, T> {
         let x: [&[f32]; M] = std::array::from_fn(|m| &self.x[m * k..][..k]);
         let mut sums = [[simd.splat(0.0); P]; M];
         for step in 0..k {
-            let weights = panels.map(|panel| T::load(simd, &panel[step]));
+            let mut weights = [simd.splat(0.0); P];
+            for p in 0..P {
+                weights[p] = T::load(simd, &panels[p][step]);
+            }
             for m in 0..M {
                 let x = simd.splat(x[m][step]);
                 for p in 0..P {
@@ -147,28 +157,31 @@ impl<T: Element> Stripe<'_, T> {
                 }
             }
         }
+        let mut done = [[[0.0; LANES]; P]; M];
         for m in 0..M {
             for p in 0..P {
-                self.finish(simd, m, panel + p, sums[m][p]);
+                simd.store(sums[m][p], &mut done[m][p]);
             }
         }
+        self.write(0, panel, &done, true);
     }
 
     /// All rows, `P` panels at a time in tiles of `M` rows.
     #[inline(always)]
     fn many<S: Simd, const M: usize, const P: usize>(&self, simd: S) {
-        WIDENED.with_borrow_mut(|widened| {
-            widened.resize(K_BLOCK * MAX_TILE_PANELS, Aligned([0.0; LANES]));
-            let mut panel = self.range.start;
-            while panel < self.range.end {
-                match P.min(self.range.end - panel) {
-                    3 => self.many_tiles::<S, M, 3>(simd, panel, widened),
-                    2 => self.many_tiles::<S, M, 2>(simd, panel, widened),
-                    _ => self.many_tiles::<S, M, 1>(simd, panel, widened),
-                }
-                panel += P;
+        // Taken out rather than borrowed in a closure: a closure is a function without this instruction set.
+        let mut widened = WIDENED.take();
+        widened.resize(K_BLOCK * MAX_TILE_PANELS, Aligned([0.0; LANES]));
+        let mut panel = self.range.start;
+        while panel < self.range.end {
+            match P.min(self.range.end - panel) {
+                3 => self.many_tiles::<S, M, 3>(simd, panel, &mut widened),
+                2 => self.many_tiles::<S, M, 2>(simd, panel, &mut widened),
+                _ => self.many_tiles::<S, M, 1>(simd, panel, &mut widened),
             }
-        });
+            panel += P;
+        }
+        WIDENED.set(widened);
     }
 
     #[inline(always)]
@@ -213,43 +226,62 @@ impl<T: Element> Stripe<'_, T> {
         block: &[[Aligned; P]],
     ) {
         let x: [&[f32]; M] = std::array::from_fn(|m| &self.x[(row + m) * self.k + ks.start..][..block.len()]);
-        let mut sums = [[simd.splat(0.0); P]; M];
+        // Registers move through `done`, with loops so plain that they unroll: an array of registers that some loop indexes at
+        // run time would live in memory, and every step would store it.
+        let mut done = [[[0.0; LANES]; P]; M];
         if ks.start > 0 {
-            for m in 0..M {
-                for p in 0..P {
-                    sums[m][p] = load_partial(simd, self.out_part(row + m, panel + p), 0.0);
-                }
+            self.read(row, panel, &mut done);
+        }
+        let mut sums = [[simd.splat(0.0); P]; M];
+        for m in 0..M {
+            for p in 0..P {
+                sums[m][p] = simd.load(&done[m][p]);
             }
         }
         for (step, weights) in block.iter().enumerate() {
-            let weights: [S::V; P] = std::array::from_fn(|p| simd.load(&weights[p].0));
+            let mut loaded = [simd.splat(0.0); P];
+            for p in 0..P {
+                loaded[p] = simd.load(&weights[p].0);
+            }
             for m in 0..M {
                 let x = simd.splat(x[m][step]);
                 for p in 0..P {
-                    sums[m][p] = simd.fma(x, weights[p], sums[m][p]);
+                    sums[m][p] = simd.fma(x, loaded[p], sums[m][p]);
                 }
             }
         }
         for m in 0..M {
             for p in 0..P {
-                if ks.end == self.k {
-                    self.finish(simd, row + m, panel + p, sums[m][p]);
-                } else {
-                    store_partial(simd, sums[m][p], self.out_part(row + m, panel + p));
+                simd.store(sums[m][p], &mut done[m][p]);
+            }
+        }
+        self.write(row, panel, &done, ks.end == self.k);
+    }
+
+    /// Writes a tile; with the bias if its chains are complete.
+    fn write<const M: usize, const P: usize>(&self, row: usize, panel: usize, tile: &[[Lanes; P]; M], complete: bool) {
+        for (m, vectors) in tile.iter().enumerate() {
+            for (p, vector) in vectors.iter().enumerate() {
+                let out = self.out_part(row + m, panel + p);
+                match self.bias {
+                    Some(bias) if complete => {
+                        let bias = &bias[(panel + p) * LANES..];
+                        out.iter_mut().zip(vector).zip(bias).for_each(|((out, sum), bias)| *out = sum + bias);
+                    }
+                    _ => out.iter_mut().zip(vector).for_each(|(out, sum)| *out = *sum),
                 }
             }
         }
     }
 
-    /// Adds the bias and writes a finished vector.
-    #[inline(always)]
-    fn finish<S: Simd>(&self, simd: S, row: usize, panel: usize, sum: S::V) {
-        let out = self.out_part(row, panel);
-        let sum = match self.bias {
-            Some(bias) => simd.add(sum, load_partial(simd, &bias[panel * LANES..][..out.len()], 0.0)),
-            None => sum,
-        };
-        store_partial(simd, sum, out);
+    /// Reads a tile of unfinished chains.
+    fn read<const M: usize, const P: usize>(&self, row: usize, panel: usize, tile: &mut [[Lanes; P]; M]) {
+        for (m, vectors) in tile.iter_mut().enumerate() {
+            for (p, vector) in vectors.iter_mut().enumerate() {
+                let out = self.out_part(row + m, panel + p);
+                vector.iter_mut().zip(out).for_each(|(sum, out)| *sum = *out);
+            }
+        }
     }
 
     /// The up to sixteen outputs of a row in a panel.

@@ -23,23 +23,42 @@ impl RopeTable {
     ///
     /// Source: arXiv:2104.09864; transformers `LlamaRotaryEmbedding`.
     pub fn new(
-        _device: &Device,
+        device: &Device,
         rotary_dim: usize,
         max_positions: usize,
         inv_freq: &[f32],
         attention_factor: f32,
     ) -> Result<RopeTable> {
-        if rotary_dim != 2 * inv_freq.len() {
-            let (expected, actual) = (vec![rotary_dim / 2], vec![inv_freq.len()]);
-            return Err(Error::Shape { op: "RopeTable::new", arg: "inv_freq", expected, actual });
+        RopeTable::per_position(device, rotary_dim, max_positions, |_| inv_freq, attention_factor)
+    }
+
+    /// The table of frequencies that may differ between positions (dynamic scaling); otherwise as [`new`](RopeTable::new).
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if a position has not `rotary_dim / 2` frequencies.
+    pub fn per_position<F: AsRef<[f32]>>(
+        _device: &Device,
+        rotary_dim: usize,
+        max_positions: usize,
+        inv_freq: impl Fn(usize) -> F,
+        attention_factor: f32,
+    ) -> Result<RopeTable> {
+        let half = rotary_dim / 2;
+        let (mut cos, mut sin) = (Vec::with_capacity(max_positions * half), Vec::with_capacity(max_positions * half));
+        for position in 0..max_positions {
+            let inv_freq = inv_freq(position);
+            let inv_freq = inv_freq.as_ref();
+            if rotary_dim != 2 * inv_freq.len() {
+                let (expected, actual) = (vec![half], vec![inv_freq.len()]);
+                return Err(Error::Shape { op: "RopeTable", arg: "inv_freq", expected, actual });
+            }
+            for frequency in inv_freq {
+                let (sine, cosine) = (position as f32 * frequency).sin_cos();
+                cos.push(cosine * attention_factor);
+                sin.push(sine * attention_factor);
+            }
         }
-        let angles = || (0..max_positions).flat_map(|position| inv_freq.iter().map(move |f| position as f32 * f));
-        Ok(RopeTable {
-            cos: angles().map(|angle| angle.cos() * attention_factor).collect(),
-            sin: angles().map(|angle| angle.sin() * attention_factor).collect(),
-            half: inv_freq.len(),
-            max_positions,
-        })
+        Ok(RopeTable { cos, sin, half, max_positions })
     }
 
     /// Elements of a head that are rotated.

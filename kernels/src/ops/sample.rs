@@ -184,3 +184,132 @@ impl Kernel for Stats<'_> {
         RowStats { max, log_sum_exp: max + simd.sum(sum).ln() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{cpus, random};
+
+    #[test]
+    fn statistics_match_f64_and_are_alike_on_every_arm() {
+        for len in [1, 15, 16, 1000, 50_001] {
+            let mut row: Vec<f32> = random(1, len).iter().map(|x| x * 30.0).collect();
+            if len > 20 {
+                row[7] = f32::NEG_INFINITY;
+            }
+            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let exact = row.iter().map(|x| (*x as f64 - max as f64).exp()).sum::<f64>().ln() + max as f64;
+            let first = row_stats(&cpus()[0], &row);
+            for device in cpus() {
+                let stats = row_stats(&device, &row);
+                assert_eq!(stats, first, "{}", device.describe());
+                assert_eq!(stats.max, max);
+                // One rounding of a value below 64 and the logarithm of a sum that is good to 1e-6.
+                assert!((stats.log_sum_exp as f64 - exact).abs() < 6e-6, "{} against {exact}", stats.log_sum_exp);
+            }
+        }
+        let nothing = row_stats(&cpus()[0], &[f32::NEG_INFINITY; 3]);
+        assert_eq!((nothing.max, nothing.log_sum_exp), (f32::NEG_INFINITY, f32::NEG_INFINITY));
+    }
+
+    #[test]
+    fn argmax_prefers_the_lowest_id() {
+        for device in cpus() {
+            let mut row = vec![-1.0; 100];
+            for id in [17, 40, 99] {
+                row[id] = 2.5;
+            }
+            row[3] = f32::NAN;
+            assert_eq!(argmax(&device, &row), 17, "{}", device.describe());
+            assert_eq!(argmax(&device, &[f32::NEG_INFINITY; 20]), 0);
+            assert_eq!(argmax(&device, &[]), 0);
+        }
+    }
+
+    #[test]
+    fn philox_gives_the_published_numbers() {
+        // Random123's known answers for philox4x32-10: all zeros, and the counter and key of its second vector.
+        assert_eq!(philox_4x32(0, 0, 0), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+        assert_eq!(philox(0, 0, 2), 0xbc57_ac4c);
+        assert_ne!(philox(0, 1, 2), philox(0, 0, 2));
+        assert_ne!(philox(1 << 32, 0, 2), philox(0, 0, 2));
+    }
+
+    #[test]
+    fn skipping_hopeless_tokens_changes_no_draw() {
+        let device = &cpus()[0];
+        for (seed, spread) in [(1, 1.0), (2, 10.0), (3, 100.0)] {
+            let mut row: Vec<f32> = random(seed, 3001).iter().map(|x| x * spread).collect();
+            row[5] = f32::NEG_INFINITY;
+            for position in 0..50 {
+                let noisy: Vec<f32> =
+                    row.iter().enumerate().map(|(id, x)| x + gumbel(seed, position, id as u32)).collect();
+                assert_eq!(gumbel_argmax(device, &row, seed, position), argmax(device, &noisy), "seed {seed}");
+            }
+        }
+    }
+
+    #[test]
+    fn draws_follow_the_softmax() {
+        let device = &cpus()[0];
+        let logits = [1.0f32, 0.0, 2.0, f32::NEG_INFINITY, -1.0];
+        let total: f64 = logits.iter().map(|x| (*x as f64).exp()).sum();
+        let draws = 40_000;
+        let mut counts = [0u32; 5];
+        (0..draws).for_each(|position| counts[gumbel_argmax(device, &logits, 42, position) as usize] += 1);
+        for (count, logit) in counts.iter().zip(logits) {
+            let p = (logit as f64).exp() / total;
+            // Five standard deviations; the seed is fixed, so this either always passes or never.
+            let tolerance = 5.0 * (draws as f64 * p * (1.0 - p)).sqrt();
+            assert!((*count as f64 - draws as f64 * p).abs() <= tolerance, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn the_extremes_of_the_noise_are_finite_and_bounded() {
+        assert!(gumbel_of(0).is_finite() && gumbel_of(u32::MAX).is_finite());
+        assert!(gumbel_of(u32::MAX) < MAX_GUMBEL);
+    }
+
+    #[test]
+    fn descending_visits_are_a_stable_sort() {
+        // Few distinct values, so that ties are everywhere, over several batches.
+        for len in [0, 1, 64, 65, 5000] {
+            let mut row: Vec<f32> = random(4, len).iter().map(|x| (x * 20.0).round()).collect();
+            if len > 10 {
+                row[3] = f32::NEG_INFINITY;
+            }
+            let mut expected: Vec<Scored> =
+                row.iter().enumerate().map(|(id, score)| Scored { id: id as u32, score: *score }).collect();
+            expected.retain(|entry| entry.score > f32::NEG_INFINITY);
+            expected.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.id.cmp(&b.id)));
+            for take in [1, 63, 64, 65, 1000, usize::MAX] {
+                let (mut seen, mut scratch) = (Vec::new(), Vec::new());
+                visit_descending(&row, &mut scratch, |entry| {
+                    seen.push(entry);
+                    seen.len() < take
+                });
+                // Zero may carry either sign, which the comparison of scores ignores.
+                assert_eq!(seen.len(), expected.len().min(take));
+                let same = |(a, b): (&Scored, &Scored)| a.score == b.score;
+                assert!(seen.iter().zip(&expected).all(same), "{len} entries, {take} taken");
+                assert!(seen.is_sorted_by(|a, b| descending(a, b) == Ordering::Less));
+            }
+        }
+    }
+
+    #[test]
+    fn the_top_n_keep_their_ties_up_to_a_bound() {
+        let row = [1.0, 3.0, 2.0, 2.0, f32::NEG_INFINITY, 2.0];
+        let (mut scratch, mut out) = (Vec::new(), Vec::new());
+        let mut ids = |n, max| {
+            top_n(&row, n, max, &mut scratch, &mut out);
+            out.iter().map(|entry| entry.id).collect::<Vec<_>>()
+        };
+        assert_eq!(ids(0, 10), []);
+        assert_eq!(ids(1, 10), [1]);
+        assert_eq!(ids(2, 10), [1, 2, 3, 5]);
+        assert_eq!(ids(2, 3), [1, 2, 3]);
+        assert_eq!(ids(9, 10), [1, 2, 3, 5, 0]);
+    }
+}

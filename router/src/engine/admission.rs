@@ -49,7 +49,8 @@ impl Admission {
         if self.requests.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_err() {
             return Err(self.overloaded());
         }
-        let enqueue = |queued: u64| (queued == 0 || queued + tokens <= self.max_queued_tokens).then_some(queued + tokens);
+        let enqueue =
+            |queued: u64| (queued == 0 || queued + tokens <= self.max_queued_tokens).then_some(queued + tokens);
         if self.queued_tokens.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enqueue).is_err() {
             self.requests.fetch_sub(1, Ordering::Relaxed);
             return Err(self.overloaded());

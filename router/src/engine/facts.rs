@@ -48,7 +48,9 @@ impl ShardFacts {
         for (rank, info) in infos.iter().enumerate() {
             let agree = |field, value: u32, expected: u32| match value == expected {
                 true => Ok(()),
-                false => Err(EngineError::Group { rank: rank as u32, field, value: value.into(), expected: expected.into() }),
+                false => {
+                    Err(EngineError::Group { rank: rank as u32, field, value: value.into(), expected: expected.into() })
+                }
             };
             agree("protocol_version", info.protocol_version, proto::PROTOCOL_VERSION)?;
             agree("rank", info.rank, rank as u32)?;
@@ -68,7 +70,8 @@ impl ShardFacts {
                 }
             }
         }
-        let least = |field: fn(&InfoResponse) -> u32| infos.iter().map(field).min().expect("a group has at least one rank");
+        let least =
+            |field: fn(&InfoResponse) -> u32| infos.iter().map(field).min().expect("a group has at least one rank");
         Ok(Self {
             world_size: infos.len() as u32,
             device: first.device.clone(),

@@ -103,7 +103,9 @@ impl Group {
         use mpsc::error::TrySendError;
         self.links[rank as usize].messages.try_send(ToShard { message: Some(message) }).map_err(|error| match error {
             TrySendError::Full(_) => EngineError::Protocol { rank, seq, reason: "it does not read its stream".into() },
-            TrySendError::Closed(_) => EngineError::StreamClosed { rank, reason: "it closed its receiving half".into() },
+            TrySendError::Closed(_) => {
+                EngineError::StreamClosed { rank, reason: "it closed its receiving half".into() }
+            }
         })
     }
 }
@@ -114,7 +116,12 @@ impl Drop for Link {
     }
 }
 
-async fn open_rank(address: &Address, rank: u32, epoch: u64, commands: Commands) -> Result<(Link, InfoResponse), EngineError> {
+async fn open_rank(
+    address: &Address,
+    rank: u32,
+    epoch: u64,
+    commands: Commands,
+) -> Result<(Link, InfoResponse), EngineError> {
     let unreachable = |reason: String| EngineError::Unreachable { rank, waited: Duration::ZERO, reason };
     let handshake = async {
         let path = proto::socket_path(&address.uds_prefix, rank);
@@ -126,7 +133,8 @@ async fn open_rank(address: &Address, rank: u32, epoch: u64, commands: Commands)
         let hello = Hello { epoch, protocol_version: proto::PROTOCOL_VERSION };
         let hello = ToShard { message: Some(to_shard::Message::Hello(hello)) };
         messages.try_send(hello).expect("a fresh channel has room and its receiver is here");
-        let stream = client.run(ReceiverStream::new(receiver)).await.map_err(|status| unreachable(status.to_string()))?;
+        let stream =
+            client.run(ReceiverStream::new(receiver)).await.map_err(|status| unreachable(status.to_string()))?;
         let mut stream = stream.into_inner();
         let first = stream.message().await.map_err(|status| unreachable(status.to_string()))?;
         match first.and_then(|message| message.message) {

@@ -66,7 +66,8 @@ impl EngineConfig {
         let at_most = |value: u32, limit: Option<u32>| value.min(limit.unwrap_or(u32::MAX)).max(1);
         facts.max_step_tokens = at_most(facts.max_step_tokens, self.max_step_tokens);
         facts.max_slots = at_most(facts.max_slots, self.max_batch_size);
-        facts.num_blocks = at_most(facts.num_blocks, self.max_batch_total_tokens.map(|tokens| tokens.div_ceil(facts.block_size)));
+        facts.num_blocks =
+            at_most(facts.num_blocks, self.max_batch_total_tokens.map(|tokens| tokens.div_ceil(facts.block_size)));
     }
 }
 

@@ -180,6 +180,7 @@ impl Script {
     ) -> Result<(), Status> {
         let mut epoch = 0;
         let info = self.info(rank);
+        let mut is_wrecked = false;
         let mut shard = TinyShard::new(info.num_blocks, info.block_size, info.max_slots, info.max_step_tokens);
         while let Some(message) = incoming.message().await? {
             let answer = match message.message {
@@ -188,14 +189,19 @@ impl Script {
                     self.epoch.store(epoch, Ordering::SeqCst);
                     from_shard::Message::Welcome(v1::Welcome { epoch, info: Some(info.clone()) })
                 }
+                // After its accident a rank listens to nothing more; the router must have ended the epoch.
+                Some(to_shard::Message::Plan(_)) if is_wrecked => continue,
                 Some(to_shard::Message::Plan(plan)) => {
                     if rank == 0 {
                         self.steps.acquire().await.expect("never closed").forget();
                     }
                     let accident = self.accidents.lock().unwrap().get(&(epoch, rank, plan.seq)).copied();
+                    is_wrecked = accident.is_some();
                     match accident {
                         Some(Accident::StreamDies) => return Err(Status::aborted("killed by the script")),
-                        Some(Accident::Fatal) => from_shard::Message::Fatal(v1::Fatal { reason: "by the script".into() }),
+                        Some(Accident::Fatal) => {
+                            from_shard::Message::Fatal(v1::Fatal { reason: "by the script".into() })
+                        }
                         Some(Accident::WrongAck) => from_shard::Message::Ack(v1::Ack { seq: plan.seq + 1 }),
                         Some(Accident::Garbage) => {
                             let samples = vec![1, 2, 3].into();

@@ -90,7 +90,9 @@ async fn beyond_the_bound_a_request_is_refused_until_one_has_ended() {
     group.hold();
     let mut streams: Vec<ResponseStream> = (0..2).map(|seed| submit(&engine, &parts(seed, 8, 4)).unwrap()).collect();
     match submit(&engine, &parts(3, 8, 4)).err() {
-        Some(SubmitError::Overloaded { requests: 2, retry_after, .. }) => assert!(retry_after >= Duration::from_secs(1)),
+        Some(SubmitError::Overloaded { requests: 2, retry_after, .. }) => {
+            assert!(retry_after >= Duration::from_secs(1))
+        }
         other => panic!("{other:?}"),
     }
     group.allow(100);
@@ -196,7 +198,7 @@ async fn draining_finishes_what_runs_and_takes_nothing_new() {
 async fn what_does_not_fit_the_whole_cache_is_refused_at_once() {
     let group = ScriptedGroup::start(1, 4, 4);
     let engine = start(&group, 8).await;
-    let request = |total| {
+    let request = |total: u32| {
         let limits = crate::request::RequestLimits { max_total_tokens: 1_000, vocab_size: 64, max_top_n_tokens: 0 };
         GenerateRequest::new(parts(1, 4, total - 4), &limits).unwrap()
     };

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
-use proto::v1::from_shard::Message;
 use proto::v1::StepResult;
+use proto::v1::from_shard::Message;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -120,7 +120,7 @@ impl Drop for EndGuard {
 
 impl EngineThread {
     fn run(mut self, receiver: &Receiver<Command>) {
-        let _guard = EndGuard(self.health.clone());
+        let guard = EndGuard(self.health.clone());
         while !self.is_over() {
             match receiver.recv_timeout(limits::WATCHDOG_TICK) {
                 Ok(command) => {
@@ -137,6 +137,7 @@ impl EngineThread {
         }
         // Closes the streams to the shards before anybody is told.
         self.group = None;
+        drop(guard);
         if let Some(done) = self.drain.take() {
             let _ = done.send(());
         }
@@ -159,7 +160,12 @@ impl EngineThread {
             // Late words of an epoch that is over.
             Command::FromShard { .. } | Command::Closed { .. } => {}
             Command::Reconnected(group) => self.begin_epoch(group),
-            Command::Drain(done) => self.drain = Some(done),
+            Command::Drain(done) => {
+                self.drain = Some(done);
+                self.health.send_modify(|health| {
+                    (health.ready, health.reason) = (false, Some("the engine is draining".to_owned()));
+                });
+            }
             Command::Stop => self.is_stopped = true,
         }
     }
@@ -253,7 +259,9 @@ impl EngineThread {
         self.scheduler.reset(capacity(facts));
         self.liveness = Liveness::new(group.world_size(), Instant::now());
         self.group = Some(group);
-        self.health.send_replace(Health::ready());
+        if self.drain.is_none() {
+            self.health.send_replace(Health::ready());
+        }
     }
 
     /// Ends the epoch if a rank is silent for too long, and asks silent ones for a sign of life.
@@ -261,7 +269,8 @@ impl EngineThread {
         let Some(group) = &self.group else { return };
         let now = Instant::now();
         self.pings += 1;
-        let asked = self.liveness.due_pings(self.pings, now).into_iter().try_for_each(|rank| group.ping(rank, self.pings));
+        let asked =
+            self.liveness.due_pings(self.pings, now).into_iter().try_for_each(|rank| group.ping(rank, self.pings));
         if let Err(error) = asked.and_then(|()| self.liveness.check(now)) {
             self.end_epoch(error);
         }

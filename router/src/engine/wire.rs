@@ -47,7 +47,12 @@ pub(crate) fn decode(result: &StepResult) -> Result<StepOutcome, String> {
     let cut = |field: &str, error: PackedError| format!("{field}: {error}");
     let samples = Sample::unpack(&result.samples).map_err(|error| cut("samples", error))?;
     let mut samples: Vec<SampledRow> = samples
-        .map(|sample| SampledRow { slot: SlotId(sample.slot), token_id: sample.token_id, logprob: sample.logprob, top: None })
+        .map(|sample| SampledRow {
+            slot: SlotId(sample.slot),
+            token_id: sample.token_id,
+            logprob: sample.logprob,
+            top: None,
+        })
         .collect();
     for top in &result.top_tokens {
         let ids = unpack_u32(&top.ids).map_err(|error| cut("top_tokens.ids", error))?;
@@ -120,8 +125,17 @@ mod tests {
     #[test]
     fn top_tokens_find_their_row_and_malformed_fields_are_named() {
         let sample = Sample { slot: 3, token_id: 5, logprob: -0.5 };
-        let top = v1::TopTokens { slot: 3, ids: pack_u32([5, 6]), logprobs: pack_u32([(-0.5f32).to_bits(), (-1.5f32).to_bits()]) };
-        let result = StepResult { seq: 1, samples: Sample::pack(&[sample]), top_tokens: vec![top.clone()], ..Default::default() };
+        let top = v1::TopTokens {
+            slot: 3,
+            ids: pack_u32([5, 6]),
+            logprobs: pack_u32([(-0.5f32).to_bits(), (-1.5f32).to_bits()]),
+        };
+        let result = StepResult {
+            seq: 1,
+            samples: Sample::pack(&[sample]),
+            top_tokens: vec![top.clone()],
+            ..Default::default()
+        };
         let outcome = decode(&result).unwrap();
         assert_eq!(outcome.samples[0].top.as_deref(), Some([(5, -0.5), (6, -1.5)].as_slice()));
 

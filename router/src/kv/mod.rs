@@ -232,7 +232,11 @@ mod tests {
 
     #[test]
     fn salts_separate() {
-        check(8, "a=0..16@x b=0..16@y c=0..16 d=0..16@x", expect!["a:[0, 1] b:[2, 3] c:[4, 5] d:[0, 6] cached:0 free:1"]);
+        check(
+            8,
+            "a=0..16@x b=0..16@y c=0..16 d=0..16@x",
+            expect!["a:[0, 1] b:[2, 3] c:[4, 5] d:[0, 6] cached:0 free:1"],
+        );
     }
 
     #[test]

@@ -50,8 +50,13 @@ struct Entry {
 impl PrefixIndex {
     /// An empty index over `num_blocks` blocks of `block_size` tokens.
     pub fn new(num_blocks: u32, block_size: u32, key: PrefixKey) -> Self {
-        let mut index =
-            Self { key, block_size: block_size as usize, by_hash: HashMap::default(), entries: Vec::new(), ids: Vec::new() };
+        let mut index = Self {
+            key,
+            block_size: block_size as usize,
+            by_hash: HashMap::default(),
+            entries: Vec::new(),
+            ids: Vec::new(),
+        };
         index.reset(num_blocks);
         index
     }

@@ -119,7 +119,9 @@ pub(crate) fn check(asked: &Asked, limits: &ParamLimits) -> Result<Checked, Vali
         seed: None,
     };
     for parameter in TABLE {
-        (parameter.enter)(asked, limits, &mut checked)?;
+        (parameter.enter)(asked, limits, &mut checked).inspect_err(|error| {
+            tracing::debug!(parameter = parameter.name, range = parameter.range, %error, "refused");
+        })?;
     }
     Ok(checked)
 }

@@ -13,7 +13,11 @@ mod info;
 mod metrics;
 mod models;
 mod openai;
+#[cfg(test)]
+mod scripted_model;
 mod sse;
+#[cfg(test)]
+mod tests;
 mod tokenize;
 
 use std::sync::Arc;

@@ -5,6 +5,7 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, Response, header};
@@ -33,25 +34,28 @@ pub(super) fn write_raw_event(out: &mut Vec<u8>, json: &[u8]) {
 
 /// The answer whose body is `events`.
 pub(super) fn response(events: impl Stream<Item = Vec<u8>> + Send + 'static) -> Response<Body> {
-    let body = KeepAlive {
-        events: Box::pin(events),
-        timer: Box::pin(tokio::time::sleep(SSE_KEEP_ALIVE)),
-        last: Instant::now(),
-    };
-    let mut response = Response::new(Body::from_stream(body));
+    let mut response = Response::new(Body::from_stream(KeepAlive::new(events, SSE_KEEP_ALIVE)));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     response
 }
 
-/// Adds a comment line whenever `events` has been silent for [`SSE_KEEP_ALIVE`].
+/// Adds a comment line whenever `events` has been silent for `interval`.
 struct KeepAlive<S> {
     events: Pin<Box<S>>,
+    interval: Duration,
     timer: Pin<Box<Sleep>>,
     /// When something was last sent. The timer is set anew only when it fires: resetting it per token would cost more
     /// than the token's text.
     last: Instant,
+}
+
+impl<S: Stream<Item = Vec<u8>>> KeepAlive<S> {
+    fn new(events: S, interval: Duration) -> Self {
+        let timer = Box::pin(tokio::time::sleep(interval));
+        Self { events: Box::pin(events), interval, timer, last: Instant::now() }
+    }
 }
 
 impl<S: Stream<Item = Vec<u8>>> Stream for KeepAlive<S> {
@@ -64,11 +68,11 @@ impl<S: Stream<Item = Vec<u8>>> Stream for KeepAlive<S> {
         }
         while self.timer.as_mut().poll(context).is_ready() {
             let silence = self.last.elapsed();
-            let is_due = silence >= SSE_KEEP_ALIVE;
+            let is_due = silence >= self.interval;
             if is_due {
                 self.last = Instant::now();
             }
-            let wait = if is_due { SSE_KEEP_ALIVE } else { SSE_KEEP_ALIVE - silence };
+            let wait = if is_due { self.interval } else { self.interval - silence };
             self.timer.as_mut().reset(Instant::now() + wait);
             if is_due {
                 return Poll::Ready(Some(Ok(Bytes::from_static(b":\n\n"))));
@@ -80,6 +84,8 @@ impl<S: Stream<Item = Vec<u8>>> Stream for KeepAlive<S> {
 
 #[cfg(test)]
 mod tests {
+    use futures::StreamExt;
+
     use super::*;
 
     #[test]
@@ -89,14 +95,22 @@ mod tests {
         assert_eq!(out, b"data: {\"text\":\"a\\nb\"}\n\n");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_silent_stream_gets_a_comment_line() {
+    #[tokio::test]
+    async fn a_silent_stream_gets_comment_lines_until_it_speaks() {
+        let (speak, spoken) = tokio::sync::oneshot::channel::<()>();
         let events = futures::stream::once(async {
-            tokio::time::sleep(SSE_KEEP_ALIVE * 5 / 2).await;
+            spoken.await.unwrap();
             b"data: x\n\n".to_vec()
         });
-        let body = response(events).into_body();
-        let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap();
-        assert_eq!(bytes, &b":\n\n:\n\ndata: x\n\n"[..]);
+        let mut body = std::pin::pin!(KeepAlive::new(events, Duration::from_millis(1)));
+        for _ in 0..3 {
+            assert_eq!(body.next().await.unwrap().unwrap(), &b":\n\n"[..]);
+        }
+        speak.send(()).unwrap();
+        let mut rest = Vec::new();
+        while let Some(bytes) = body.next().await {
+            rest.push(bytes.unwrap());
+        }
+        assert_eq!(rest.last().unwrap(), &b"data: x\n\n"[..]);
     }
 }

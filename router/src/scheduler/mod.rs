@@ -299,8 +299,13 @@ impl Scheduler {
     /// The epoch is over: the shards have lost everything. Running requests wait again with prompt + emitted tokens; those
     /// that were in flight at too many crashes fail, and those that did not fit the group that came back.
     pub fn reset(&mut self, capacity: Capacity) {
-        let in_flight: Vec<Tenancy> = self.in_flight.drain(..).flat_map(|plan| plan.rows).map(|row| row.tenancy).collect();
-        let running: Vec<Row> = self.order.drain(..).map(|slot| self.slots[slot.0 as usize].take().expect("order lists occupied slots")).collect();
+        let in_flight: Vec<Tenancy> =
+            self.in_flight.drain(..).flat_map(|plan| plan.rows).map(|row| row.tenancy).collect();
+        let running: Vec<Row> = self
+            .order
+            .drain(..)
+            .map(|slot| self.slots[slot.0 as usize].take().expect("order lists occupied slots"))
+            .collect();
         self.capacity = capacity;
         self.cache.reset(capacity.num_blocks);
         self.empty_slots();

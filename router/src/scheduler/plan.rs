@@ -89,7 +89,9 @@ impl Scheduler {
             }
             let tokens = row.computed + 1;
             // Once an older row has found nobody to preempt, a younger one will not either.
-            if row.blocks.len() as u32 * self.config.block_size < tokens && (exhausted || self.grow(slot, tokens) < tokens) {
+            if row.blocks.len() as u32 * self.config.block_size < tokens
+                && (exhausted || self.grow(slot, tokens) < tokens)
+            {
                 exhausted = true;
                 continue;
             }
@@ -361,7 +363,8 @@ impl Scheduler {
     }
 
     fn longs_running(&self) -> usize {
-        let is_long = |row: &Row| matches!(row.work(), Work::Prefill(remaining) if self.length(remaining) == Length::Long);
+        let is_long =
+            |row: &Row| matches!(row.work(), Work::Prefill(remaining) if self.length(remaining) == Length::Long);
         self.order.iter().filter(|&&slot| is_long(self.row(slot))).count()
     }
 

@@ -156,7 +156,9 @@ impl Simulation {
         self.epochs += 1;
         for plan in &self.scheduler.in_flight {
             for row in &plan.rows {
-                if let Some(row) = self.scheduler.slots[row.slot.0 as usize].as_ref().filter(|live| live.tenancy == row.tenancy) {
+                if let Some(row) =
+                    self.scheduler.slots[row.slot.0 as usize].as_ref().filter(|live| live.tenancy == row.tenancy)
+                {
                     self.met_crashes.entry(row.sequence.id).or_default();
                 }
             }
@@ -223,8 +225,15 @@ impl Simulation {
         for row in &rows {
             assert!(row.cached <= row.committed, "{seed:?}");
             assert!(row.computed <= row.blocks.len() as u32 * self.block_size, "{seed:?}: blocks cover the row");
-            assert!(row.committed * self.block_size <= row.computed.min(row.sequence.len()), "{seed:?}: committed blocks are full");
-            assert_eq!(row.blocks.iter().collect::<BTreeSet<_>>().len(), row.blocks.len(), "{seed:?}: a block twice in a table");
+            assert!(
+                row.committed * self.block_size <= row.computed.min(row.sequence.len()),
+                "{seed:?}: committed blocks are full"
+            );
+            assert_eq!(
+                row.blocks.iter().collect::<BTreeSet<_>>().len(),
+                row.blocks.len(),
+                "{seed:?}: a block twice in a table"
+            );
             row.blocks.iter().for_each(|block| *owners.entry(*block).or_default() += 1);
         }
         for row in &rows {
@@ -233,7 +242,11 @@ impl Simulation {
             }
         }
         for block in (0..self.capacity.num_blocks).map(BlockId) {
-            assert_eq!(scheduler.cache.ref_count(block), owners.get(&block).copied().unwrap_or(0), "{seed:?}: {block:?}");
+            assert_eq!(
+                scheduler.cache.ref_count(block),
+                owners.get(&block).copied().unwrap_or(0),
+                "{seed:?}: {block:?}"
+            );
         }
         let counts = scheduler.cache.counts();
         assert_eq!(counts.used as usize, owners.len(), "{seed:?}");
@@ -242,7 +255,8 @@ impl Simulation {
         // Requests: each live one is in exactly one place, and nobody else is.
         let queues = [&scheduler.waiting, &scheduler.recovered, &scheduler.suspects];
         let waiting: Vec<&Sequence> = queues.into_iter().flatten().collect();
-        let mut present: Vec<RequestId> = waiting.iter().map(|s| s.id).chain(rows.iter().map(|row| row.sequence.id)).collect();
+        let mut present: Vec<RequestId> =
+            waiting.iter().map(|s| s.id).chain(rows.iter().map(|row| row.sequence.id)).collect();
         present.sort_unstable();
         let live: Vec<RequestId> = self.requests.iter().filter(|(_, c)| c.end.is_none()).map(|(id, _)| *id).collect();
         assert_eq!(present, live, "{seed:?}");
@@ -273,7 +287,9 @@ impl Simulation {
                     assert_eq!(*reason == FinishReason::EosToken, is_eos, "{}", context());
                 }
                 End::Cancelled => assert!(is_uncomputable || reference.starts_with(&client.reply), "{}", context()),
-                End::Failed(Failure::Row { .. }) => assert!(is_uncomputable && client.reply.is_empty(), "{}", context()),
+                End::Failed(Failure::Row { .. }) => {
+                    assert!(is_uncomputable && client.reply.is_empty(), "{}", context())
+                }
                 End::Failed(Failure::Poison { crashes }) => {
                     assert!(*crashes >= 2 && *crashes <= self.met_crashes[id], "{}", context());
                     assert!(reference.starts_with(&client.reply), "{}", context());
@@ -303,7 +319,10 @@ const CALM: Weather = Weather { seed: 0, num_requests: 20, crashes: false, bad_r
 fn random_schedules_give_every_request_its_own_reply() {
     let counters = simulate(0..2_000, CALM);
     println!("{counters:?}");
-    assert!(counters.preemptions > 1_000 && counters.prefix_hit_tokens > 10_000 && counters.wasted_rows > 1_000, "{counters:?}");
+    assert!(
+        counters.preemptions > 1_000 && counters.prefix_hit_tokens > 10_000 && counters.wasted_rows > 1_000,
+        "{counters:?}"
+    );
 }
 
 #[test]

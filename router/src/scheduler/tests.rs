@@ -176,70 +176,112 @@ impl Stage {
 
 #[test]
 fn a_prompt_is_computed_in_chunks_and_ends_by_length() {
-    check([8, 4, 16, 1], "a=20+3 step step step step plan", expect![[r#"a[0..16] | a[16..20]* | a | = a | a: Length | -"#]]);
+    check(
+        [8, 4, 16, 1],
+        "a=20+3 step step step step plan",
+        expect![[r#"a[0..16] | a[16..20]* | a | = a | a: Length | -"#]],
+    );
 }
 
 #[test]
 fn running_rows_go_before_chunks() {
-    check([8, 4, 8, 1], "a=4+9 step b=20+9 step step step step", expect![[r#"a[0..4]* | a b[0..7] | a b[7..14] | a b[14..20]* | a b"#]]);
+    check(
+        [8, 4, 8, 1],
+        "a=4+9 step b=20+9 step step step step",
+        expect![[r#"a[0..4]* | a b[0..7] | a b[7..14] | a b[14..20]* | a b"#]],
+    );
 }
 
 #[test]
 fn short_prompts_overtake_a_long_one() {
-    check([16, 4, 16, 1], "a=60+1 b=30+1 c=8+1 step step step step step", expect![""]);
+    check(
+        [16, 4, 16, 1],
+        "a=60+1 b=30+1 c=8+1 step step step step step",
+        expect!["c[0..8]* a[0..8] | c: Length | a[8..24] | a[24..40] | a[40..56] | a[56..60]* b[0..12] | a: Length"],
+    );
 }
 
 #[test]
 fn an_end_by_length_wastes_nothing_when_running_ahead() {
-    check([8, 4, 16, 2], "a=4+2 plan plan plan result plan result plan", expect![""]);
+    check(
+        [8, 4, 16, 2],
+        "a=4+2 plan plan plan result plan result plan",
+        expect!["a[0..4]* | a | - | - | a: Length | -"],
+    );
 }
 
 #[test]
 fn an_end_by_eos_is_noticed_one_step_late() {
-    check([8, 4, 16, 2], "a=4+9 b=4+9 plan plan result!a plan result plan", expect![""]);
+    check(
+        [8, 4, 16, 2],
+        "a=4+9 b=4+9 plan plan result!a plan result plan",
+        expect!["a[0..4]* b[0..4]* | a b | a: EosToken | b | = b"],
+    );
 }
 
 #[test]
 fn a_prefix_being_computed_is_waited_for_one_step() {
-    check([8, 4, 64, 1], "a=40+9@x b=36+9@x step step", expect![""]);
+    check([8, 4, 64, 1], "a=40+9@x b=36+9@x step step", expect!["a[0..40]* | b(cached 32) a b[32..36]*"]);
 }
 
 #[test]
 fn replies_are_cached_like_prompts() {
     // 20 prompt and 13 reply tokens, of which the last was never computed: two full blocks of 16.
-    check([8, 4, 64, 1], "a=20+13 skip:13 b>a+1 step", expect![""]);
+    check([8, 4, 64, 1], "a=20+13 skip:13 b>a+1 step", expect!["... | b(cached 32) b[32..34]* | b: Length"]);
 }
 
 #[test]
 fn the_youngest_row_gives_way_and_returns_with_what_it_has_emitted() {
     // In the third step `a` takes the last block and `b` pauses; in the 19th `a` takes b's block, and `b` comes back with 15
     // prompt and 2 reply tokens when there is room for them.
-    check([4, 4, 64, 1], "a=31+30 b=15+30 step step step skip:15 step skip:10 step step", expect![""]);
+    check(
+        [4, 4, 64, 1],
+        "a=31+30 b=15+30 step step step skip:15 step skip:10 step step",
+        expect!["a[0..31]* b[0..15]* | a b | a | ... | = a | ... | = a | a: Length | b[0..17]*"],
+    );
 }
 
 #[test]
 fn a_cancelled_row_frees_its_slot_in_the_next_plan() {
-    check([8, 1, 16, 2], "a=4+9 b=4+9 plan plan cancel:a result plan result result", expect![""]);
+    check(
+        [8, 1, 16, 2],
+        "a=4+9 b=4+9 plan plan cancel:a result plan result result",
+        expect!["a[0..4]* | a | b[0..4]*"],
+    );
 }
 
 #[test]
 fn what_can_never_fit_is_refused() {
-    check([2, 4, 16, 1], "a=30+3 b=30+4", expect![""]);
+    check([2, 4, 16, 1], "a=30+3 b=30+4", expect!["b: the request needs 33 tokens of KV cache, which holds 32"]);
 }
 
 #[test]
 fn a_crash_sends_running_rows_back_first() {
-    check([8, 2, 32, 1], "a=8+9 b=8+9 step step c=8+9 plan crash step step", expect![""]);
+    check(
+        [8, 2, 32, 1],
+        "a=8+9 b=8+9 step step c=8+9 plan crash step step",
+        expect!["a[0..8]* b[0..8]* | a b | = a b | a[0..10]* b[0..10]* | a b"],
+    );
 }
 
 #[test]
 fn a_row_whose_first_step_crashed_goes_last_and_alone_and_fails_the_second_time() {
-    check([8, 4, 32, 2], "a=8+9 step b=8+9 plan crash plan plan result plan crash plan", expect![""]);
+    check(
+        [8, 4, 32, 2],
+        "a=8+9 step b=8+9 plan crash plan plan result plan crash plan",
+        expect![
+            "a[0..8]* | a b[0..8]* | a[0..9]* | - | b[0..8]* | b: the shards crashed 2 times while computing this request | a[0..10]*"
+        ],
+    );
 }
 
 #[test]
 fn a_failed_row_leaves_nothing_in_the_cache() {
-    check([8, 4, 32, 2], "a=20+9@x plan b=24+9@x plan error:a plan", expect![""]);
+    check(
+        [8, 4, 32, 2],
+        "a=20+9@x plan b=24+9@x plan error:a plan",
+        expect!["a[0..20]* | b(cached 16) a b[16..24]* | a: the shard failed this request: bad | b[0..24]*"],
+    );
 }
 
 #[test]
@@ -253,11 +295,15 @@ fn results_must_answer_the_oldest_plan_row_by_row() {
     };
     let outcome = |seq, slots: &[u32], token_id| StepOutcome {
         seq,
-        samples: slots.iter().map(|&slot| SampledRow { slot: SlotId(slot), token_id, logprob: 0.0, top: None }).collect(),
+        samples: slots
+            .iter()
+            .map(|&slot| SampledRow { slot: SlotId(slot), token_id, logprob: 0.0, top: None })
+            .collect(),
         row_errors: Vec::new(),
     };
     let apply = |outcome| {
-        let mut scheduler = Scheduler::new(config.clone(), Capacity { num_blocks: 4, max_slots: 2, max_step_tokens: 8 });
+        let mut scheduler =
+            Scheduler::new(config.clone(), Capacity { num_blocks: 4, max_slots: 2, max_step_tokens: 8 });
         let parts = RequestParts {
             input_ids: [1, 2].into(),
             sampling: SamplingParams::default(),

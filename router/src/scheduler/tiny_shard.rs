@@ -195,7 +195,10 @@ impl TinyShard {
             let mut state = 0;
             for position in 0..slot.length {
                 let entry = self.entry(&slot, position);
-                rule!(entry.is_some() || self.has_holes, "slot {slot_id} reads position {position}, which nobody has written");
+                rule!(
+                    entry.is_some() || self.has_holes,
+                    "slot {slot_id} reads position {position}, which nobody has written"
+                );
                 state = mix(state ^ entry.unwrap_or_default());
             }
             let token = next_token(state, &slot.params, slot.ids.as_deref(), slot.length);

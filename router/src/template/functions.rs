@@ -68,12 +68,18 @@ impl Formatter for PythonFormatter {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// The clock of the goldens.
+    pub(crate) fn noon() -> jiff::Zoned {
+        let time = jiff::civil::date(2024, 7, 26).at(12, 34, 56, 0);
+        time.to_zoned(jiff::tz::TimeZone::UTC).expect("UTC has no gaps")
+    }
 
     #[test]
     fn dates_are_formatted_and_wrong_formats_are_errors() {
-        let now = "2024-07-26T12:34:56[UTC]".parse().unwrap();
+        let now = noon();
         assert_eq!(strftime("%d %b %Y", &now).unwrap(), "26 Jul 2024");
         assert!(strftime("%!", &now).is_err());
     }

@@ -221,7 +221,6 @@ pub(crate) mod tests {
         };
         let goldens: Vec<serde_json::Value> = serde_json::from_str(&goldens).unwrap();
         let conversations: serde_json::Value = serde_json::from_str(&conversations).unwrap();
-        let clock = || "2024-07-26T12:34:56[UTC]".parse().unwrap();
         let (mut same, mut total) = (0, 0);
         for golden in &goldens {
             let conversation = &conversations[golden["conversation"].as_str().unwrap()];
@@ -230,7 +229,7 @@ pub(crate) mod tests {
             }
             let name = golden["template"].as_str().unwrap();
             let outcome = template(&read(&format!("templates/{name}.jinja")).unwrap()).and_then(|mut template| {
-                functions::register(&mut template.environment, clock);
+                functions::register(&mut template.environment, functions::tests::noon);
                 let mut context = conversation.clone();
                 let defaults = serde_json::json!({"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>",
                     "unk_token": "<unk>", "add_generation_prompt": true});

@@ -190,7 +190,9 @@ mod tests {
             let whole = tokenizer.decode(&ids);
             for cut in 0..ids.len() {
                 let prompt = tokenizer.decode(&ids[..cut]);
-                if !prompt.ends_with(char::REPLACEMENT_CHARACTER) {
+                // After a special token (here: unknown characters) the text starts afresh, without its space.
+                let is_afresh = ids[..cut].last().is_some_and(|id| tokenizer.special(*id).is_some());
+                if !is_afresh && !prompt.ends_with(char::REPLACEMENT_CHARACTER) {
                     let text = pieces(&tokenizer, &ids[..cut], &ids[cut..]).concat();
                     assert_eq!(format!("{prompt}{text}"), whole, "{} cut {cut}", path.display());
                 }

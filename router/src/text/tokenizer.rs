@@ -105,6 +105,7 @@ impl TextTokenizer {
     }
 
     /// The id of a token by its exact content.
+    #[cfg(test)]
     pub(crate) fn token_to_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }

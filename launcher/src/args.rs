@@ -1,0 +1,247 @@
+//! The command line: TGI's flag and environment names for everything that exists here.
+//!
+//! Flags of TGI that do nothing here, or nothing yet, are rows of the tables in `compatibility.rs`.
+
+use clap::builder::BoolishValueParser;
+use clap::{ArgAction, CommandFactory, FromArgMatches, ValueEnum};
+use std::ffi::OsString;
+
+use crate::compatibility::{self, Knob};
+
+/// Serves a large language model over TGI's and OpenAI's HTTP routes.
+///
+/// Without arguments it serves a small demonstration model that is embedded in this executable. Every flag can be given
+/// as an environment variable too; the command line wins.
+#[derive(clap::Parser, Debug)]
+#[command(name = "text-generation-launcher", version, max_term_width = 110, after_help = AFTER_HELP)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) model: Model,
+    #[command(flatten)]
+    pub(crate) shards: Shards,
+    #[command(flatten)]
+    pub(crate) server: Server,
+    #[command(flatten)]
+    pub(crate) limits: Limits,
+    #[command(flatten)]
+    pub(crate) operation: Operation,
+}
+
+const AFTER_HELP: &str = "\
+Try:
+  text-generation-launcher
+  curl http://127.0.0.1:3000/v1/chat/completions -H 'Content-Type: application/json' \\
+       -d '{\"messages\": [{\"role\": \"user\", \"content\": \"What is two plus three?\"}]}'";
+
+/// What is served.
+#[derive(clap::Args, Debug)]
+#[command(next_help_heading = "Model")]
+pub(crate) struct Model {
+    /// Folder with config.json, tokenizer.json and *.safetensors. Without it: the embedded demo model.
+    #[arg(long, env, value_name = "FOLDER")]
+    pub(crate) model_id: Option<String>,
+    /// Convert the weights to this type while loading [default: as in the checkpoint].
+    #[arg(long, env)]
+    pub(crate) dtype: Option<Dtype>,
+    /// RoPE scaling instead of the one in config.json.
+    #[arg(long, env)]
+    pub(crate) rope_scaling: Option<RopeScaling>,
+    /// Factor of the RoPE scaling; without `--rope-scaling` it means linear.
+    #[arg(long, env)]
+    pub(crate) rope_factor: Option<f32>,
+    /// A tokenizer_config.json (chat template) to use instead of the model's own.
+    #[arg(long, env, value_name = "FILE")]
+    pub(crate) tokenizer_config_path: Option<String>,
+}
+
+/// How the model is spread over processes.
+#[derive(clap::Args, Debug)]
+#[command(next_help_heading = "Shards")]
+pub(crate) struct Shards {
+    /// Number of tensor-parallel shard processes [default: 1 on CPUs].
+    #[arg(long, env)]
+    pub(crate) num_shard: Option<usize>,
+    /// Demand (true) or forbid (false) tensor parallelism.
+    #[arg(long, env, value_name = "BOOL", value_parser = BoolishValueParser::new())]
+    pub(crate) sharded: Option<bool>,
+    /// Prefix of the shards' unix sockets: shard r listens on {PREFIX}-{r} [default: a private folder].
+    #[arg(long, env, value_name = "PREFIX")]
+    pub(crate) shard_uds_path: Option<String>,
+}
+
+/// Where clients connect.
+#[derive(clap::Args, Debug)]
+#[command(next_help_heading = "HTTP")]
+pub(crate) struct Server {
+    /// IP address to listen on. A name that is no address (Docker sets HOSTNAME to one) means 0.0.0.0.
+    #[arg(long, env, default_value = "0.0.0.0")]
+    pub(crate) hostname: String,
+    /// Port to listen on.
+    #[arg(short, long, env, default_value_t = 3000)]
+    pub(crate) port: u16,
+    /// Origin that browsers may call from; may be repeated [default: any].
+    #[arg(long, env, value_name = "ORIGIN")]
+    pub(crate) cors_allow_origin: Vec<String>,
+    /// Largest request body in bytes; beyond it 413.
+    #[arg(long, env, value_name = "BYTES", default_value_t = 2_000_000)]
+    pub(crate) payload_limit: usize,
+}
+
+/// What one request, and all of them together, may take.
+#[derive(clap::Args, Debug)]
+#[command(next_help_heading = "Limits")]
+pub(crate) struct Limits {
+    /// Requests in the server at one time; beyond it 429.
+    #[arg(long, env, default_value_t = 128)]
+    pub(crate) max_concurrent_requests: usize,
+    /// Largest `best_of`.
+    #[arg(long, env, default_value_t = 2)]
+    pub(crate) max_best_of: usize,
+    /// Most stop strings of a request.
+    #[arg(long, env, default_value_t = 4)]
+    pub(crate) max_stop_sequences: usize,
+    /// Largest `top_n_tokens` and `top_logprobs`.
+    #[arg(long, env, default_value_t = 5)]
+    pub(crate) max_top_n_tokens: u32,
+    /// Most tokens of a prompt [default: the context minus one].
+    #[arg(long, env)]
+    pub(crate) max_input_tokens: Option<usize>,
+    /// Older name of --max-input-tokens.
+    #[arg(long, env, hide_short_help = true)]
+    pub(crate) max_input_length: Option<usize>,
+    /// Most tokens of a prompt and its answer together [default: the model's context].
+    #[arg(long, env)]
+    pub(crate) max_total_tokens: Option<usize>,
+    /// Tokens one step may compute, running rows and pieces of prompts together [default: 512 on CPUs]. A long prompt
+    /// is computed in pieces of at most this size, so that running streams go on.
+    #[arg(long, env)]
+    pub(crate) max_batch_prefill_tokens: Option<u32>,
+    /// Tokens the KV cache may hold [default: from the free memory].
+    #[arg(long, env)]
+    pub(crate) max_batch_total_tokens: Option<u32>,
+    /// Rows one step may have [default: --max-concurrent-requests, at most 256].
+    #[arg(long, env)]
+    pub(crate) max_batch_size: Option<usize>,
+    /// Most prompts in one /v1/completions call.
+    #[arg(long, env, default_value_t = 4)]
+    pub(crate) max_client_batch_size: usize,
+    /// Tokenizer threads of the router.
+    #[arg(long, env, default_value_t = 2)]
+    pub(crate) validation_workers: usize,
+}
+
+/// How the launcher itself behaves.
+#[derive(clap::Args, Debug)]
+#[command(next_help_heading = "Operation")]
+pub(crate) struct Operation {
+    /// Log one JSON object per line instead of text. LOG_LEVEL (error, warn, info, debug) filters either.
+    #[arg(long, env, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) json_output: bool,
+    /// Log the runtime environment (for bug reports), then start.
+    #[arg(short = 'e', long = "env", action = ArgAction::SetTrue)]
+    pub(crate) print_environment: bool,
+    /// Seconds that running requests get to finish after SIGTERM or Ctrl-C.
+    #[arg(short, long, env, value_name = "SECONDS", default_value_t = 90)]
+    pub(crate) graceful_termination_timeout: u64,
+}
+
+/// Types that weights can be converted to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "lower")]
+pub(crate) enum Dtype {
+    /// IEEE half precision.
+    Float16,
+    /// The upper half of a float32.
+    #[value(name = "bfloat16")]
+    BFloat16,
+    /// IEEE single precision (TGI has no name for it; `float32` is PyTorch's).
+    Float32,
+}
+
+/// Scalings that can be forced from the command line. Those of config.json are more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RopeScaling {
+    /// Positions divided by the factor.
+    Linear,
+    /// Base grows with the sequence.
+    Dynamic,
+}
+
+/// The command line as parsed, with the rows of the compatibility tables that were used.
+#[derive(Debug)]
+pub(crate) struct Parsed {
+    /// The flags that exist here.
+    pub(crate) args: Args,
+    /// Flags without effect that were given.
+    pub(crate) no_effect: Vec<&'static Knob>,
+    /// Flags that cannot be honoured and were given.
+    pub(crate) not_supported: Vec<&'static Knob>,
+}
+
+/// Parses `argv`, whose first item is the program.
+///
+/// # Errors
+/// clap's own error, which knows its text and exit code (2; 0 for `--help` and `--version`).
+pub(crate) fn parse(argv: impl IntoIterator<Item = OsString>) -> Result<Parsed, clap::Error> {
+    let command = compatibility::register(Args::command());
+    let matches = command.try_get_matches_from(argv)?;
+    let args = Args::from_arg_matches(&matches)?;
+    Ok(Parsed {
+        args,
+        no_effect: compatibility::given(compatibility::NO_EFFECT, &matches),
+        not_supported: compatibility::given(compatibility::NOT_SUPPORTED, &matches),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_words(words: &str) -> Result<Parsed, clap::Error> {
+        parse(words.split_whitespace().map(OsString::from))
+    }
+
+    #[test]
+    fn the_command_is_well_formed() {
+        compatibility::register(Args::command()).debug_assert();
+    }
+
+    #[test]
+    fn defaults_are_those_of_tgi() {
+        let args = parse_words("launcher").unwrap().args;
+        let limits = &args.limits;
+        assert_eq!((args.server.hostname.as_str(), args.server.port), ("0.0.0.0", 3000));
+        assert_eq!(args.server.payload_limit, 2_000_000);
+        assert_eq!(
+            (limits.max_concurrent_requests, limits.max_best_of, limits.max_stop_sequences, limits.max_top_n_tokens),
+            (128, 2, 4, 5)
+        );
+        assert_eq!((limits.max_client_batch_size, limits.validation_workers), (4, 2));
+        assert_eq!(args.operation.graceful_termination_timeout, 90);
+    }
+
+    #[test]
+    fn short_flags_and_repeated_origins() {
+        let args = parse_words("launcher -p 8080 -g 5 -e --cors-allow-origin http://a --cors-allow-origin http://b");
+        let args = args.unwrap().args;
+        assert_eq!((args.server.port, args.operation.graceful_termination_timeout), (8080, 5));
+        assert!(args.operation.print_environment);
+        assert_eq!(args.server.cors_allow_origin, ["http://a", "http://b"]);
+    }
+
+    #[test]
+    fn dtypes_have_the_names_of_tgi() {
+        for (name, dtype) in
+            [("float16", Dtype::Float16), ("bfloat16", Dtype::BFloat16), ("float32", Dtype::Float32)]
+        {
+            let args = parse_words(&format!("launcher --dtype {name}")).unwrap().args;
+            assert_eq!(args.model.dtype, Some(dtype));
+        }
+    }
+
+    #[test]
+    fn unknown_flags_are_clap_errors_with_exit_code_2() {
+        let error = parse_words("launcher --no-such-flag").unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+    }
+}

@@ -1,0 +1,199 @@
+//! A one-rank shard group whose model always says the same text, so that answers can be compared byte for byte.
+//!
+//! Unlike the engine's own scripted group, which checks the step protocol, this one only answers it.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use proto::v1::shard_server::{Shard, ShardServer};
+use proto::v1::{self, FromShard, InfoResponse, Plan, SamplingParams, StepResult, ToShard, from_shard, to_shard};
+use proto::{Sample, pack_u32, unpack_u32};
+use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Positions of the model.
+pub(super) const CONTEXT: u32 = 64;
+/// The end-of-sequence token of the test tokenizer.
+pub(super) const EOS: u32 = 257;
+
+/// The model behind its socket. Dropping it ends the server.
+pub(super) struct ScriptedModel {
+    pub(super) prefix: String,
+    pub(super) script: Arc<Script>,
+    server: tokio::task::JoinHandle<()>,
+}
+
+/// What the model says and what it has heard.
+pub(super) struct Script {
+    /// Every reply; [`EOS`] follows its last token.
+    reply: Vec<u32>,
+    /// One permit per plan.
+    pub(super) steps: Semaphore,
+    /// The sampling parameters and the prompt of every request, in the order of their arrival.
+    pub(super) heard: Mutex<Vec<(SamplingParams, Vec<u32>)>>,
+    /// Slots freed so far, and a bell that rings when there are more.
+    pub(super) freed: Mutex<usize>,
+    pub(super) has_freed: Notify,
+}
+
+impl ScriptedModel {
+    pub(super) fn start(reply: Vec<u32>) -> Self {
+        static GROUPS: AtomicU32 = AtomicU32::new(0);
+        let number = GROUPS.fetch_add(1, Ordering::Relaxed);
+        let prefix = std::env::temp_dir().join(format!("tgi-route-test-{}-{number}", std::process::id()));
+        let prefix = prefix.to_str().expect("temp_dir is UTF-8 in tests").to_owned();
+        let script = Arc::new(Script {
+            reply,
+            steps: Semaphore::new(Semaphore::MAX_PERMITS / 2),
+            heard: Mutex::default(),
+            freed: Mutex::default(),
+            has_freed: Notify::new(),
+        });
+        let incoming = proto::bind(&proto::socket_path(&prefix, 0)).unwrap();
+        let service = ShardServer::new(Rank { script: script.clone() });
+        let server = tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming);
+        Self { prefix, script, server: tokio::spawn(async move { server.await.unwrap() }) }
+    }
+}
+
+impl Drop for ScriptedModel {
+    fn drop(&mut self) {
+        self.server.abort();
+        let _ = std::fs::remove_file(PathBuf::from(format!("{}-0", self.prefix)));
+    }
+}
+
+/// A row: its parameters, what has been computed of its prompt, and how much of the reply it has said.
+struct Row {
+    params: SamplingParams,
+    prompt: Vec<u32>,
+    said: usize,
+}
+
+struct Rank {
+    script: Arc<Script>,
+}
+
+#[tonic::async_trait]
+impl Shard for Rank {
+    type RunStream = ReceiverStream<Result<FromShard, Status>>;
+
+    async fn run(&self, request: Request<Streaming<ToShard>>) -> Result<Response<Self::RunStream>, Status> {
+        let (sender, receiver) = mpsc::channel(8);
+        let script = self.script.clone();
+        tokio::spawn(async move {
+            if let Err(status) = script.serve(request.into_inner(), &sender).await {
+                let _ = sender.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn info(&self, _: Request<v1::InfoRequest>) -> Result<Response<InfoResponse>, Status> {
+        Ok(Response::new(info()))
+    }
+
+    async fn health(&self, _: Request<v1::HealthRequest>) -> Result<Response<v1::HealthResponse>, Status> {
+        Ok(Response::new(v1::HealthResponse { steps: 0 }))
+    }
+
+    async fn generate(&self, _: Request<v1::GenerateRequest>) -> Result<Response<v1::GenerateResponse>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
+    async fn inspect(&self, _: Request<v1::InspectRequest>) -> Result<Response<v1::InspectResponse>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+}
+
+fn info() -> InfoResponse {
+    InfoResponse {
+        protocol_version: proto::PROTOCOL_VERSION,
+        rank: 0,
+        world_size: 1,
+        device: "cpu".into(),
+        dtype: "float32".into(),
+        model_type: "llama".into(),
+        vocab_size: 300,
+        max_position_embeddings: CONTEXT,
+        block_size: 16,
+        num_blocks: 64,
+        max_slots: 8,
+        max_step_tokens: 32,
+        eos_token_ids: vec![EOS],
+        max_top_n_tokens: 5,
+        ..Default::default()
+    }
+}
+
+impl Script {
+    async fn serve(
+        &self,
+        mut incoming: Streaming<ToShard>,
+        sender: &mpsc::Sender<Result<FromShard, Status>>,
+    ) -> Result<(), Status> {
+        let mut rows = HashMap::new();
+        let mut continues = Vec::new();
+        while let Some(message) = incoming.message().await? {
+            let answer = match message.message {
+                Some(to_shard::Message::Hello(hello)) => {
+                    from_shard::Message::Welcome(v1::Welcome { epoch: hello.epoch, info: Some(info()) })
+                }
+                Some(to_shard::Message::Plan(plan)) => {
+                    self.steps.acquire().await.expect("never closed").forget();
+                    from_shard::Message::Result(self.execute(&mut rows, &mut continues, plan))
+                }
+                Some(to_shard::Message::Ping(ping)) => from_shard::Message::Pong(v1::Pong { nonce: ping.nonce }),
+                Some(to_shard::Message::Masks(_)) | None => return Err(Status::invalid_argument("unexpected message")),
+            };
+            if sender.send(Ok(FromShard { message: Some(answer) })).await.is_err() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn execute(&self, rows: &mut HashMap<u32, Row>, continues: &mut Vec<u32>, plan: Plan) -> StepResult {
+        for slot in unpack_u32(&plan.freed_slots).unwrap() {
+            rows.remove(&slot);
+            *self.freed.lock().unwrap() += 1;
+            self.has_freed.notify_waiters();
+        }
+        for slot in plan.new_slots {
+            rows.insert(slot.slot, Row { params: slot.params.unwrap_or_default(), prompt: Vec::new(), said: 0 });
+        }
+        if !plan.same_rows {
+            *continues = unpack_u32(&plan.continues).unwrap().collect();
+        }
+        let mut sampled = continues.clone();
+        for chunk in plan.chunks {
+            let row = rows.get_mut(&chunk.slot).expect("chunks are of live slots");
+            row.prompt.extend(unpack_u32(&chunk.ids).unwrap());
+            if chunk.sample {
+                self.heard.lock().unwrap().push((row.params, row.prompt.clone()));
+                sampled.push(chunk.slot);
+            }
+        }
+        let mut result = StepResult { seq: plan.seq, timings: Some(v1::Timings::default()), ..Default::default() };
+        let mut samples = Vec::new();
+        for slot in sampled {
+            let row = rows.get_mut(&slot).expect("sampled rows are live slots");
+            let token_id = self.reply.get(row.said).copied().unwrap_or(EOS);
+            row.said += 1;
+            // Greedy rows are always this sure; the others by their seed, so that best_of has something to choose.
+            let logprob = if row.params.do_sample { -1.0 - (row.params.seed % 64) as f32 / 64.0 } else { -0.5 };
+            samples.push(Sample { slot, token_id, logprob });
+            if row.params.top_n_tokens > 0 {
+                let ids: Vec<u32> = (0..row.params.top_n_tokens).map(|n| token_id + n).collect();
+                let logprobs = ids.iter().enumerate().flat_map(|(n, _)| (logprob - n as f32).to_le_bytes());
+                let logprobs: Vec<u8> = logprobs.collect();
+                result.top_tokens.push(v1::TopTokens { slot, ids: pack_u32(ids), logprobs: logprobs.into() });
+            }
+        }
+        result.samples = Sample::pack(&samples);
+        result
+    }
+}

@@ -1,0 +1,126 @@
+//! The shard's command line, as the launcher writes it.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+
+/// One rank of a model: weights, KV cache, step executor.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "text-generation-shard", version)]
+pub struct Args {
+    /// Folder with config.json and safetensors files.
+    #[arg(long)]
+    pub model_dir: PathBuf,
+
+    /// This process's rank, below --world-size.
+    #[arg(long, default_value_t = 0)]
+    pub rank: usize,
+
+    /// Ranks that the model is split over.
+    #[arg(long, default_value = "1")]
+    pub world_size: NonZeroUsize,
+
+    /// The socket is this path with -RANK appended.
+    #[arg(long, default_value = "/tmp/text-generation-server")]
+    pub uds_path: String,
+
+    /// Threads that compute [default: the machine's, divided by --world-size].
+    #[arg(long)]
+    pub threads: Option<NonZeroUsize>,
+
+    /// Sequences that can be live at once.
+    #[arg(long, default_value = "64")]
+    pub max_batch_size: NonZeroUsize,
+
+    /// Tokens that one step may compute.
+    #[arg(long, default_value = "512")]
+    pub max_step_tokens: NonZeroUsize,
+
+    /// Name of the ranks' shared-memory segment; needed if --world-size is above 1.
+    #[arg(long)]
+    pub comm_name: Option<String>,
+
+    /// Element type of the weights [default: as in the checkpoint].
+    #[arg(long)]
+    pub dtype: Option<Dtype>,
+
+    /// KV capacity in tokens over all sequences [default: from the available memory].
+    #[arg(long)]
+    pub max_batch_total_tokens: Option<usize>,
+
+    /// Longest sequence, prompt and answer [default: the model's].
+    #[arg(long)]
+    pub max_total_tokens: Option<usize>,
+
+    /// Stretches the model's positions beyond its training.
+    #[arg(long, requires = "rope_factor")]
+    pub rope_scaling: Option<RopeScaling>,
+
+    /// By how much --rope-scaling stretches.
+    #[arg(long, requires = "rope_scaling")]
+    pub rope_factor: Option<f32>,
+
+    /// Log JSON objects, one per line.
+    #[arg(long)]
+    pub json_output: bool,
+
+    /// Exit when the parent process is no longer this one.
+    #[arg(long)]
+    pub parent_pid: Option<u32>,
+}
+
+/// Element types of weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Dtype {
+    /// 32 bits.
+    Float32,
+    /// IEEE half.
+    Float16,
+    /// The upper half of a float32.
+    Bfloat16,
+}
+
+/// Kinds of RoPE scaling that TGI offers on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RopeScaling {
+    /// Positions divided by the factor.
+    Linear,
+    /// NTK-aware base, by the factor.
+    Dynamic,
+}
+
+impl Args {
+    /// Threads that compute.
+    pub fn compute_threads(&self) -> usize {
+        let machine = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        self.threads.map_or_else(|| (machine() / self.world_size.get()).max(1), NonZeroUsize::get)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_launchers_command_line_parses() {
+        let line = "shard --model-dir /m --rank 1 --world-size 2 --uds-path /tmp/u --threads 3 --max-batch-size 8 \
+                    --max-step-tokens 256 --comm-name /c --dtype bfloat16 --max-batch-total-tokens 4096 \
+                    --max-total-tokens 1024 --rope-scaling linear --rope-factor 2.5 --json-output";
+        let args = Args::try_parse_from(line.split_whitespace()).unwrap();
+        assert_eq!((args.rank, args.world_size.get(), args.compute_threads()), (1, 2, 3));
+        assert_eq!((args.dtype, args.rope_scaling), (Some(Dtype::Bfloat16), Some(RopeScaling::Linear)));
+        assert_eq!(args.rope_factor, Some(2.5));
+        assert!(args.json_output);
+    }
+
+    #[test]
+    fn impossible_values_are_refused() {
+        let refused = |line: &str| Args::try_parse_from(line.split_whitespace()).unwrap_err().to_string();
+        assert!(refused("shard").contains("--model-dir"));
+        assert!(refused("shard --model-dir m --world-size 0").contains("--world-size"));
+        assert!(refused("shard --model-dir m --max-step-tokens 0").contains("--max-step-tokens"));
+        assert!(refused("shard --model-dir m --dtype int3").contains("float32"));
+        assert!(refused("shard --model-dir m --rope-scaling linear").contains("--rope-factor"));
+    }
+}

@@ -1,0 +1,100 @@
+//! Collectives between the ranks of a tensor-parallel group.
+//!
+//! The rule that makes ranks agree in every bit: sums run in the order of ranks 0..n−1 in f32, whoever computes them.
+//! A new transport is one file that implements [`Comm`].
+
+mod lobby;
+mod process;
+mod segment;
+mod shm;
+mod single;
+
+pub use shm::{Shm, ShmOptions};
+pub use single::Single;
+
+use crate::error::Result;
+
+/// What the collectives of one rank group can do. Every rank calls the same collectives in the same order.
+pub trait Comm: Send + Sync {
+    /// This rank, `0..world_size`.
+    fn rank(&self) -> usize;
+
+    /// Number of ranks in the group.
+    fn world_size(&self) -> usize;
+
+    /// Names the step to which the following collectives belong. Every rank must name the same one.
+    fn begin_step(&self, tag: StepTag);
+
+    /// Replaces `values` by its element-wise sum over all ranks, added in rank order.
+    ///
+    /// # Errors
+    /// If a rank is dead, late, or at another collective; the error names it. Afterwards every collective fails.
+    fn all_reduce(&self, values: &mut [f32]) -> Result<()>;
+
+    /// Concatenates every rank's `local` in rank order; `out` holds `world_size · local.len()` values.
+    ///
+    /// # Errors
+    /// As [`Comm::all_reduce`].
+    fn all_gather(&self, local: &[f32], out: &mut [f32]) -> Result<()>;
+
+    /// Returns once every rank has called it.
+    ///
+    /// # Errors
+    /// As [`Comm::all_reduce`].
+    fn barrier(&self) -> Result<()>;
+
+    /// Makes the collective in flight on this rank, and all later ones, fail until [`Comm::resume`]. Called from another
+    /// thread when this rank's plans stop coming, because its peers may then wait for ever, or it for them.
+    fn abort(&self) {}
+
+    /// Lets collectives run again, in an epoch that is new to every rank. Called between steps.
+    fn resume(&self) {}
+}
+
+/// The step a collective belongs to. Ranks that execute different plans are found out at their first collective.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepTag {
+    /// The life of the shard group.
+    pub epoch: u64,
+    /// The plan's number within the epoch.
+    pub seq: u64,
+    /// A hash over the plan's contents.
+    pub plan_hash: u64,
+}
+
+/// Which collective a rank is at: the step, and what it does there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stamp {
+    /// The step.
+    pub step: StepTag,
+    /// Collectives of this step before this one.
+    pub index: u64,
+    /// What kind of collective.
+    pub kind: CollectiveKind,
+    /// Values each rank contributes.
+    pub len: u64,
+}
+
+/// The kinds of collectives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u64)]
+pub enum CollectiveKind {
+    /// [`Comm::barrier`].
+    #[default]
+    Barrier = 0,
+    /// [`Comm::all_reduce`].
+    AllReduce = 1,
+    /// [`Comm::all_gather`].
+    AllGather = 2,
+}
+
+impl std::fmt::Display for Stamp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let StepTag { epoch, seq, plan_hash } = self.step;
+        write!(
+            f,
+            "epoch {epoch}, step {seq}, plan {plan_hash:016x}, collective {} ({:?} of {} values)",
+            self.index, self.kind, self.len
+        )
+    }
+}

@@ -1,0 +1,142 @@
+//! What a decoder-only model is, as far as its forward pass is concerned.
+
+use std::path::Path;
+
+use kernels::DType;
+
+use super::{ConfigFile, ModelOptions, RopeSpec};
+use crate::error::Result;
+use crate::limits::{MAX_DIMENSION, MAX_LAYERS, MAX_POSITIONS};
+
+/// The facts from which `models/decoder.rs` builds a model. Sizes are those of the whole model, not of a rank.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DecoderSpec {
+    /// The family: "llama".
+    pub model_type: String,
+    /// Element type of linear weights, embeddings and KV cache; `None`: whatever the checkpoint's embeddings have.
+    pub dtype: Option<DType>,
+    /// Token ids.
+    pub vocab_size: usize,
+    /// Width of the residual stream, E.
+    pub hidden_size: usize,
+    /// Width of the MLP.
+    pub intermediate_size: usize,
+    /// Layers.
+    pub num_layers: usize,
+    /// Query heads, H.
+    pub num_heads: usize,
+    /// Key-value heads, K; a divisor of H.
+    pub num_kv_heads: usize,
+    /// Width of a head, D. Need not be E / H.
+    pub head_dim: usize,
+    /// Positions that the model can represent.
+    pub max_position_embeddings: usize,
+    /// The constant inside RMSNorm's root.
+    pub rms_norm_eps: f32,
+    /// Rotary position embedding.
+    pub rope: RopeSpec,
+    /// Whether q, k and v have a bias.
+    pub qkv_bias: bool,
+    /// Whether o has one.
+    pub o_bias: bool,
+    /// Whether gate, up and down have one.
+    pub mlp_bias: bool,
+    /// Whether queries and keys are normalised per head before RoPE.
+    pub qk_norm: bool,
+    /// Whether the output head is the embedding matrix.
+    pub tie_word_embeddings: bool,
+    /// Per layer: the most recent positions that a row attends to, itself included; `None`: all.
+    pub windows: Vec<Option<usize>>,
+    /// Tokens that end a generation: generation_config.json's, else config.json's. May be empty.
+    pub eos_token_ids: Vec<u32>,
+}
+
+impl DecoderSpec {
+    /// What all families spell alike: no biases, no QK-norm, no window. A family changes what differs.
+    ///
+    /// # Errors
+    /// A field that is missing, malformed or unsupported.
+    pub fn from_config(config: &ConfigFile, options: &ModelOptions) -> Result<DecoderSpec> {
+        refuse_unknown_variants(config)?;
+        let hidden_size = config.size("hidden_size", MAX_DIMENSION)?;
+        let num_heads = config.size("num_attention_heads", MAX_DIMENSION)?;
+        let num_kv_heads = config.optional_size("num_key_value_heads", MAX_DIMENSION)?.unwrap_or(num_heads);
+        if !num_heads.is_multiple_of(num_kv_heads) {
+            return Err(config.wrong("num_key_value_heads", &format!("a divisor of num_attention_heads {num_heads}")));
+        }
+        let head_dim = match config.optional_size("head_dim", MAX_DIMENSION)? {
+            Some(head_dim) => head_dim,
+            None if hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
+            None => return Err(config.wrong("num_attention_heads", &format!("a divisor of hidden_size {hidden_size}"))),
+        };
+        if !head_dim.is_multiple_of(2) {
+            return Err(config.wrong("head_dim", "an even number: RoPE rotates pairs"));
+        }
+        let trained_positions = config.size("max_position_embeddings", MAX_POSITIONS)?;
+        let rope = RopeSpec::from_config(config, trained_positions, options.rope_scaling)?;
+        let num_layers = config.size("num_hidden_layers", MAX_LAYERS)?;
+        Ok(DecoderSpec {
+            model_type: config.text("model_type")?.unwrap_or_default().to_owned(),
+            dtype: options.dtype.or(checkpoint_dtype(config)?),
+            vocab_size: config.size("vocab_size", MAX_DIMENSION)?,
+            hidden_size,
+            intermediate_size: config.size("intermediate_size", MAX_DIMENSION)?,
+            num_layers,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            max_position_embeddings: rope.reachable_positions(trained_positions, options.rope_scaling),
+            rms_norm_eps: config.positive("rms_norm_eps")?.unwrap_or(1e-6) as f32,
+            rope,
+            qkv_bias: false,
+            o_bias: false,
+            mlp_bias: false,
+            qk_norm: false,
+            tie_word_embeddings: config.flag("tie_word_embeddings", false)?,
+            windows: vec![None; num_layers],
+            eos_token_ids: eos_token_ids(config)?,
+        })
+    }
+}
+
+/// Features that would change the mathematics and are not in any family here.
+fn refuse_unknown_variants(config: &ConfigFile) -> Result<()> {
+    for field in ["quantization_config", "compression_config"] {
+        if config.get(field).is_some() {
+            return Err(config.unsupported(field, "unquantised float32, float16 and bfloat16 checkpoints"));
+        }
+    }
+    // "swish" is SiLU by its other name.
+    if !matches!(config.text("hidden_act")?, None | Some("silu" | "swish")) {
+        return Err(config.unsupported("hidden_act", "\"silu\""));
+    }
+    if config.positive("partial_rotary_factor")?.is_some_and(|factor| factor != 1.0) {
+        return Err(config.unsupported("partial_rotary_factor", "1.0"));
+    }
+    Ok(())
+}
+
+/// What config.json says about the element type. The field only describes, so an unknown one is not an error: the
+/// weights themselves are checked when they are read.
+fn checkpoint_dtype(config: &ConfigFile) -> Result<Option<DType>> {
+    let name = match config.text("dtype")? {
+        Some(name) => Some(name),
+        None => config.text("torch_dtype")?,
+    };
+    Ok(match name {
+        Some("float32") => Some(DType::F32),
+        Some("float16") => Some(DType::F16),
+        Some("bfloat16") => Some(DType::Bf16),
+        _ => None,
+    })
+}
+
+/// From generation_config.json beside config.json if it is there and says, else from config.json.
+fn eos_token_ids(config: &ConfigFile) -> Result<Vec<u32>> {
+    let path = config.path().parent().unwrap_or(Path::new("")).join("generation_config.json");
+    let generation = if path.exists() { ConfigFile::read(&path)?.token_ids("eos_token_id")? } else { None };
+    Ok(match generation {
+        Some(ids) => ids,
+        None => config.token_ids("eos_token_id")?.unwrap_or_default(),
+    })
+}

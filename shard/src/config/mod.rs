@@ -1,0 +1,23 @@
+//! config.json and generation_config.json: reading them, and what a decoder's configuration comes to.
+//!
+//! Both spellings are read: `rope_parameters` and `dtype` of transformers 5, `rope_theta`, `rope_scaling` and `torch_dtype` of
+//! everything before. Whatever this server cannot run is an error that names field, value and alternatives.
+
+mod decoder_spec;
+mod file;
+mod rope;
+
+pub use decoder_spec::DecoderSpec;
+pub use file::ConfigFile;
+pub use rope::{RopeKind, RopeOverride, RopeScaling, RopeSpec};
+
+use kernels::DType;
+
+/// What the command line may change about a model.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ModelOptions {
+    /// Element type of weights and KV cache; `None`: that of the checkpoint.
+    pub dtype: Option<DType>,
+    /// RoPE scaling in place of the model's own.
+    pub rope_scaling: Option<RopeOverride>,
+}

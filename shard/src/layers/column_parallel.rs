@@ -1,0 +1,61 @@
+//! A linear layer of which each rank computes some of the outputs.
+
+use std::ops::Range;
+
+use kernels::{LinearWeight, Tensor, ops};
+
+use super::Loader;
+use crate::error::Result;
+
+/// Several projections of the same input as one matrix product: q, k, v or gate, up.
+pub struct ColumnParallelLinear {
+    weight: LinearWeight,
+    bias: Option<Tensor>,
+}
+
+/// One of the stacked projections.
+pub struct Projection<'n> {
+    /// Name in the checkpoint, without ".weight".
+    pub name: &'n str,
+    /// All outputs, over all ranks.
+    pub out_features: usize,
+    /// Those of this rank.
+    pub mine: Range<usize>,
+}
+
+impl ColumnParallelLinear {
+    /// Loads this rank's rows of each projection, stacked in the order given.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the tensors `{name}.weight` (`[out_features, in_features]`) and, if `bias`, `{name}.bias`.
+    pub fn load(
+        loader: &Loader<'_>,
+        in_features: usize,
+        bias: bool,
+        projections: &[Projection<'_>],
+    ) -> Result<ColumnParallelLinear> {
+        let (mut slices, mut biases) = (Vec::new(), Vec::new());
+        for Projection { name, out_features, mine } in projections {
+            let weight = loader.checkpoint.matrix(&format!("{name}.weight"), *out_features, in_features)?;
+            slices.push(weight.row_slice(mine.clone()));
+            if bias {
+                biases.push((loader.checkpoint.vector(&format!("{name}.bias"), *out_features)?, mine.clone()));
+            }
+        }
+        let bias = bias.then(|| loader.vector(&biases)).transpose()?;
+        Ok(ColumnParallelLinear { weight: loader.linear_weight(&slices)?, bias })
+    }
+
+    /// `out`: `[T, this rank's outputs]`; `x`: `[T, in_features]`.
+    ///
+    /// # Errors
+    /// As [`ops::linear`].
+    pub fn forward(&self, out: &mut Tensor, x: &Tensor) -> Result<()> {
+        Ok(ops::linear(out, x, &self.weight, self.bias.as_ref())?)
+    }
+
+    /// This rank's outputs.
+    pub fn out_features(&self) -> usize {
+        self.weight.n()
+    }
+}

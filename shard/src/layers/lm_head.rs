@@ -1,0 +1,68 @@
+//! The output head: hidden states to logits, cut by token id, gathered on every rank.
+
+use std::sync::Arc;
+
+use kernels::{Arena, DType, LinearWeight, MatrixView, Tensor, ops};
+
+use super::Loader;
+use crate::comm::Comm;
+use crate::error::Result;
+
+/// Each rank computes the logits of its token ids; all ranks then hold all of them and sample alike.
+pub struct LmHead {
+    /// As many outputs on every rank: those beyond the vocabulary have zero weights and are dropped.
+    weight: LinearWeight,
+    vocab_size: usize,
+    comm: Arc<dyn Comm>,
+}
+
+impl LmHead {
+    /// Loads this rank's rows of `{name}.weight` (`[vocab_size, hidden_size]`), which may be the embedding matrix.
+    ///
+    /// # Errors
+    /// Whatever is wrong with that tensor.
+    pub fn load(
+        loader: &Loader<'_>,
+        comm: &Arc<dyn Comm>,
+        name: &str,
+        [vocab_size, hidden_size]: [usize; 2],
+    ) -> Result<LmHead> {
+        let weight = loader.checkpoint.matrix(&format!("{name}.weight"), vocab_size, hidden_size)?;
+        let ids = loader.partition.vocab(vocab_size);
+        let missing = loader.partition.vocab_stride(vocab_size) - ids.len();
+        let zeros = vec![0; missing * hidden_size * weight.dtype().size_bytes()];
+        let padding = MatrixView::dense(&zeros, weight.dtype(), missing, hidden_size);
+        Ok(LmHead { weight: loader.linear_weight(&[weight.row_slice(ids), padding])?, vocab_size, comm: comm.clone() })
+    }
+
+    /// `logits`: `[S, vocab_size]`, equal on every rank; `x`: `[S, hidden_size]`.
+    ///
+    /// # Errors
+    /// As [`ops::linear`] and [`Comm::all_gather`].
+    pub fn forward(&self, arena: &mut Arena, logits: &mut Tensor, x: &Tensor) -> Result<()> {
+        let (world_size, stride) = (self.comm.world_size(), self.weight.n());
+        if world_size == 1 {
+            return Ok(ops::linear(logits, x, &self.weight, None)?);
+        }
+        let mark = arena.mark();
+        let mut local = arena.tensor(&[x.rows(), stride], DType::F32)?;
+        let mut gathered = arena.tensor(&[world_size, x.rows(), stride], DType::F32)?;
+        ops::linear(&mut local, x, &self.weight, None)?;
+        if !local.device().is_plan() {
+            self.comm.all_gather(&local.as_f32(), &mut gathered.as_f32_mut())?;
+            self.interleave(&mut logits.as_f32_mut(), &gathered.as_f32(), x.rows());
+        }
+        arena.release(mark);
+        Ok(())
+    }
+
+    /// `[rank][row][stride]` to `[row][vocab_size]`.
+    fn interleave(&self, logits: &mut [f32], gathered: &[f32], rows: usize) {
+        let stride = self.weight.n();
+        for (row, logits) in logits.chunks_exact_mut(self.vocab_size).enumerate() {
+            for (rank, part) in logits.chunks_mut(stride).enumerate() {
+                part.copy_from_slice(&gathered[(rank * rows + row) * stride..][..part.len()]);
+            }
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! From names in a checkpoint to this rank's part of a layer, on its device.
+
+use std::ops::Range;
+
+use kernels::{DType, Device, LinearWeight, MatrixView, Tensor};
+
+use super::Partition;
+use crate::error::Result;
+use crate::weights::{Checkpoint, CheckpointTensor};
+
+/// What a layer needs in order to load itself.
+pub struct Loader<'a> {
+    /// The weights.
+    pub checkpoint: &'a Checkpoint,
+    /// Where the layers will live.
+    pub device: &'a Device,
+    /// Which part of them this rank holds.
+    pub partition: Partition,
+    /// The element type of the model; tensors of another one are rounded to it.
+    pub dtype: DType,
+    bytes: std::cell::Cell<u64>,
+}
+
+impl<'a> Loader<'a> {
+    /// A loader that has loaded nothing.
+    pub fn new(checkpoint: &'a Checkpoint, device: &'a Device, partition: Partition, dtype: DType) -> Loader<'a> {
+        Loader { checkpoint, device, partition, dtype, bytes: Default::default() }
+    }
+
+    /// The memory that everything loaded so far takes on the device, in bytes.
+    pub fn loaded_bytes(&self) -> u64 {
+        self.bytes.get()
+    }
+
+    /// Packs slices of matrices, stacked along their rows.
+    pub(super) fn linear_weight(&self, slices: &[MatrixView<'_>]) -> Result<LinearWeight> {
+        let weight = LinearWeight::pack_as(self.device, slices, self.dtype)?;
+        self.count(weight.bytes());
+        Ok(weight)
+    }
+
+    /// A dense matrix in the model's element type.
+    pub(super) fn matrix(&self, slice: &MatrixView<'_>) -> Result<Tensor> {
+        let tensor = Tensor::from_matrix(self.device, slice, self.dtype)?;
+        self.count(tensor.bytes());
+        Ok(tensor)
+    }
+
+    /// Slices of vectors one after the other, as f32: norm weights and biases, which are added in f32. They are rounded to
+    /// the model's element type first, as every other weight.
+    pub(super) fn vector(&self, slices: &[(CheckpointTensor<'_>, Range<usize>)]) -> Result<Tensor> {
+        let mut values = Vec::new();
+        for (tensor, range) in slices {
+            let rounded = Tensor::from_matrix(self.device, &tensor.row_slice(range.clone()), self.dtype)?;
+            let bytes = rounded.as_bytes();
+            let rounded = MatrixView::dense(&bytes, self.dtype, range.len(), 1);
+            values.extend_from_slice(&Tensor::from_matrix(self.device, &rounded, DType::F32)?.as_f32());
+        }
+        let tensor = Tensor::from_slice(self.device, &[values.len()], &values)?;
+        self.count(tensor.bytes());
+        Ok(tensor)
+    }
+
+    fn count(&self, bytes: usize) {
+        self.bytes.set(self.bytes.get() + bytes as u64);
+    }
+}

@@ -1,0 +1,34 @@
+//! The layers of a decoder, cut over the ranks of a group.
+//!
+//! Tensor parallelism lives here and nowhere else: a column-parallel layer computes some of the outputs, a row-parallel
+//! one sums over some of the inputs and then over the ranks, the vocabulary is cut for embedding and head. A model
+//! file sees whole layers. Every layer writes into a tensor of its caller.
+
+mod column_parallel;
+mod embedding;
+mod lm_head;
+mod loader;
+mod partition;
+mod rms_norm;
+mod row_parallel;
+
+pub use column_parallel::{ColumnParallelLinear, Projection};
+pub use embedding::VocabParallelEmbedding;
+pub use lm_head::LmHead;
+pub use loader::Loader;
+pub use partition::Partition;
+pub use rms_norm::RmsNorm;
+pub use row_parallel::RowParallelLinear;
+
+use kernels::Tensor;
+
+use crate::comm::Comm;
+use crate::error::Result;
+
+/// Sums `x` over all ranks, in rank order. On the plan device there are no values to send.
+fn all_reduce(comm: &dyn Comm, x: &mut Tensor) -> Result<()> {
+    if comm.world_size() == 1 || x.device().is_plan() {
+        return Ok(());
+    }
+    comm.all_reduce(&mut x.as_f32_mut())
+}

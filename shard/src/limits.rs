@@ -1,0 +1,81 @@
+//! Every bound of the shard, with its reason and what happens when it is reached.
+//!
+//! Bounds an operator may move are flags (`args.rs`); those here protect the process itself.
+
+use std::time::Duration;
+
+// The step protocol. A router that goes beyond one of these broke the protocol: its epoch ends with a `Fatal` that says so.
+
+/// Plans that one router may have in flight. 4: the router keeps 2, so that the next step starts without a round trip;
+/// the rest is room for models whose step is shorter than that round trip. More would only make cancellations late.
+pub const MAX_PLANS_IN_FLIGHT: usize = 4;
+/// Answers that may wait for the router to read them. 64: far above one result per plan in flight and a pong per
+/// second; when they are full, the router does not read and the stream ends, because the engine waits for nobody.
+pub const STREAM_MESSAGES: usize = 64;
+/// Commands that may wait for the engine: the plans in flight of the present and of an abandoned stream, and a few by
+/// hand (`Inspect`, `Generate`). Beyond it the sender waits.
+pub const ENGINE_COMMANDS: usize = 2 * MAX_PLANS_IN_FLIGHT + 8;
+/// Most tokens of `top_n_tokens`. 128: TGI's default is 5, OpenAI's limit 20; 256 rows of 128 stay below 512 KiB.
+pub const MAX_TOP_N_TOKENS: u32 = 128;
+/// Tokens reported beyond `top_n_tokens` because they tie with the last. 8: equal floats are rare outside a model
+/// that is broken, where the whole vocabulary may tie.
+pub const MAX_TOP_TIES: usize = 8;
+/// Token ids of one `Generate` by hand, prompt and answer. 4096: it is for a person with grpcurl and holds the engine.
+pub const MAX_GENERATE_TOKENS: usize = 4096;
+
+// Memory.
+
+/// The part of the available memory that the KV cache takes when `--max-batch-total-tokens` does not say. One half: the
+/// router and the page cache of the weights live on the same machine, and a KV cache that swaps is worse than a small one.
+pub const KV_MEMORY_FRACTION: f64 = 0.5;
+/// The smallest KV cache worth starting with, in tokens, unless the model's context is shorter.
+pub const MIN_KV_TOKENS: usize = 512;
+
+// Time.
+
+/// A step may take this long, or [`STALL_FACTOR`] times what its rows took lately; then `Health` turns UNAVAILABLE.
+/// 10 s: beyond any scheduling hiccup, and clients usually wait longer.
+pub const STALL_AFTER: Duration = Duration::from_secs(10);
+/// 20: attention over a full context makes a row several times dearer than over an empty one.
+pub const STALL_FACTOR: u32 = 20;
+/// How often grpc.health.v1 is brought up to date.
+pub const HEALTH_PERIOD: Duration = Duration::from_millis(500);
+/// A router must say Hello this soon after it opened a stream, or the stream ends.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// On SIGTERM the step in flight may take this long; then the process exits without it.
+pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a shard that was told its parent looks whether it is still there.
+pub const PARENT_CHECK_PERIOD: Duration = Duration::from_secs(1);
+
+// Model files. They may come from anywhere.
+
+/// Largest JSON file of a model directory, in bytes. 64 MiB: the index of the largest published checkpoints has 10 MiB.
+pub const MAX_JSON_BYTES: u64 = 64 << 20;
+/// Largest header of a safetensors file, in bytes. 100 MB, the limit of the format's own library.
+pub const MAX_SAFETENSORS_HEADER_BYTES: u64 = 100_000_000;
+/// Most tensors of a checkpoint. 2²⁰: mixture-of-experts models of today come to 100 thousand.
+pub const MAX_TENSORS: usize = 1 << 20;
+/// Most safetensors files of a checkpoint: each is a mapping, of which a Linux process may have 65530.
+pub const MAX_WEIGHT_FILES: usize = 4096;
+/// Most layers of a model. 1024: the deepest published decoders have 126.
+pub const MAX_LAYERS: usize = 1024;
+/// Most positions of a model. 2²⁴: RoPE tables hold a row per position; the longest published contexts have 10 million.
+pub const MAX_POSITIONS: usize = 1 << 24;
+/// Largest hidden, intermediate, head or vocabulary size. 2²⁴: beyond it products of two could overflow, and no model is.
+pub const MAX_DIMENSION: usize = 1 << 24;
+
+// Collectives.
+
+/// Bytes of one of the two shared-memory buffers of a rank. 1 MiB: a decode step of 32 rows of 8192 values in one piece;
+/// larger sums go in pieces that stay in the second-level cache.
+pub const SHM_BUFFER_BYTES: usize = 1 << 20;
+/// How long a rank may be behind the others in a collective before the epoch ends with its name.
+/// 10 s: ranks do equal work, so this is far beyond scheduling noise, and as patient as the router.
+pub const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the ranks of a group wait for each other at start-up.
+pub const RANKS_ATTACH_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often a waiting rank looks whether the one it waits for still lives: a dead rank is named within twice this.
+pub const PEER_CHECK_PERIOD: Duration = Duration::from_millis(250);
+/// How long a rank spins for its peers before it sleeps. 50 µs: about the difference between ranks that computed the same
+/// layer, and the price of going to sleep and being woken.
+pub const COLLECTIVE_SPIN: Duration = Duration::from_micros(50);

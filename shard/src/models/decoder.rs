@@ -1,0 +1,315 @@
+//! The decoder-only transformer, written once: what a family states in its specification is assembled here.
+//!
+//! ```text
+//! x = embed(ids)
+//! for each layer:   x += o(attention(rope(qkv(norm(x)))))
+//!                   x += down(silu(gate(norm(x))) · up(norm(x)))
+//! logits = head(norm(x))
+//! ```
+//!
+//! The residual stream `x` is kept unnormalised in `residual`; each addition to it is fused with the norm that follows.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use kernels::ops::{self, AttentionRows, RopeTable, SequenceRows};
+use kernels::{Arena, DType, Device, KvCache, Tensor};
+
+use super::step::{SequenceSpan, StepInput};
+use crate::comm::Comm;
+use crate::config::DecoderSpec;
+use crate::error::Result;
+use crate::layers::{
+    ColumnParallelLinear, LmHead, Loader, Partition, Projection, RmsNorm, RowParallelLinear, VocabParallelEmbedding,
+};
+use crate::weights::Checkpoint;
+
+/// This rank's part of a decoder.
+pub(super) struct Decoder {
+    pub(super) spec: DecoderSpec,
+    pub(super) weights_bytes: u64,
+    device: Device,
+    shape: RankShape,
+    rope: RopeTable,
+    embed_tokens: VocabParallelEmbedding,
+    layers: Vec<Layer>,
+    norm: RmsNorm,
+    lm_head: LmHead,
+}
+
+/// What this rank's activations and cache measure.
+#[derive(Clone, Copy)]
+struct RankShape {
+    dtype: DType,
+    num_heads: usize,
+    num_kv_heads: usize,
+    head_dim: usize,
+    intermediate_size: usize,
+}
+
+struct Layer {
+    input_norm: RmsNorm,
+    attention: Attention,
+    post_attention_norm: RmsNorm,
+    mlp: Mlp,
+}
+
+struct Attention {
+    qkv_proj: ColumnParallelLinear,
+    qk_norm: Option<[RmsNorm; 2]>,
+    o_proj: RowParallelLinear,
+    window: Option<u32>,
+}
+
+struct Mlp {
+    gate_up_proj: ColumnParallelLinear,
+    down_proj: RowParallelLinear,
+}
+
+/// How a checkpoint calls its tensors, without ".weight" and ".bias". `{}` stands for the layer's number.
+pub(super) struct TensorNames {
+    pub(super) embed_tokens: &'static str,
+    pub(super) input_norm: &'static str,
+    pub(super) q_proj: &'static str,
+    pub(super) k_proj: &'static str,
+    pub(super) v_proj: &'static str,
+    pub(super) q_norm: &'static str,
+    pub(super) k_norm: &'static str,
+    pub(super) o_proj: &'static str,
+    pub(super) post_attention_norm: &'static str,
+    pub(super) gate_proj: &'static str,
+    pub(super) up_proj: &'static str,
+    pub(super) down_proj: &'static str,
+    pub(super) norm: &'static str,
+    pub(super) lm_head: &'static str,
+}
+
+// --- The forward pass ------------------------------------------------------------------------------------------------
+
+impl Decoder {
+    /// See [`Model::forward`](super::Model::forward). T rows, of which S are sampled; E = hidden_size, V = vocab_size.
+    pub(super) fn forward(&self, arena: &mut Arena, kv: &mut KvCache, step: &StepInput<'_>) -> Result<Tensor> {
+        let (rows, sampled, width) = (step.input_ids.len(), step.sample_rows.len(), self.spec.hidden_size);
+        let sequences: Vec<SequenceRows<'_>> = step.sequences.iter().map(SequenceSpan::as_rows).collect();
+        let mut logits = arena.tensor(&[sampled, self.spec.vocab_size], DType::F32)?; // [S, V]
+
+        let mark = arena.mark();
+        let mut residual = arena.tensor(&[rows, width], DType::F32)?; // [T, E], the residual stream
+        let mut x = arena.tensor(&[rows, width], DType::F32)?; // [T, E], normalised
+        let mut branch = arena.tensor(&[rows, width], DType::F32)?; // [T, E], what a block adds to the stream
+
+        self.embed_tokens.forward(&mut residual, step.input_ids)?;
+        self.layers[0].input_norm.forward(&mut x, &residual)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            self.attention(&layer.attention, index, arena, &mut branch, &x, kv, step, &sequences)?;
+            layer.post_attention_norm.forward_add(&mut x, &mut residual, &branch)?;
+            self.mlp(&layer.mlp, arena, &mut branch, &x)?;
+            let next_norm = self.layers.get(index + 1).map_or(&self.norm, |next| &next.input_norm);
+            next_norm.forward_add(&mut x, &mut residual, &branch)?;
+        }
+        let mut last = arena.tensor(&[sampled, width], DType::F32)?; // [S, E]
+        ops::gather_rows(&mut last, &x, step.sample_rows)?;
+        self.lm_head.forward(arena, &mut logits, &last)?;
+        arena.release(mark);
+        Ok(logits)
+    }
+
+    /// `out = o_proj(attention(rope(qkv_proj(x))))`, H query and K key-value heads of width D on this rank.
+    fn attention(
+        &self,
+        layer: &Attention,
+        index: usize,
+        arena: &mut Arena,
+        out: &mut Tensor,
+        x: &Tensor,
+        kv: &mut KvCache,
+        step: &StepInput<'_>,
+        sequences: &[SequenceRows<'_>],
+    ) -> Result<()> {
+        let RankShape { num_heads, num_kv_heads, head_dim, .. } = self.shape;
+        let mark = arena.mark();
+        let mut qkv = arena.tensor(&[x.rows(), (num_heads + 2 * num_kv_heads) * head_dim], DType::F32)?;
+        let mut attended = arena.tensor(&[x.rows(), num_heads * head_dim], DType::F32)?; // [T, H·D]
+
+        layer.qkv_proj.forward(&mut qkv, x)?; // [T, (H + 2·K)·D]
+        if let Some([q_norm, k_norm]) = &layer.qk_norm {
+            q_norm.forward_heads(&mut qkv, 0..num_heads)?;
+            k_norm.forward_heads(&mut qkv, num_heads..num_heads + num_kv_heads)?;
+        }
+        ops::rope_and_store_kv(&mut qkv, num_heads, &self.rope, step.positions, step.slot_mapping, kv, index)?;
+        let (scale, rows) = ((head_dim as f32).sqrt().recip(), AttentionRows { sequences });
+        ops::attention(&mut attended, &qkv, kv, index, &rows, scale, layer.window)?;
+        layer.o_proj.forward(out, &attended)?; // [T, E], summed over ranks
+
+        arena.release(mark);
+        Ok(())
+    }
+
+    /// `out = down_proj(silu(gate_proj(x)) · up_proj(x))`, with I of the intermediate width on this rank.
+    fn mlp(&self, layer: &Mlp, arena: &mut Arena, out: &mut Tensor, x: &Tensor) -> Result<()> {
+        let mark = arena.mark();
+        let mut gate_up = arena.tensor(&[x.rows(), 2 * self.shape.intermediate_size], DType::F32)?; // [T, 2·I]
+        let mut activated = arena.tensor(&[x.rows(), self.shape.intermediate_size], DType::F32)?; // [T, I]
+
+        layer.gate_up_proj.forward(&mut gate_up, x)?;
+        ops::silu_mul(&mut activated, &gate_up)?;
+        layer.down_proj.forward(out, &activated)?; // [T, E], summed over ranks
+
+        arena.release(mark);
+        Ok(())
+    }
+
+    // --- Memory ------------------------------------------------------------------------------------------------------
+
+    /// See [`Model::arena_bytes`](super::Model::arena_bytes).
+    pub(super) fn arena_bytes(&self, max_tokens: usize, max_sampled: usize) -> usize {
+        assert!(max_tokens > 0, "a step has rows");
+        let tokens = max_tokens as u32;
+        // As many sequences of one token each: their positions exist in every model.
+        let blocks: Vec<u32> = (0..tokens).collect();
+        let span = |row: usize| SequenceSpan {
+            first_row: row,
+            rows: 1,
+            start_position: 0,
+            block_table: &blocks[row..row + 1],
+        };
+        let step = StepInput {
+            input_ids: &vec![0; max_tokens],
+            positions: &vec![0; max_tokens],
+            slot_mapping: &blocks.iter().map(|block| block * kernels::BLOCK_SIZE as u32).collect::<Vec<_>>(),
+            sequences: &(0..max_tokens).map(span).collect::<Vec<_>>(),
+            sample_rows: &vec![0; max_sampled],
+        };
+        let mut arena = Arena::plan();
+        let mut kv = self.kv_cache_on(&Device::plan(), max_tokens).expect("the plan device takes no memory");
+        self.forward(&mut arena, &mut kv, &step).expect("a plan has memory, and this step is well-formed");
+        arena.high_water_bytes()
+    }
+
+    /// See [`Model::new_kv_cache`](super::Model::new_kv_cache).
+    pub(super) fn new_kv_cache(&self, num_blocks: usize) -> Result<KvCache> {
+        self.kv_cache_on(&self.device, num_blocks)
+    }
+
+    fn kv_cache_on(&self, device: &Device, num_blocks: usize) -> Result<KvCache> {
+        let RankShape { dtype, num_kv_heads, head_dim, .. } = self.shape;
+        Ok(KvCache::new(device, self.layers.len(), num_blocks, num_kv_heads, head_dim, dtype)?)
+    }
+
+    /// See [`Model::kv_bytes_per_block`](super::Model::kv_bytes_per_block).
+    pub(super) fn kv_bytes_per_block(&self) -> usize {
+        let RankShape { dtype, num_kv_heads, head_dim, .. } = self.shape;
+        KvCache::bytes_per_block(self.layers.len(), num_kv_heads, head_dim, dtype)
+    }
+
+    // --- Loading -----------------------------------------------------------------------------------------------------
+
+    /// Reads this rank's slices of the weights in `dir`.
+    pub(super) fn load(
+        dir: &Path,
+        device: &Device,
+        comm: Arc<dyn Comm>,
+        mut spec: DecoderSpec,
+        names: &TensorNames,
+    ) -> Result<Decoder> {
+        let partition = Partition::new(&spec, comm.rank(), comm.world_size())?;
+        let checkpoint = Checkpoint::open(dir)?;
+        let vocab = [spec.vocab_size, spec.hidden_size];
+        let dtype = match spec.dtype {
+            Some(dtype) => dtype,
+            None => checkpoint.matrix(&format!("{}.weight", names.embed_tokens), vocab[0], vocab[1])?.dtype(),
+        };
+        spec.dtype = Some(dtype);
+
+        let loader = Loader::new(&checkpoint, device, partition, dtype);
+        let head_name = if spec.tie_word_embeddings { names.embed_tokens } else { names.lm_head };
+        let (dim, positions, factor) = (spec.head_dim, spec.max_position_embeddings, spec.rope.attention_factor());
+        let rope = match spec.rope.depends_on_position() {
+            true => RopeTable::per_position(device, dim, positions, |p| spec.rope.frequencies(dim, p), factor)?,
+            false => RopeTable::new(device, dim, positions, &spec.rope.frequencies(dim, 0), factor)?,
+        };
+        Ok(Decoder {
+            device: device.clone(),
+            shape: RankShape {
+                dtype,
+                num_heads: partition.even(spec.num_heads).len(),
+                num_kv_heads: partition.kv_heads(spec.num_kv_heads).len(),
+                head_dim: spec.head_dim,
+                intermediate_size: partition.even(spec.intermediate_size).len(),
+            },
+            embed_tokens: VocabParallelEmbedding::load(&loader, &comm, names.embed_tokens, vocab)?,
+            layers: (0..spec.num_layers)
+                .map(|index| Layer::load(&loader, &comm, &spec, names, index))
+                .collect::<Result<_>>()?,
+            norm: RmsNorm::load(&loader, names.norm, spec.hidden_size, spec.rms_norm_eps)?,
+            lm_head: LmHead::load(&loader, &comm, head_name, vocab)?,
+            weights_bytes: loader.loaded_bytes() + rope.bytes() as u64,
+            rope,
+            spec,
+        })
+    }
+}
+
+impl Layer {
+    fn load(
+        loader: &Loader<'_>,
+        comm: &Arc<dyn Comm>,
+        spec: &DecoderSpec,
+        names: &TensorNames,
+        index: usize,
+    ) -> Result<Layer> {
+        let name = |template: &str| template.replacen("{}", &index.to_string(), 1);
+        let norm = |template: &str, dim| RmsNorm::load(loader, &name(template), dim, spec.rms_norm_eps);
+        let (hidden, intermediate) = (spec.hidden_size, spec.intermediate_size);
+
+        // A head is `head_dim` neighbouring outputs; a rank's heads are neighbours.
+        let dim = spec.head_dim;
+        let features = |heads: std::ops::Range<usize>| heads.start * dim..heads.end * dim;
+        let q = features(loader.partition.even(spec.num_heads));
+        let kv = features(loader.partition.kv_heads(spec.num_kv_heads));
+        let mlp = loader.partition.even(intermediate);
+        let projection =
+            |name, out_features, mine: &std::ops::Range<usize>| Projection { name, out_features, mine: mine.clone() };
+        let (q_name, k_name, v_name) = (name(names.q_proj), name(names.k_proj), name(names.v_proj));
+        let (gate_name, up_name) = (name(names.gate_proj), name(names.up_proj));
+
+        let (q_features, kv_features) = (spec.num_heads * dim, spec.num_kv_heads * dim);
+        let qkv_proj = [
+            projection(&q_name, q_features, &q),
+            projection(&k_name, kv_features, &kv),
+            projection(&v_name, kv_features, &kv),
+        ];
+        let gate_up_proj = [projection(&gate_name, intermediate, &mlp), projection(&up_name, intermediate, &mlp)];
+        Ok(Layer {
+            input_norm: norm(names.input_norm, hidden)?,
+            attention: Attention {
+                qkv_proj: ColumnParallelLinear::load(loader, hidden, spec.qkv_bias, &qkv_proj)?,
+                qk_norm: match spec.qk_norm {
+                    true => Some([norm(names.q_norm, dim)?, norm(names.k_norm, dim)?]),
+                    false => None,
+                },
+                o_proj: RowParallelLinear::load(
+                    loader,
+                    comm,
+                    &name(names.o_proj),
+                    [hidden, q_features],
+                    q,
+                    spec.o_bias,
+                )?,
+                window: spec.windows[index].map(|window| window as u32),
+            },
+            post_attention_norm: norm(names.post_attention_norm, hidden)?,
+            mlp: Mlp {
+                gate_up_proj: ColumnParallelLinear::load(loader, hidden, spec.mlp_bias, &gate_up_proj)?,
+                down_proj: RowParallelLinear::load(
+                    loader,
+                    comm,
+                    &name(names.down_proj),
+                    [hidden, intermediate],
+                    mlp,
+                    spec.mlp_bias,
+                )?,
+            },
+        })
+    }
+}

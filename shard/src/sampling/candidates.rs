@@ -1,0 +1,77 @@
+//! The tokens that may still be chosen.
+
+/// Scores of the remaining tokens, ascending by token id. A warper changes scores or removes tokens; it never adds.
+#[derive(Debug, Default)]
+pub(super) struct Candidates {
+    ids: Vec<u32>,
+    scores: Vec<f32>,
+    /// Per-candidate values of the warper at work.
+    pub(super) scratch: Scratch,
+}
+
+/// Buffers that the truncating warpers share.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    pub(super) keys: Vec<u32>,
+    pub(super) weights: Vec<f32>,
+    pub(super) values: Vec<f32>,
+    pub(super) histogram: Vec<f64>,
+}
+
+impl Candidates {
+    /// Starts over with the whole vocabulary.
+    pub(super) fn load(&mut self, logits: &[f32]) {
+        self.ids.clear();
+        self.ids.extend(0..logits.len() as u32);
+        self.scores.clear();
+        self.scores.extend_from_slice(logits);
+    }
+
+    /// Tokens left, ascending.
+    pub(super) fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// Their scores.
+    pub(super) fn scores(&self) -> &[f32] {
+        &self.scores
+    }
+
+    /// Their scores, to change, with the scratch buffers beside them.
+    pub(super) fn scores_mut(&mut self) -> (&mut [f32], &mut Scratch) {
+        (&mut self.scores, &mut self.scratch)
+    }
+
+    /// The score of a token, while no token was removed yet.
+    pub(super) fn score_mut(&mut self, token_id: u32) -> &mut f32 {
+        debug_assert_eq!(self.ids[token_id as usize], token_id, "penalties come before warpers that remove tokens");
+        &mut self.scores[token_id as usize]
+    }
+
+    /// Removes the candidates whose index `keep` refuses.
+    pub(super) fn retain(&mut self, mut keep: impl FnMut(usize, f32, &Scratch) -> bool) {
+        let mut kept = 0;
+        for index in 0..self.ids.len() {
+            if keep(index, self.scores[index], &self.scratch) {
+                self.ids[kept] = self.ids[index];
+                self.scores[kept] = self.scores[index];
+                kept += 1;
+            }
+        }
+        self.ids.truncate(kept);
+        self.scores.truncate(kept);
+    }
+}
+
+/// What is left after a warper, for its tests.
+#[cfg(test)]
+#[track_caller]
+pub(super) fn check_kept(logits: &[f32], warp: impl FnOnce(&mut Candidates), expected: &[u32]) {
+    let mut candidates = Candidates::default();
+    candidates.load(logits);
+    warp(&mut candidates);
+    assert_eq!(candidates.ids(), expected, "of logits {logits:?}");
+    for (&id, &score) in candidates.ids().iter().zip(candidates.scores()) {
+        assert_eq!(score.to_bits(), logits[id as usize].to_bits(), "a truncating warper leaves the scores as they are");
+    }
+}

@@ -1,0 +1,167 @@
+//! From a row of logits to a token: penalties, then warpers, then a choice.
+//!
+//! Stateless: the result is a function of the logits, the parameters, the tokens so far and the absolute position, so a
+//! row that was preempted, cached, chunked or recovered samples what it would have sampled undisturbed. Semantics and
+//! order are TGI's: repetition penalty, frequency penalty, temperature, top-k, top-p, typical-p; log-probabilities are
+//! the log-softmax of the processed scores.
+//!
+//! A new parameter is one file here, one field of [`Params`] and one line in [`Sampler::sample`].
+
+mod candidates;
+mod frequency_penalty;
+mod params;
+mod repetition_penalty;
+mod select;
+mod temperature;
+mod token_counts;
+mod top_k;
+mod top_n_tokens;
+mod top_p;
+mod typical_p;
+
+pub use params::{InvalidParam, Params};
+pub use token_counts::TokenCounts;
+pub use top_n_tokens::TopTokens;
+
+use candidates::Candidates;
+use kernels::Device;
+use kernels::ops::sample::{argmax, gumbel, gumbel_argmax, row_stats};
+
+/// Why one row could not be sampled. Other rows of the step are not affected.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RowFailure {
+    /// The model computed something that is not a score.
+    #[error("the logit of token {token_id} at position {position} is {value}")]
+    NotAScore {
+        /// First token concerned.
+        token_id: usize,
+        /// "NaN" or "inf".
+        value: String,
+        /// Position of the token that was to be sampled.
+        position: u32,
+    },
+    /// Every token has probability zero, or the scores overflow after the penalties and the temperature.
+    #[error("no token can be sampled at position {position}: the processed scores sum to {sum}")]
+    NoCandidate {
+        /// Position of the token that was to be sampled.
+        position: u32,
+        /// log-sum-exp of the processed scores.
+        sum: String,
+    },
+    /// A defect of ours, contained in the row that met it.
+    #[error("sampling panicked: {0}")]
+    Panic(String),
+}
+
+/// A sampled token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Choice {
+    /// The token.
+    pub token_id: u32,
+    /// Log-softmax of the processed scores at the token.
+    pub logprob: f32,
+}
+
+/// What a row brings to the sampler.
+#[derive(Clone, Copy, Debug)]
+pub struct Row<'a> {
+    /// Scores of the whole vocabulary, `[vocab_size]`.
+    pub logits: &'a [f32],
+    /// Its request's parameters.
+    pub params: &'a Params,
+    /// The tokens before the one to sample; only read if a penalty is on.
+    pub counts: &'a TokenCounts,
+    /// Absolute position of the token to sample, which is also the number of tokens before it.
+    pub position: u32,
+}
+
+/// The buffers that sampling needs, so that a row allocates nothing. One per thread.
+pub struct Sampler {
+    device: Device,
+    candidates: Candidates,
+}
+
+impl Sampler {
+    /// A sampler that uses the instruction set of `device`.
+    pub fn new(device: Device) -> Sampler {
+        Sampler { device, candidates: Candidates::default() }
+    }
+
+    /// Chooses the next token of `row` and writes its most likely tokens to `top` if the parameters ask for them.
+    ///
+    /// # Errors
+    /// [`RowFailure`] if the logits or the processed scores are no distribution.
+    pub fn sample(&mut self, row: Row<'_>, top: &mut TopTokens) -> Result<Choice, RowFailure> {
+        let Row { logits, params, counts, position } = row;
+        check_scores(logits, position)?;
+
+        let Sampler { device, candidates } = self;
+        // Most rows are greedy, or draw from the model's own distribution: those are scored where they lie.
+        if params.is_plain() {
+            return choose(device, logits, None, params, position, top);
+        }
+        candidates.load(logits);
+        repetition_penalty::apply(candidates, params.repetition_penalty, counts);
+        frequency_penalty::apply(candidates, params.frequency_penalty, counts, position);
+        if params.do_sample {
+            temperature::apply(candidates, params.temperature);
+            top_k::apply(candidates, params.top_k);
+            top_p::apply(candidates, params.top_p);
+            typical_p::apply(candidates, params.typical_p, device);
+        }
+        choose(device, candidates.scores(), Some(candidates.ids()), params, position, top)
+    }
+}
+
+/// Picks among processed `scores`. `ids` are the tokens they belong to, ascending; `None` is the whole vocabulary.
+fn choose(
+    device: &Device,
+    scores: &[f32],
+    ids: Option<&[u32]>,
+    params: &Params,
+    position: u32,
+    top: &mut TopTokens,
+) -> Result<Choice, RowFailure> {
+    let id_of = |index: u32| ids.map_or(index, |ids| ids[index as usize]);
+    let normalizer = row_stats(device, scores).log_sum_exp;
+    if !normalizer.is_finite() {
+        return Err(RowFailure::NoCandidate { position, sum: normalizer.to_string() });
+    }
+    top.select(scores, id_of, normalizer, params.top_n_tokens);
+    let index = match (params.do_sample, ids) {
+        (false, _) => argmax(device, scores),
+        (true, None) => gumbel_argmax(device, scores, params.seed, position),
+        (true, Some(ids)) => gumbel_argmax_of(scores, ids, params.seed, position),
+    };
+    Ok(Choice { token_id: id_of(index), logprob: scores[index as usize] - normalizer })
+}
+
+/// Index of the largest score after adding Gumbel noise, which is a draw from their softmax.
+///
+/// The noise of a token depends on (seed, position, token id) only. So a token that a warper removed changes nothing
+/// for the others, and neither slot nor batch nor rank can be seen in the draw. Ties go to the lowest id.
+/// Source: Gumbel-max, arXiv:1411.0030 §2.
+fn gumbel_argmax_of(scores: &[f32], ids: &[u32], seed: u64, position: u32) -> u32 {
+    let mut best = (0, f32::NEG_INFINITY);
+    for (index, (&score, &id)) in scores.iter().zip(ids).enumerate() {
+        let noisy = score + gumbel(seed, position, id);
+        if noisy > best.1 {
+            best = (index as u32, noisy);
+        }
+    }
+    best.0
+}
+
+/// Minus infinity is a score (a token that cannot come); NaN and plus infinity are a failed computation.
+fn check_scores(logits: &[f32], position: u32) -> Result<(), RowFailure> {
+    // One comparison per score and no early exit inside a block: this is the form that vectorises.
+    let sound = |block: &[f32]| block.iter().fold(true, |sound, &logit| sound & (logit < f32::INFINITY));
+    if logits.chunks(1024).all(sound) {
+        return Ok(());
+    }
+    let token_id = logits.iter().position(|&logit| !(logit < f32::INFINITY)).expect("a block was unsound");
+    Err(RowFailure::NotAScore { token_id, value: logits[token_id].to_string(), position })
+}
+
+#[cfg(test)]
+mod tests;

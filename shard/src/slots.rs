@@ -1,0 +1,431 @@
+//! The live rows of this rank, and how a plan changes them.
+//!
+//! A plan is checked whole before anything changes ([`Slots::check`]), so applying it cannot fail. Whatever a check
+//! refuses is a disagreement between router and shard about the state; there is nothing to repair, the epoch ends.
+
+use proto::unpack_u32;
+use proto::v1::{Chunk, NewSlot, Plan, SlotState};
+
+use crate::violation::Violation;
+use crate::sampling::{Params, RowFailure, TokenCounts};
+
+/// The bounds that plans are held against.
+#[derive(Clone, Copy, Debug)]
+pub struct SlotLimits {
+    /// Slot ids are below this.
+    pub max_slots: usize,
+    /// Block ids are below this.
+    pub num_blocks: usize,
+    /// Tokens per block.
+    pub block_size: usize,
+    /// Longest sequence, in tokens.
+    pub max_context: usize,
+    /// Tokens that one plan may compute.
+    pub max_step_tokens: usize,
+    /// Token ids are below this.
+    pub vocab_size: usize,
+}
+
+/// All slots of this rank.
+#[derive(Debug)]
+pub struct Slots {
+    limits: SlotLimits,
+    /// What plans are checked against, dense.
+    shapes: Vec<Shape>,
+    slots: Vec<Slot>,
+    /// `continues` of the last plan, for `same_rows`.
+    continues: Vec<u32>,
+    last_seq: u64,
+    /// The shapes as the plan under check leaves them.
+    scratch: Vec<Shape>,
+}
+
+/// One live row.
+#[derive(Debug, Default)]
+pub struct Slot {
+    /// For logs and error texts.
+    pub request_id: u64,
+    /// How its tokens are chosen.
+    pub params: Params,
+    /// KV blocks in order of position.
+    pub block_table: Vec<u32>,
+    /// The tokens whose KV is computed, if a penalty needs them.
+    pub counts: TokenCounts,
+    /// What `Continue` computes next.
+    pub last_token: u32,
+    /// Why its sampling failed. Such a row goes on computing until the router frees it, because all ranks must run the
+    /// same rows; it just has no samples any more.
+    pub failure: Option<RowFailure>,
+}
+
+/// The part of a slot that decides whether a plan is legal.
+#[derive(Clone, Copy, Debug, Default)]
+struct Shape {
+    live: bool,
+    /// Whether a token was sampled after the last one computed.
+    sampled: bool,
+    /// Whether the plan under check has a row for it already.
+    has_row: bool,
+    /// Tokens whose KV is computed.
+    length: usize,
+    num_blocks: usize,
+}
+
+/// The rows of one step, in plan order. Reused from step to step.
+#[derive(Debug, Default)]
+pub struct Rows {
+    /// Token ids, `[T]`.
+    pub input_ids: Vec<u32>,
+    /// Absolute positions, `[T]`.
+    pub positions: Vec<u32>,
+    /// `block_id · block_size + offset` of each token's KV, `[T]`.
+    pub slot_mapping: Vec<u32>,
+    /// Which rows belong to which slot.
+    pub spans: Vec<Span>,
+    /// Rows whose logits are wanted, `[S]`.
+    pub sample_rows: Vec<u32>,
+    /// Slots of `sample_rows`, with the position of the token to sample.
+    pub sampled: Vec<(u32, u32)>,
+}
+
+/// Consecutive rows of one slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// The slot.
+    pub slot: u32,
+    /// Index of its first row in the step.
+    pub first_row: usize,
+    /// Number of rows.
+    pub num_rows: usize,
+    /// Absolute position of the first row.
+    pub start_position: usize,
+}
+
+impl Slots {
+    /// Slots without a live row, before the first plan.
+    pub fn new(limits: SlotLimits) -> Slots {
+        Slots {
+            limits,
+            shapes: vec![Shape::default(); limits.max_slots],
+            slots: (0..limits.max_slots).map(|_| Slot::default()).collect(),
+            continues: Vec::with_capacity(limits.max_slots),
+            last_seq: 0,
+            scratch: Vec::with_capacity(limits.max_slots),
+        }
+    }
+
+    /// Frees every slot and expects plan 1 next: the start of an epoch.
+    pub fn clear(&mut self) {
+        self.shapes.fill(Shape::default());
+        self.continues.clear();
+        self.last_seq = 0;
+    }
+
+    /// Number of the last plan that was applied.
+    pub fn last_seq(&self) -> u64 {
+        self.last_seq
+    }
+
+    /// The bounds that plans are held against.
+    pub fn limits(&self) -> &SlotLimits {
+        &self.limits
+    }
+
+    /// A live slot.
+    pub fn get(&self, slot: u32) -> &Slot {
+        debug_assert!(self.shapes[slot as usize].live);
+        &self.slots[slot as usize]
+    }
+
+    /// A live slot, to record what was sampled.
+    pub fn get_mut(&mut self, slot: u32) -> &mut Slot {
+        debug_assert!(self.shapes[slot as usize].live);
+        &mut self.slots[slot as usize]
+    }
+
+    /// The live slots, for a person.
+    pub fn inspect(&self) -> Vec<SlotState> {
+        let live = self.shapes.iter().zip(&self.slots).enumerate().filter(|(_, (shape, _))| shape.live);
+        live.map(|(index, (shape, slot))| SlotState {
+            slot: index as u32,
+            request_id: slot.request_id,
+            length: shape.length as u32,
+            block_table: slot.block_table.clone(),
+            last_token: slot.last_token,
+        })
+        .collect()
+    }
+
+    /// Whether `plan` is legal now.
+    ///
+    /// # Errors
+    /// The first [`Violation`], in the order in which the plan would be applied. Nothing has changed then.
+    pub fn check(&mut self, plan: &Plan) -> Result<(), Violation> {
+        if plan.seq != self.last_seq + 1 {
+            return Err(Violation::Sequence { actual: plan.seq, expected: self.last_seq + 1 });
+        }
+        let mut shapes = std::mem::take(&mut self.scratch);
+        shapes.clear();
+        shapes.extend_from_slice(&self.shapes);
+        let verdict = Check { limits: &self.limits, shapes: &mut shapes }.plan(plan, &self.continues);
+        self.scratch = shapes;
+        verdict
+    }
+
+    /// Carries out a plan that [`Slots::check`] accepted, and lists its rows.
+    pub fn apply(&mut self, plan: &Plan, rows: &mut Rows) {
+        for slot in packed(&plan.freed_slots) {
+            self.shapes[slot as usize] = Shape::default();
+        }
+        plan.new_slots.iter().for_each(|new| self.open(new));
+        for (slot, block_id) in pairs(&plan.appended_blocks) {
+            self.slots[slot as usize].block_table.push(block_id);
+            self.shapes[slot as usize].num_blocks += 1;
+        }
+        if !plan.same_rows {
+            self.continues.clear();
+            self.continues.extend(packed(&plan.continues));
+        }
+        rows.clear();
+        for index in 0..self.continues.len() {
+            let slot = self.continues[index];
+            let last_token = self.slots[slot as usize].last_token;
+            self.extend(slot, std::iter::once(last_token), true, rows);
+        }
+        for chunk in &plan.chunks {
+            self.extend(chunk.slot, packed(&chunk.ids), chunk.sample, rows);
+        }
+        self.last_seq = plan.seq;
+    }
+
+    fn open(&mut self, new: &NewSlot) {
+        let slot = &mut self.slots[new.slot as usize];
+        slot.request_id = new.request_id;
+        slot.params = params(new).expect("checked: the parameters are in range");
+        slot.block_table.clear();
+        slot.block_table.extend(packed(&new.block_table));
+        slot.counts.clear();
+        if slot.params.needs_counts() {
+            slot.counts.extend(packed(&new.cached_ids));
+        }
+        slot.last_token = 0;
+        slot.failure = None;
+        self.shapes[new.slot as usize] = Shape {
+            live: true,
+            length: new.cached_tokens as usize,
+            num_blocks: slot.block_table.len(),
+            ..Shape::default()
+        };
+    }
+
+    /// Appends tokens to a sequence: one row each.
+    fn extend(&mut self, slot_id: u32, ids: impl ExactSizeIterator<Item = u32>, sample: bool, rows: &mut Rows) {
+        let (slot, shape) = (&mut self.slots[slot_id as usize], &mut self.shapes[slot_id as usize]);
+        let (first_row, start_position) = (rows.input_ids.len(), shape.length);
+        rows.spans.push(Span { slot: slot_id, first_row, num_rows: ids.len(), start_position });
+        for id in ids {
+            let block_id = slot.block_table[shape.length / self.limits.block_size] as usize;
+            let offset = shape.length % self.limits.block_size;
+            rows.input_ids.push(id);
+            rows.positions.push(shape.length as u32);
+            rows.slot_mapping.push((block_id * self.limits.block_size + offset) as u32);
+            shape.length += 1;
+            if slot.params.needs_counts() {
+                slot.counts.extend([id]);
+            }
+        }
+        if sample {
+            rows.sample_rows.push(rows.input_ids.len() as u32 - 1);
+            rows.sampled.push((slot_id, shape.length as u32));
+        }
+        shape.sampled = sample;
+    }
+}
+
+impl Rows {
+    fn clear(&mut self) {
+        self.input_ids.clear();
+        self.positions.clear();
+        self.slot_mapping.clear();
+        self.spans.clear();
+        self.sample_rows.clear();
+        self.sampled.clear();
+    }
+}
+
+/// A plan under check, and the shapes as it leaves them so far.
+struct Check<'a> {
+    limits: &'a SlotLimits,
+    shapes: &'a mut [Shape],
+}
+
+impl Check<'_> {
+    fn plan(mut self, plan: &Plan, previous_continues: &[u32]) -> Result<(), Violation> {
+        for slot in field("freed_slots", &plan.freed_slots)? {
+            *self.live(slot)? = Shape::default();
+        }
+        plan.new_slots.iter().try_for_each(|new| self.open(new))?;
+        if !plan.appended_blocks.len().is_multiple_of(8) {
+            return Err(Violation::Packed { field: "appended_blocks", length: plan.appended_blocks.len(), record: 8 });
+        }
+        for (slot, block_id) in pairs(&plan.appended_blocks) {
+            self.block(slot, block_id)?;
+            self.live(slot)?.num_blocks += 1;
+            self.block_count(slot)?;
+        }
+
+        let mut tokens = 0;
+        if plan.same_rows {
+            if plan.seq == 1 {
+                return Err(Violation::NoPreviousRows);
+            }
+            if !plan.continues.is_empty() || !plan.chunks.is_empty() {
+                return Err(Violation::RowsBesideSameRows);
+            }
+            tokens += previous_continues.len();
+            previous_continues.iter().try_for_each(|&slot| self.continues(slot))?;
+        } else {
+            let mut continues = field("continues", &plan.continues)?;
+            tokens += continues.len();
+            continues.try_for_each(|slot| self.continues(slot))?;
+        }
+        for chunk in &plan.chunks {
+            tokens += self.chunk(chunk)?;
+        }
+        match tokens > self.limits.max_step_tokens {
+            true => Err(Violation::StepTokens { actual: tokens, max: self.limits.max_step_tokens }),
+            false => Ok(()),
+        }
+    }
+
+    fn open(&mut self, new: &NewSlot) -> Result<(), Violation> {
+        let (slot, limits) = (new.slot, self.limits);
+        if self.slot(slot)?.live {
+            return Err(Violation::AlreadyLive { slot });
+        }
+        let params = params(new).map_err(|source| Violation::Params { slot, source })?;
+        let block_table = field("block_table", &new.block_table)?;
+        let (num_blocks, cached_tokens) = (block_table.len(), new.cached_tokens as usize);
+        for block_id in block_table {
+            self.block(slot, block_id)?;
+        }
+        let capacity = num_blocks * limits.block_size;
+        if !cached_tokens.is_multiple_of(limits.block_size) || cached_tokens > capacity {
+            return Err(Violation::CachedTokens { slot, actual: cached_tokens, block_size: limits.block_size, capacity });
+        }
+        let cached_ids = field("cached_ids", &new.cached_ids)?;
+        let (sent, needed) = (cached_ids.len(), params.needs_counts());
+        if sent != cached_tokens && (needed || sent != 0) {
+            return Err(Violation::CachedIds { slot, actual: sent, expected: cached_tokens });
+        }
+        for id in cached_ids {
+            self.token(slot, id)?;
+        }
+        *self.slot(slot)? = Shape { live: true, num_blocks, ..Shape::default() };
+        self.block_count(slot)?;
+        self.grow(slot, cached_tokens)
+    }
+
+    fn continues(&mut self, slot: u32) -> Result<(), Violation> {
+        self.row(slot)?;
+        if !self.live(slot)?.sampled {
+            return Err(Violation::NothingSampled { slot });
+        }
+        self.grow(slot, 1)
+    }
+
+    /// Returns the number of tokens of the chunk.
+    fn chunk(&mut self, chunk: &Chunk) -> Result<usize, Violation> {
+        let slot = chunk.slot;
+        self.row(slot)?;
+        let length = self.live(slot)?.length;
+        if chunk.start_position as usize != length {
+            return Err(Violation::ChunkStart { slot, actual: chunk.start_position, expected: length });
+        }
+        let ids = field("chunks.ids", &chunk.ids)?;
+        let tokens = ids.len();
+        if tokens == 0 {
+            return Err(Violation::EmptyChunk { slot });
+        }
+        for id in ids {
+            self.token(slot, id)?;
+        }
+        self.live(slot)?.sampled = chunk.sample;
+        self.grow(slot, tokens)?;
+        Ok(tokens)
+    }
+
+    /// A slot that may be live or not.
+    fn slot(&mut self, slot: u32) -> Result<&mut Shape, Violation> {
+        let max_slots = self.limits.max_slots;
+        self.shapes.get_mut(slot as usize).ok_or(Violation::SlotId { slot, max_slots })
+    }
+
+    fn live(&mut self, slot: u32) -> Result<&mut Shape, Violation> {
+        let shape = self.slot(slot)?;
+        if shape.live { Ok(shape) } else { Err(Violation::NotLive { slot }) }
+    }
+
+    /// A slot may have rows in one place of a plan only.
+    fn row(&mut self, slot: u32) -> Result<(), Violation> {
+        match std::mem::replace(&mut self.live(slot)?.has_row, true) {
+            true => Err(Violation::TwoRows { slot }),
+            false => Ok(()),
+        }
+    }
+
+    fn block(&self, slot: u32, block_id: u32) -> Result<(), Violation> {
+        let num_blocks = self.limits.num_blocks;
+        if (block_id as usize) < num_blocks { Ok(()) } else { Err(Violation::BlockId { slot, block_id, num_blocks }) }
+    }
+
+    /// No slot needs more blocks than the longest sequence fills.
+    fn block_count(&mut self, slot: u32) -> Result<(), Violation> {
+        let max = self.limits.max_context.div_ceil(self.limits.block_size);
+        let actual = self.live(slot)?.num_blocks;
+        if actual <= max { Ok(()) } else { Err(Violation::TooManyBlocks { slot, actual, max }) }
+    }
+
+    fn token(&self, slot: u32, token_id: u32) -> Result<(), Violation> {
+        let vocab_size = self.limits.vocab_size;
+        if (token_id as usize) < vocab_size { Ok(()) } else { Err(Violation::TokenId { slot, token_id, vocab_size }) }
+    }
+
+    fn grow(&mut self, slot: u32, tokens: usize) -> Result<(), Violation> {
+        let &SlotLimits { block_size, max_context, .. } = self.limits;
+        let shape = self.live(slot)?;
+        shape.length += tokens;
+        let (length, num_blocks) = (shape.length, shape.num_blocks);
+        if length > max_context {
+            return Err(Violation::Context { slot, length, max_context });
+        }
+        if length > num_blocks * block_size {
+            return Err(Violation::BlockTable { slot, length, num_blocks, needed: length.div_ceil(block_size) });
+        }
+        Ok(())
+    }
+}
+
+fn params(new: &NewSlot) -> Result<Params, crate::sampling::InvalidParam> {
+    new.params.as_ref().map_or_else(|| Ok(Params::default()), Params::try_from)
+}
+
+fn field<'a>(name: &'static str, bytes: &'a [u8]) -> Result<impl ExactSizeIterator<Item = u32> + 'a, Violation> {
+    unpack_u32(bytes).map_err(|error| Violation::Packed { field: name, length: error.length, record: error.record })
+}
+
+/// The values of a packed field whose length was checked.
+fn packed(field: &[u8]) -> impl ExactSizeIterator<Item = u32> + '_ {
+    unpack_u32(field).expect("checked: the length is a whole number of records")
+}
+
+/// The (slot, block_id) pairs of a field whose length was checked.
+fn pairs(field: &[u8]) -> impl Iterator<Item = (u32, u32)> + '_ {
+    let (records, _) = field.as_chunks::<8>();
+    records.iter().map(|&[s0, s1, s2, s3, b0, b1, b2, b3]| {
+        (u32::from_le_bytes([s0, s1, s2, s3]), u32::from_le_bytes([b0, b1, b2, b3]))
+    })
+}
+
+#[cfg(test)]
+mod tests;

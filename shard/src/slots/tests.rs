@@ -1,0 +1,261 @@
+//! Every way a plan can contradict the slots, and what a legal plan computes.
+
+use proto::pack_u32;
+use proto::v1::SamplingParams;
+
+use super::*;
+
+const LIMITS: SlotLimits =
+    SlotLimits { max_slots: 4, num_blocks: 8, block_size: 4, max_context: 12, max_step_tokens: 10, vocab_size: 100 };
+
+fn new_slot(slot: u32, blocks: &[u32]) -> NewSlot {
+    NewSlot { slot, block_table: pack_u32(blocks.iter().copied()), request_id: slot.into(), ..NewSlot::default() }
+}
+
+fn chunk(slot: u32, start_position: u32, ids: &[u32], sample: bool) -> Chunk {
+    Chunk { slot, start_position, ids: pack_u32(ids.iter().copied()), sample }
+}
+
+fn packed_u32(values: &[u32]) -> bytes::Bytes {
+    pack_u32(values.iter().copied())
+}
+
+/// After plan 1: slot 0 holds 3 sampled tokens in block 5, slot 1 holds 2 of an unfinished prompt in block 6.
+fn started() -> (Slots, Rows) {
+    let (mut slots, mut rows) = (Slots::new(LIMITS), Rows::default());
+    let plan = Plan {
+        seq: 1,
+        new_slots: vec![new_slot(0, &[5]), new_slot(1, &[6])],
+        chunks: vec![chunk(0, 0, &[1, 2, 3], true), chunk(1, 0, &[4, 5], false)],
+        ..Plan::default()
+    };
+    slots.check(&plan).unwrap();
+    slots.apply(&plan, &mut rows);
+    slots.get_mut(0).last_token = 42;
+    (slots, rows)
+}
+
+#[test]
+fn rows_are_laid_out_in_plan_order() {
+    let (mut slots, rows) = started();
+    assert_eq!(rows.input_ids, [1, 2, 3, 4, 5]);
+    assert_eq!(rows.positions, [0, 1, 2, 0, 1]);
+    assert_eq!(rows.slot_mapping, [20, 21, 22, 24, 25]);
+    assert_eq!((&rows.sample_rows[..], &rows.sampled[..]), (&[2][..], &[(0, 3)][..]));
+
+    let plan = Plan {
+        seq: 2,
+        continues: packed_u32(&[0]),
+        chunks: vec![chunk(1, 2, &[6, 7, 8], true)],
+        appended_blocks: packed_u32(&[1, 2]),
+        ..Plan::default()
+    };
+    slots.check(&plan).unwrap();
+    let mut rows = Rows::default();
+    slots.apply(&plan, &mut rows);
+    assert_eq!(rows.input_ids, [42, 6, 7, 8]);
+    assert_eq!(rows.positions, [3, 2, 3, 4]);
+    assert_eq!(rows.slot_mapping, [23, 26, 27, 8]);
+    let spans = [
+        Span { slot: 0, first_row: 0, num_rows: 1, start_position: 3 },
+        Span { slot: 1, first_row: 1, num_rows: 3, start_position: 2 },
+    ];
+    assert_eq!(rows.spans, spans);
+    assert_eq!((&rows.sample_rows[..], &rows.sampled[..]), (&[0, 3][..], &[(0, 4), (1, 5)][..]));
+}
+
+#[test]
+fn same_rows_repeats_the_continues_of_the_last_plan() {
+    let (mut slots, mut rows) = started();
+    let plans = [
+        Plan { seq: 2, continues: packed_u32(&[0]), appended_blocks: packed_u32(&[0, 7]), ..Plan::default() },
+        Plan { seq: 3, same_rows: true, ..Plan::default() },
+        Plan { seq: 4, same_rows: true, ..Plan::default() },
+    ];
+    for plan in plans {
+        slots.check(&plan).unwrap();
+        slots.apply(&plan, &mut rows);
+    }
+    assert_eq!((rows.positions, rows.slot_mapping), (vec![5], vec![29]));
+}
+
+#[test]
+fn a_slot_can_be_freed_and_filled_by_one_plan() {
+    let (mut slots, mut rows) = started();
+    let plan = Plan {
+        seq: 2,
+        freed_slots: packed_u32(&[0]),
+        new_slots: vec![NewSlot { cached_tokens: 4, ..new_slot(0, &[3, 2]) }],
+        chunks: vec![chunk(0, 4, &[9], true)],
+        ..Plan::default()
+    };
+    slots.check(&plan).unwrap();
+    slots.apply(&plan, &mut rows);
+    assert_eq!((rows.input_ids, rows.positions, rows.slot_mapping), (vec![9], vec![4], vec![8]));
+}
+
+#[test]
+fn counts_hold_what_a_penalty_must_see() {
+    let penalty = SamplingParams { repetition_penalty: 1.5, ..SamplingParams::default() };
+    let new = NewSlot {
+        params: Some(penalty),
+        cached_tokens: 4,
+        cached_ids: packed_u32(&[1, 1, 2, 3]),
+        ..new_slot(0, &[0, 1])
+    };
+    let (mut slots, mut rows) = (Slots::new(LIMITS), Rows::default());
+    let plan = Plan { seq: 1, new_slots: vec![new], chunks: vec![chunk(0, 4, &[1], true)], ..Plan::default() };
+    slots.check(&plan).unwrap();
+    slots.apply(&plan, &mut rows);
+    slots.get_mut(0).last_token = 9;
+    let plan = Plan { seq: 2, continues: packed_u32(&[0]), ..Plan::default() };
+    slots.check(&plan).unwrap();
+    slots.apply(&plan, &mut rows);
+    let mut counts: Vec<_> = slots.get(0).counts.iter().collect();
+    counts.sort_unstable();
+    assert_eq!(counts, [(1, 3), (2, 1), (3, 1), (9, 1)]);
+}
+
+#[test]
+fn clearing_starts_an_epoch() {
+    let (mut slots, _) = started();
+    slots.clear();
+    assert!(slots.inspect().is_empty());
+    let plan = Plan { seq: 1, new_slots: vec![new_slot(0, &[5])], ..Plan::default() };
+    slots.check(&plan).unwrap();
+}
+
+/// `plan` as number 2 after [`started`] is refused with `expected`, and leaves no trace.
+#[track_caller]
+fn check(plan: Plan, expected: &str) {
+    let (mut slots, _) = started();
+    slots.scratch.clear();
+    let before = format!("{slots:?}");
+    let plan = Plan { seq: if plan.seq == 0 { 2 } else { plan.seq }, ..plan };
+    let violation = slots.check(&plan).unwrap_err();
+    assert_eq!(violation.to_string(), expected);
+    slots.scratch.clear();
+    assert_eq!(format!("{slots:?}"), before);
+}
+
+#[test]
+fn sequence_numbers_count_up() {
+    check(Plan { seq: 1, ..Plan::default() }, "plan 1 arrived, expected plan 2");
+    check(Plan { seq: 3, ..Plan::default() }, "plan 3 arrived, expected plan 2");
+}
+
+#[test]
+fn unknown_and_dead_slots() {
+    let plan = |slot| Plan { continues: packed_u32(&[slot]), ..Plan::default() };
+    check(plan(4), "slot 4 does not exist: ids end below 4");
+    check(plan(u32::MAX), "slot 4294967295 does not exist: ids end below 4");
+    check(plan(2), "slot 2 is not live");
+    check(Plan { freed_slots: packed_u32(&[2]), ..Plan::default() }, "slot 2 is not live");
+    check(Plan { freed_slots: packed_u32(&[0, 0]), ..Plan::default() }, "slot 0 is not live");
+    check(Plan { freed_slots: packed_u32(&[0]), ..plan(0) }, "slot 0 is not live");
+    check(Plan { appended_blocks: packed_u32(&[2, 0]), ..Plan::default() }, "slot 2 is not live");
+    check(Plan { chunks: vec![chunk(2, 0, &[1], false)], ..Plan::default() }, "slot 2 is not live");
+    check(Plan { new_slots: vec![new_slot(0, &[])], ..Plan::default() }, "slot 0 is live already: free it first");
+    let twice = Plan { new_slots: vec![new_slot(2, &[]), new_slot(2, &[])], ..Plan::default() };
+    check(twice, "slot 2 is live already: free it first");
+}
+
+#[test]
+fn a_slot_has_rows_in_one_place() {
+    let expected = "slot 0 appears twice among the rows of the plan";
+    check(Plan { continues: packed_u32(&[0, 0]), ..Plan::default() }, expected);
+    let both = Plan { continues: packed_u32(&[0]), chunks: vec![chunk(0, 4, &[1], false)], ..Plan::default() };
+    check(both, expected);
+    let two = Plan { chunks: vec![chunk(1, 2, &[1], false), chunk(1, 3, &[1], false)], ..Plan::default() };
+    check(two, "slot 1 appears twice among the rows of the plan");
+}
+
+#[test]
+fn chunks_follow_each_other() {
+    let expected = "slot 1: the chunk starts at position 1, the sequence is at 2";
+    check(Plan { chunks: vec![chunk(1, 1, &[1], false)], ..Plan::default() }, expected);
+    check(Plan { chunks: vec![chunk(1, 2, &[], true)], ..Plan::default() }, "slot 1: the chunk has no tokens");
+    let expected = "slot 1: token 100 does not exist: ids end below 100";
+    check(Plan { chunks: vec![chunk(1, 2, &[99, 100], true)], ..Plan::default() }, expected);
+    let expected = "slot 1 cannot continue: its last chunk did not sample";
+    check(Plan { continues: packed_u32(&[1]), ..Plan::default() }, expected);
+}
+
+#[test]
+fn blocks_exist_and_suffice() {
+    let expected = "slot 0: block 8 does not exist: ids end below 8";
+    check(Plan { appended_blocks: packed_u32(&[0, 8]), ..Plan::default() }, expected);
+    let expected = "slot 2: block 9 does not exist: ids end below 8";
+    check(Plan { new_slots: vec![new_slot(2, &[1, 9])], ..Plan::default() }, expected);
+    let expected = "slot 2 has 4 blocks; the longest sequence fills 3";
+    check(Plan { new_slots: vec![new_slot(2, &[0, 1, 2, 3])], ..Plan::default() }, expected);
+    let appended = Plan { appended_blocks: packed_u32(&[0, 1, 0, 2, 0, 3]), ..Plan::default() };
+    check(appended, "slot 0 has 4 blocks; the longest sequence fills 3");
+    let expected = "slot 1 would hold 5 tokens, which takes 2 blocks; it has 1";
+    check(Plan { chunks: vec![chunk(1, 2, &[1, 2, 3], false)], ..Plan::default() }, expected);
+    let long = Plan {
+        appended_blocks: packed_u32(&[1, 0, 1, 1]),
+        chunks: vec![chunk(1, 2, &[1; 11], false)],
+        ..Plan::default()
+    };
+    check(long, "slot 1 would hold 13 tokens; the longest sequence is 12");
+}
+
+#[test]
+fn cached_prefixes_are_full_blocks_with_their_ids_where_needed() {
+    let cached = |cached_tokens, cached_ids: &[u32], penalty| {
+        let params = SamplingParams { frequency_penalty: penalty, ..SamplingParams::default() };
+        let cached_ids = packed_u32(cached_ids);
+        let new = NewSlot { cached_tokens, cached_ids, params: Some(params), ..new_slot(2, &[0, 1]) };
+        Plan { new_slots: vec![new], ..Plan::default() }
+    };
+    let no_blocks = |tokens| {
+        format!("slot 2: {tokens} cached tokens are no multiple of 4 or more than the 8 that its blocks hold")
+    };
+    check(cached(3, &[], 0.0), &no_blocks(3));
+    check(cached(12, &[], 0.0), &no_blocks(12));
+    check(cached(4, &[], 1.0), "slot 2: 0 cached ids for 4 cached tokens");
+    check(cached(4, &[1; 3], 0.0), "slot 2: 3 cached ids for 4 cached tokens");
+    check(cached(4, &[1, 2, 3, 100], 1.0), "slot 2: token 100 does not exist: ids end below 100");
+}
+
+#[test]
+fn parameters_are_in_range() {
+    let params = SamplingParams { top_p: 2.0, ..SamplingParams::default() };
+    let new = NewSlot { params: Some(params), ..new_slot(2, &[]) };
+    check(Plan { new_slots: vec![new], ..Plan::default() }, "slot 2: `top_p` is 2, expected 0 (off) to 1");
+}
+
+#[test]
+fn same_rows_stands_alone() {
+    let expected = "`same_rows` together with `continues` or `chunks`";
+    check(Plan { same_rows: true, continues: packed_u32(&[0]), ..Plan::default() }, expected);
+    let chunks = vec![chunk(1, 2, &[1], false)];
+    check(Plan { same_rows: true, chunks, ..Plan::default() }, expected);
+    let first = Slots::new(LIMITS).check(&Plan { seq: 1, same_rows: true, ..Plan::default() });
+    assert_eq!(first, Err(Violation::NoPreviousRows));
+}
+
+#[test]
+fn a_step_has_a_budget() {
+    let plan = Plan {
+        appended_blocks: packed_u32(&[1, 0, 1, 1]),
+        chunks: vec![chunk(1, 2, &[1; 10], false)],
+        continues: packed_u32(&[0]),
+        ..Plan::default()
+    };
+    check(plan, "the plan has 11 tokens; a step computes at most 10");
+}
+
+#[test]
+fn cut_fields_are_named() {
+    let cut = |length| bytes::Bytes::from(vec![0; length]);
+    let named = |field: &str, length, record| format!("`{field}` has {length} bytes, which is no multiple of {record}");
+    check(Plan { freed_slots: cut(3), ..Plan::default() }, &named("freed_slots", 3, 4));
+    check(Plan { continues: cut(5), ..Plan::default() }, &named("continues", 5, 4));
+    check(Plan { appended_blocks: cut(12), ..Plan::default() }, &named("appended_blocks", 12, 8));
+    let chunks = vec![Chunk { ids: cut(6), ..chunk(1, 2, &[], false) }];
+    check(Plan { chunks, ..Plan::default() }, &named("chunks.ids", 6, 4));
+    let new_slots = vec![NewSlot { block_table: cut(1), ..new_slot(2, &[]) }];
+    check(Plan { new_slots, ..Plan::default() }, &named("block_table", 1, 4));
+}

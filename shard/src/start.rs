@@ -1,0 +1,216 @@
+//! From the command line to an executor that has run its first step.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kernels::{Arena, BLOCK_SIZE, DType, Device};
+use proto::pack_u32;
+use proto::v1::{Chunk, InfoResponse, NewSlot, Plan};
+
+use crate::args::{Args, Dtype, RopeScaling};
+use crate::capacity::{CapacityError, CapacityInput, capacity};
+use crate::comm::{Comm, Shm, Single};
+use crate::executor::{Executor, StepError};
+use crate::limits::{MAX_TOP_N_TOKENS, SHM_BUFFER_BYTES};
+use crate::memory::available_bytes;
+use crate::models::{Model, ModelOptions, RopeKind, RopeOverride};
+use crate::slots::SlotLimits;
+
+/// Why a shard cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The rank is none of the group's.
+    #[error("--rank {rank} is not below --world-size {world_size}")]
+    Rank {
+        /// The rank.
+        rank: usize,
+        /// Number of ranks.
+        world_size: usize,
+    },
+    /// Ranks cannot find each other.
+    #[error("--world-size {world_size} needs --comm-name, the same for all ranks")]
+    NoCommName {
+        /// Number of ranks.
+        world_size: usize,
+    },
+    /// The model cannot be loaded, or the ranks cannot reach each other.
+    #[error(transparent)]
+    Model(#[from] crate::Error),
+    /// Memory or context do not suffice.
+    #[error(transparent)]
+    Capacity(#[from] CapacityError),
+    /// The KV cache or the activations could not be allocated.
+    #[error("cannot allocate {what}: {source}")]
+    Allocation {
+        /// What was to be allocated.
+        what: &'static str,
+        /// Why not.
+        source: crate::Error,
+    },
+    /// The first step failed.
+    #[error("the model does not run: {0}")]
+    FirstStep(#[from] StepError),
+    /// The first step has no result.
+    #[error("the model does not compute a distribution: {reason}")]
+    FirstRow {
+        /// What the sampler said.
+        reason: String,
+    },
+}
+
+/// A rank that is ready to serve.
+pub struct Started {
+    /// The executor, without live rows.
+    pub executor: Executor,
+    /// The way to the other ranks.
+    pub comm: Arc<dyn Comm>,
+    /// What this rank tells a router.
+    pub info: InfoResponse,
+}
+
+/// Joins the rank group, loads the model, allocates KV cache and activations, and runs a first step.
+///
+/// # Errors
+/// [`StartError`]; its text is one line for the operator.
+pub fn start(args: &Args) -> Result<Started, StartError> {
+    let comm = open_comm(args)?;
+    start_with(args, comm)
+}
+
+/// The same for a rank that has joined its group already.
+///
+/// # Errors
+/// [`StartError`].
+pub fn start_with(args: &Args, comm: Arc<dyn Comm>) -> Result<Started, StartError> {
+    let began = Instant::now();
+    let threads = args.compute_threads();
+    let device = Device::cpu(threads);
+    let options = ModelOptions { dtype: args.dtype.map(dtype), rope_scaling: rope_override(args) };
+    let model = Model::load(&args.model_dir, &device, comm.clone(), &options)?;
+
+    let (max_slots, max_step_tokens) = (args.max_batch_size.get(), args.max_step_tokens.get());
+    // A row is a token, and a sequence has at least one.
+    let max_rows = max_slots.min(max_step_tokens);
+    let arena_bytes = model.arena_bytes(max_step_tokens, max_rows, max_rows);
+    let capacity = capacity(&CapacityInput {
+        block_size: BLOCK_SIZE,
+        bytes_per_block: model.kv_bytes_per_block(),
+        max_slots,
+        max_position_embeddings: model.spec().max_position_embeddings,
+        max_total_tokens: args.max_total_tokens,
+        max_batch_total_tokens: args.max_batch_total_tokens,
+        available_bytes: available_bytes(),
+        arena_bytes: arena_bytes as u64,
+        world_size: comm.world_size(),
+    })?;
+    let allocation = |what| move |source| StartError::Allocation { what, source };
+    let kv = model.new_kv_cache(capacity.num_blocks).map_err(allocation("the KV cache"))?;
+    let arena = Arena::new(&device, arena_bytes).map_err(|error| allocation("the activations")(error.into()))?;
+
+    let spec = model.spec();
+    let limits = SlotLimits {
+        max_slots,
+        num_blocks: capacity.num_blocks,
+        block_size: BLOCK_SIZE,
+        max_context: capacity.max_context,
+        max_step_tokens,
+        vocab_size: spec.vocab_size,
+    };
+    let info = InfoResponse {
+        protocol_version: proto::PROTOCOL_VERSION,
+        rank: comm.rank() as u32,
+        world_size: comm.world_size() as u32,
+        device: device.describe(),
+        dtype: dtype_name(spec.dtype.expect("a loaded model has a dtype")).to_owned(),
+        model_type: spec.model_type.clone(),
+        vocab_size: spec.vocab_size as u32,
+        max_position_embeddings: spec.max_position_embeddings as u32,
+        block_size: BLOCK_SIZE as u32,
+        num_blocks: capacity.num_blocks as u32,
+        max_slots: max_slots as u32,
+        max_step_tokens: max_step_tokens as u32,
+        eos_token_ids: spec.eos_token_ids.clone(),
+        weights_bytes: model.weights_bytes(),
+        kv_cache_bytes: kv.bytes() as u64,
+        arena_bytes: arena_bytes as u64,
+        max_top_n_tokens: MAX_TOP_N_TOKENS,
+    };
+    tracing::info!(
+        "{} on {}: {} MiB weights ({}), {} MiB KV cache ({} tokens), {} MiB activations, loaded in {} ms",
+        info.model_type,
+        info.device,
+        info.weights_bytes >> 20,
+        info.dtype,
+        info.kv_cache_bytes >> 20,
+        capacity.num_blocks * BLOCK_SIZE,
+        info.arena_bytes >> 20,
+        began.elapsed().as_millis(),
+    );
+    let mut executor = Executor::new(model, comm.clone(), device, kv, arena, limits, threads);
+    warm_up(&mut executor)?;
+    Ok(Started { executor, comm, info })
+}
+
+/// Joins the group of ranks.
+///
+/// # Errors
+/// [`StartError`] if the arguments name no group, or the group does not come together.
+pub fn open_comm(args: &Args) -> Result<Arc<dyn Comm>, StartError> {
+    let (rank, world_size) = (args.rank, args.world_size.get());
+    if rank >= world_size {
+        return Err(StartError::Rank { rank, world_size });
+    }
+    if world_size == 1 {
+        return Ok(Arc::new(Single));
+    }
+    let name = args.comm_name.as_deref().ok_or(StartError::NoCommName { world_size })?;
+    Ok(Arc::new(Shm::open(name, rank, world_size, SHM_BUFFER_BYTES)?))
+}
+
+/// Computes a prompt of a few tokens and continues it once: touches weights and buffers, lets ranks meet, and finds a
+/// model that computes nonsense before a client does.
+fn warm_up(executor: &mut Executor) -> Result<(), StartError> {
+    let limits = executor.slots().limits();
+    let tokens = limits.max_step_tokens.min(limits.max_context - 1).clamp(1, BLOCK_SIZE - 1) as u32;
+    let prompt = Plan {
+        seq: 1,
+        new_slots: vec![NewSlot { block_table: pack_u32([0]), ..NewSlot::default() }],
+        chunks: vec![Chunk { slot: 0, start_position: 0, ids: pack_u32((0..tokens).map(|_| 0)), sample: true }],
+        ..Plan::default()
+    };
+    let next = Plan { seq: 2, continues: pack_u32([0]), ..Plan::default() };
+    let plans = if limits.max_context > tokens as usize { &[prompt, next][..] } else { &[prompt][..] };
+    for plan in plans {
+        let result = executor.step(0, plan, Duration::ZERO)?;
+        if let Some(error) = result.row_errors.into_iter().next() {
+            return Err(StartError::FirstRow { reason: error.reason });
+        }
+    }
+    executor.clear();
+    Ok(())
+}
+
+fn dtype(dtype: Dtype) -> DType {
+    match dtype {
+        Dtype::Float32 => DType::F32,
+        Dtype::Float16 => DType::F16,
+        Dtype::Bfloat16 => DType::Bf16,
+    }
+}
+
+/// As config.json and the command line spell it.
+fn dtype_name(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F32 => "float32",
+        DType::F16 => "float16",
+        DType::Bf16 => "bfloat16",
+    }
+}
+
+fn rope_override(args: &Args) -> Option<RopeOverride> {
+    let kind = match args.rope_scaling? {
+        RopeScaling::Linear => RopeKind::Linear,
+        RopeScaling::Dynamic => RopeKind::Dynamic,
+    };
+    Some(RopeOverride { kind, factor: args.rope_factor? })
+}

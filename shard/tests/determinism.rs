@@ -1,0 +1,289 @@
+//! The invariant on which recovery rests: token ids and log-probability bits of a request do not depend on batch mates,
+//! arrival, chunking, cached prefixes, preemption, slots, blocks or threads.
+
+mod support;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::v1::{Chunk, NewSlot, Plan, SamplingParams, StepResult};
+use proto::{Sample, pack_u32, unpack_u32};
+use shard::comm::Single;
+use shard::executor::Executor;
+use shard::start;
+use support::{Random, TinyModel, VOCAB_SIZE};
+
+const BLOCK_SIZE: usize = 16;
+const MAX_SLOTS: usize = 8;
+const NUM_BLOCKS: usize = 128;
+const MAX_STEP_TOKENS: usize = 64;
+
+/// What a request is answered with, as bits: token, log-probability, and the top tokens with theirs.
+type Answer = Vec<(u32, u32, Vec<(u32, u32)>)>;
+
+#[derive(Clone, Debug)]
+struct Request {
+    prompt: Vec<u32>,
+    params: SamplingParams,
+    new_tokens: usize,
+}
+
+fn executor(model: &TinyModel, threads: &str) -> Executor {
+    start::start_with(&model.args(&["--threads", threads]), Arc::new(Single)).unwrap().executor
+}
+
+fn random_request(random: &mut Random, shared_prefix: &[u32]) -> Request {
+    // Half of the prompts share a prefix, so that the prefix cache has something to find.
+    let mut prompt = if random.one_in(2) { shared_prefix[..random.below(shared_prefix.len())].to_vec() } else { vec![] };
+    let more = 1 + random.below(60);
+    prompt.extend((0..more).map(|_| random.below(VOCAB_SIZE) as u32));
+    let mut maybe = |value: f32| if random.one_in(3) { value } else { 0.0 };
+    let params = SamplingParams {
+        temperature: maybe(0.7),
+        top_k: maybe(20.0) as u32,
+        top_p: maybe(0.9),
+        typical_p: maybe(0.8),
+        repetition_penalty: maybe(1.3),
+        frequency_penalty: maybe(0.5),
+        top_n_tokens: maybe(3.0) as u32,
+        do_sample: maybe(1.0) + maybe(1.0) > 0.0,
+        seed: random.next(),
+    };
+    Request { prompt, params, new_tokens: 1 + random.below(40) }
+}
+
+/// The reference: nothing else is there, the prompt goes in as few chunks as fit.
+fn alone(executor: &mut Executor, request: &Request) -> Answer {
+    executor.clear();
+    let requests = [request.clone()];
+    let mut schedule = Schedule::new(executor, &requests, Random(0), Style::Plain);
+    schedule.run();
+    schedule.answers.remove(0)
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Style {
+    /// As soon and as much as possible.
+    Plain,
+    /// Whatever the dice say.
+    Random,
+}
+
+/// A router without a plan: admits, chunks, pauses, preempts and shares blocks at random.
+struct Schedule<'a> {
+    executor: &'a mut Executor,
+    requests: &'a [Request],
+    random: Random,
+    style: Style,
+    seq: u64,
+    waiting: VecDeque<usize>,
+    slots: Vec<Option<Live>>,
+    /// References per block; a block without one may be given out.
+    references: Vec<usize>,
+    /// Blocks by the tokens up to their end.
+    prefixes: HashMap<Vec<u32>, u32>,
+    answers: Vec<Answer>,
+    cached_tokens: usize,
+    preemptions: usize,
+}
+
+struct Live {
+    request: usize,
+    /// Prompt, and what was emitted before the row entered.
+    ids: Vec<u32>,
+    /// Tokens whose KV is computed.
+    length: usize,
+    blocks: Vec<u32>,
+}
+
+impl<'a> Schedule<'a> {
+    fn new(executor: &'a mut Executor, requests: &'a [Request], random: Random, style: Style) -> Schedule<'a> {
+        Schedule {
+            executor,
+            requests,
+            random,
+            style,
+            seq: 0,
+            waiting: (0..requests.len()).collect(),
+            slots: (0..MAX_SLOTS).map(|_| None).collect(),
+            references: vec![0; NUM_BLOCKS],
+            prefixes: HashMap::new(),
+            answers: vec![Answer::new(); requests.len()],
+            cached_tokens: 0,
+            preemptions: 0,
+        }
+    }
+
+    fn run(&mut self) {
+        while self.answers.iter().zip(self.requests).any(|(answer, request)| answer.len() < request.new_tokens) {
+            self.step();
+            assert!(self.seq < 100_000, "the schedule makes no progress");
+        }
+    }
+
+    fn chance(&mut self, n: usize) -> bool {
+        self.style == Style::Random && self.random.one_in(n)
+    }
+
+    fn step(&mut self) {
+        self.seq += 1;
+        let mut plan = Plan { seq: self.seq, ..Plan::default() };
+        let mut freed = vec![];
+        for slot in 0..MAX_SLOTS {
+            let Some(live) = &self.slots[slot] else { continue };
+            let request = live.request;
+            let done = self.answers[request].len() >= self.requests[request].new_tokens;
+            if done || self.chance(40) {
+                freed.push(slot as u32);
+                self.free(slot);
+                if !done {
+                    self.preemptions += 1;
+                    self.waiting.push_front(request);
+                }
+            }
+        }
+        plan.freed_slots = pack_u32(freed);
+        while !self.waiting.is_empty() && !self.chance(3) {
+            let Some(slot) = self.slots.iter().position(Option::is_none) else { break };
+            let request = self.waiting.pop_front().unwrap();
+            plan.new_slots.push(self.admit(slot, request));
+        }
+
+        let (mut budget, mut continues, mut appended) = (MAX_STEP_TOKENS, vec![], vec![]);
+        for slot in 0..MAX_SLOTS {
+            // A row may pause: nothing says that every row runs in every step.
+            if self.slots[slot].is_none() || budget == 0 || self.chance(6) {
+                continue;
+            }
+            let live = self.slots[slot].as_ref().unwrap();
+            let (left, start) = (live.ids.len().saturating_sub(live.length), live.length);
+            let tokens = match (left, self.style) {
+                (0, _) => 1,
+                (_, Style::Plain) => left.min(budget),
+                (_, Style::Random) => 1 + self.random.below(left.min(budget)),
+            };
+            while self.slots[slot].as_ref().unwrap().blocks.len() * BLOCK_SIZE < start + tokens {
+                let block = self.allocate();
+                appended.extend([slot as u32, block]);
+                self.slots[slot].as_mut().unwrap().blocks.push(block);
+            }
+            budget -= tokens;
+            let live = self.slots[slot].as_mut().unwrap();
+            live.length += tokens;
+            if left == 0 {
+                continues.push(slot as u32);
+            } else {
+                let ids = pack_u32(live.ids[start..start + tokens].iter().copied());
+                plan.chunks.push(Chunk { slot: slot as u32, start_position: start as u32, ids, sample: tokens == left });
+            }
+        }
+        (plan.continues, plan.appended_blocks) = (pack_u32(continues), pack_u32(appended));
+        let result = self.executor.step(1, &plan, Duration::ZERO).unwrap();
+        self.apply(&result);
+    }
+
+    /// Fills a slot, with the longest prefix that is cached.
+    fn admit(&mut self, slot: usize, request: usize) -> NewSlot {
+        let Request { prompt, params, .. } = &self.requests[request];
+        let emitted = self.answers[request].iter().map(|&(id, ..)| id);
+        let ids: Vec<u32> = prompt.iter().copied().chain(emitted).collect();
+        let mut blocks = vec![];
+        // At least one token is computed, because its logits are needed.
+        while self.style == Style::Random && (blocks.len() + 1) * BLOCK_SIZE < ids.len() {
+            let Some(&block) = self.prefixes.get(&ids[..(blocks.len() + 1) * BLOCK_SIZE]) else { break };
+            blocks.push(block);
+        }
+        blocks.iter().for_each(|&block| self.references[block as usize] += 1);
+        let length = blocks.len() * BLOCK_SIZE;
+        self.cached_tokens += length;
+        let needs_ids = params.repetition_penalty != 0.0 || params.frequency_penalty != 0.0;
+        let new = NewSlot {
+            slot: slot as u32,
+            params: Some(*params),
+            block_table: pack_u32(blocks.iter().copied()),
+            cached_tokens: length as u32,
+            cached_ids: pack_u32(ids[..if needs_ids { length } else { 0 }].iter().copied()),
+            request_id: request as u64,
+        };
+        self.slots[slot] = Some(Live { request, ids, length, blocks });
+        new
+    }
+
+    /// A block that nobody refers to, forgotten by the prefix cache.
+    fn allocate(&mut self) -> u32 {
+        let free: Vec<usize> = (0..NUM_BLOCKS).filter(|&block| self.references[block] == 0).collect();
+        let block = free[if self.style == Style::Random { self.random.below(free.len()) } else { 0 }] as u32;
+        self.prefixes.retain(|_, cached| *cached != block);
+        self.references[block as usize] = 1;
+        block
+    }
+
+    fn free(&mut self, slot: usize) {
+        let live = self.slots[slot].take().unwrap();
+        live.blocks.iter().for_each(|&block| self.references[block as usize] -= 1);
+    }
+
+    fn apply(&mut self, result: &StepResult) {
+        assert!(result.row_errors.is_empty(), "{:?}", result.row_errors);
+        for Sample { slot, token_id, logprob } in Sample::unpack(&result.samples).unwrap() {
+            let request = self.slots[slot as usize].as_ref().unwrap().request;
+            let top = result.top_tokens.iter().filter(|top| top.slot == slot).flat_map(|top| {
+                unpack_u32(&top.ids).unwrap().zip(unpack_u32(&top.logprobs).unwrap()).collect::<Vec<_>>()
+            });
+            self.answers[request].push((token_id, logprob.to_bits(), top.collect()));
+        }
+        // Full blocks of what is computed can be shared: prompt and reply alike.
+        for live in self.slots.iter().flatten() {
+            let prompt = &self.requests[live.request].prompt;
+            let emitted = self.answers[live.request].iter().map(|&(id, ..)| id);
+            let ids: Vec<u32> = prompt.iter().copied().chain(emitted).take(live.length).collect();
+            for (index, &block) in live.blocks.iter().enumerate().take(live.length / BLOCK_SIZE) {
+                self.prefixes.entry(ids[..(index + 1) * BLOCK_SIZE].to_vec()).or_insert(block);
+            }
+        }
+    }
+}
+
+#[test]
+fn answers_do_not_depend_on_the_schedule() {
+    let model = TinyModel::new();
+    let (mut one, mut two) = (executor(&model, "1"), executor(&model, "2"));
+    let (mut cached_tokens, mut preemptions, mut distinct) = (0, 0, 0);
+    for seed in 1..=6 {
+        println!("seed {seed}");
+        let mut random = Random(seed);
+        let prefix: Vec<u32> = (0..200).map(|_| random.below(VOCAB_SIZE) as u32).collect();
+        let requests: Vec<Request> = (0..24).map(|_| random_request(&mut random, &prefix)).collect();
+        let expected: Vec<Answer> = requests.iter().map(|request| alone(&mut one, request)).collect();
+        for _ in 0..3 {
+            two.clear();
+            let mut schedule = Schedule::new(&mut two, &requests, random.clone(), Style::Random);
+            schedule.run();
+            for (index, answer) in schedule.answers.iter().enumerate() {
+                assert_eq!(answer, &expected[index], "seed {seed}, request {index}: {:?}", requests[index]);
+            }
+            (cached_tokens, preemptions) = (cached_tokens + schedule.cached_tokens, preemptions + schedule.preemptions);
+            random.next();
+        }
+        let mut tokens: Vec<u32> = expected.iter().flatten().map(|&(id, ..)| id).collect();
+        tokens.sort_unstable();
+        tokens.dedup();
+        distinct = distinct.max(tokens.len());
+    }
+    // The test means nothing if the schedules were tame or the model says one word.
+    println!("{cached_tokens} cached tokens, {preemptions} preemptions, {distinct} distinct tokens");
+    assert!(cached_tokens > 1000 && preemptions > 100 && distinct > VOCAB_SIZE / 2);
+}
+
+#[test]
+fn rows_of_one_request_and_seed_agree_in_every_slot() {
+    let model = TinyModel::new();
+    let mut executor = executor(&model, "2");
+    let params = SamplingParams { do_sample: true, seed: 5, ..SamplingParams::default() };
+    let request = Request { prompt: vec![1, 2, 3], params, new_tokens: 20 };
+    let same = vec![request; MAX_SLOTS];
+    let mut schedule = Schedule::new(&mut executor, &same, Random(9), Style::Plain);
+    schedule.run();
+    assert!(schedule.answers.iter().all(|answer| *answer == schedule.answers[0]));
+}

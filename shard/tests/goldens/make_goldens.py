@@ -1,0 +1,238 @@
+#!/usr/bin/env python3
+"""Makes the golden models beside this file: tiny random checkpoints and what transformers computes from them.
+
+    python make_goldens.py            # needs torch and transformers; the tests need neither
+
+Each case is written twice. `<case>-f32` spells config.json as transformers 5 does (`rope_parameters`, `dtype`).
+`<case>-bf16` spells it as older versions did (`rope_theta`, `rope_scaling`, `torch_dtype`) and is computed in bfloat16
+throughout. golden.json holds, for one prompt: the logits of some prefill positions, and 32 greedy tokens with logprob and
+margin (distance to the second-best logit).
+
+A random model's best two tokens may lie closer together than rounding reaches, so that either is right. The prompt is
+therefore chosen, out of BATCHES * BATCH, by its least margin; for bfloat16 by the lesser of the margins with activations in
+bfloat16 (which transformers rounds) and in float32 (which we keep). `noise` in golden.json is the largest difference of
+logits between the two, and `exact_logits` are those in float32.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+HERE = Path(__file__).parent
+PROMPT_TOKENS, NEW_TOKENS = 40, 32
+PREFILL_POSITIONS = [0, 1, 17, PROMPT_TOKENS - 1]
+BATCHES, BATCH = 4, 256
+# Twice what rounding keys and values to bfloat16 moves a logit, the only rounding beside the weights' that we share.
+MIN_MARGIN = 0.03
+
+# Widths small enough for 300 KB, heads enough for four ranks. An initialiser ten times the usual spreads the logits.
+COMMON = dict(
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=256,
+    max_position_embeddings=640,
+    initializer_range=0.25,
+    bos_token_id=1,
+    eos_token_id=2,
+    tie_word_embeddings=False,
+)
+
+
+def rope(kind, **parameters):
+    return dict(rope_parameters=dict(rope_type=kind, rope_theta=10000.0, **parameters))
+
+
+CASES = {
+    # Grouped queries, tied embeddings, Llama 3.1's scaling; a vocabulary that four ranks cannot share evenly.
+    "llama-llama3": (
+        LlamaForCausalLM,
+        LlamaConfig,
+        dict(
+            vocab_size=259,
+            tie_word_embeddings=True,
+            **rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32),
+        ),
+    ),
+    # Every bias there is.
+    "llama-bias-linear": (
+        LlamaForCausalLM,
+        LlamaConfig,
+        dict(attention_bias=True, mlp_bias=True, num_key_value_heads=4, **rope("linear", factor=2.5)),
+    ),
+    # One KV head: replicated on every rank.
+    "llama-yarn": (
+        LlamaForCausalLM,
+        LlamaConfig,
+        dict(num_key_value_heads=1, **rope("yarn", factor=4.0, original_max_position_embeddings=32)),
+    ),
+    # The prompt fits into the original 48 positions, the answer goes beyond them.
+    "llama-dynamic": (
+        LlamaForCausalLM,
+        LlamaConfig,
+        dict(max_position_embeddings=48, **rope("dynamic", factor=2.0)),
+    ),
+    # A window shorter than the prompt; heads wider than hidden_size / heads.
+    "mistral-window": (
+        MistralForCausalLM,
+        MistralConfig,
+        dict(sliding_window=12, head_dim=16, **rope("default")),
+    ),
+    # Bias on q, k, v; tied; a window from the second of three layers on.
+    "qwen2-bias": (
+        Qwen2ForCausalLM,
+        Qwen2Config,
+        dict(
+            num_hidden_layers=3,
+            tie_word_embeddings=True,
+            use_sliding_window=True,
+            sliding_window=20,
+            max_window_layers=1,
+            **rope("default"),
+        ),
+    ),
+    # QK-norm, explicit head_dim, eight heads.
+    "qwen3-qk-norm": (
+        Qwen3ForCausalLM,
+        Qwen3Config,
+        dict(num_attention_heads=8, num_key_value_heads=4, head_dim=8, **rope("default")),
+    ),
+}
+
+
+@torch.no_grad()
+def randomise(model, seed):
+    """What initialisation leaves at 0 or 1 (biases, norms) would hide a missing addition or product."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if name.endswith("bias"):
+            parameter.copy_(0.3 * noise)
+        elif "norm" in name:
+            parameter.copy_(1.0 + 0.2 * noise)
+        elif "embed_tokens" in name:
+            # Rows of length ~1; tied heads would otherwise only repeat the last token.
+            parameter.copy_(0.25 * noise)
+
+
+@torch.no_grad()
+def run(model, prompts, ids=None):
+    """Prefill logits, each step's logits and tokens of a batch of prompts, with the key-value cache as in generate().
+
+    With `ids`, those tokens are fed instead of the most likely ones.
+    """
+    output = model(input_ids=prompts, use_cache=True)
+    prefill, steps, tokens = output.logits.float(), [], []
+    for step in range(NEW_TOKENS):
+        steps.append(output.logits[:, -1].float())
+        tokens.append(steps[-1].argmax(-1) if ids is None else ids[:, step])
+        if step + 1 < NEW_TOKENS:
+            fed = tokens[-1][:, None]
+            output = model(input_ids=fed, past_key_values=output.past_key_values, use_cache=True)
+    return prefill, torch.stack(steps, 1), torch.stack(tokens, 1)
+
+
+def margins(steps, ids):
+    """How far the chosen token's logit is above the best other one; negative if it is not the best."""
+    chosen = steps.gather(-1, ids[..., None])[..., 0]
+    return chosen - steps.scatter(-1, ids[..., None], float("-inf")).amax(-1)
+
+
+def find_prompt(model, reference, seed):
+    """The prompt whose least margin is largest, in both precisions."""
+    generator = torch.Generator().manual_seed(seed)
+    best = (0.0, None)
+    for _ in range(BATCHES):
+        prompts = torch.randint(3, model.config.vocab_size, (BATCH, PROMPT_TOKENS), generator=generator)
+        _, steps, ids = run(model, prompts)
+        score = margins(steps, ids).amin(1)
+        if model is not reference:
+            _, exact, _ = run(reference, prompts, ids)
+            score = torch.minimum(score, margins(exact, ids).amin(1))
+        for row in range(BATCH):
+            # Fewer than eight different tokens would make a test that a stuck model passes.
+            if len(set(ids[row].tolist())) >= 8 and float(score[row]) > best[0]:
+                best = (float(score[row]), prompts[row : row + 1])
+    return best
+
+
+def to_old_spelling(config_file):
+    config = json.loads(config_file.read_text())
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope.pop("rope_theta")
+    config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+    config["torch_dtype"] = config.pop("dtype")
+    # "type" is older still.
+    if config["rope_scaling"] and config["rope_scaling"]["rope_type"] in ("linear", "dynamic"):
+        config["rope_scaling"]["type"] = config["rope_scaling"].pop("rope_type")
+    config_file.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def rounded(values):
+    return [float(f"{value:.8g}") for value in values.tolist()]
+
+
+def make(case, precision, seed):
+    model_class, config_class, overrides = CASES[case]
+    directory = HERE / f"{case}-{precision}"
+    shutil.rmtree(directory, ignore_errors=True)
+    torch.manual_seed(seed)
+    model = model_class(config_class(**{**COMMON, **overrides}))
+    randomise(model, seed)
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[precision]
+    model.to(dtype).save_pretrained(directory)
+    if precision == "bf16":
+        to_old_spelling(directory / "config.json")
+
+    load = lambda dtype: model_class.from_pretrained(directory, dtype=dtype, attn_implementation="eager").eval()
+    reference = load(torch.float32)
+    model = reference if precision == "f32" else load(dtype)
+    margin, prompt = find_prompt(model, reference, seed)
+    assert margin >= MIN_MARGIN, f"{directory.name}: margin {margin}"
+    prefill, steps, ids = run(model, prompt)
+    exact_prefill, exact_steps, _ = run(reference, prompt, ids)
+    noise = max(float((prefill - exact_prefill).abs().max()), float((steps - exact_steps).abs().max()))
+    prompt, prefill, steps, ids = prompt[0].tolist(), prefill[0], steps[0], ids[0].tolist()
+    logprobs = steps.log_softmax(-1).gather(-1, torch.tensor(ids)[:, None])[:, 0]
+    golden = dict(
+        made_with=dict(transformers=transformers.__version__, torch=torch.__version__),
+        dtype=str(dtype).removeprefix("torch."),
+        seed=seed,
+        noise=noise,
+        prompt_ids=prompt,
+        prefill=[
+            dict(position=at, logits=rounded(prefill[at]), exact_logits=rounded(exact_prefill[0, at]))
+            for at in PREFILL_POSITIONS
+        ],
+        greedy=dict(ids=ids, logprobs=rounded(logprobs), margins=rounded(margins(steps[None], torch.tensor([ids]))[0]), last_logits=rounded(steps[-1])),
+    )
+    (directory / "golden.json").write_text(json.dumps(golden) + "\n")
+    size = sum(file.stat().st_size for file in directory.iterdir())
+    print(
+        f"{directory.name:24} {size:7} bytes, least margin {margin:.4f}, noise {noise:.4f}, "
+        f"{len(set(ids))} different tokens, logits' deviation {float(steps.std()):.2f}",
+        flush=True,
+    )
+    assert size <= 300_000, f"{directory.name} has {size} bytes"
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for seed, case in enumerate(CASES, start=1):
+        for precision in ("f32", "bf16"):
+            make(case, precision, seed)
