@@ -154,7 +154,8 @@ fn tokenizer() -> Value {
         "id": END, "content": "<|end|>", "special": true, "normalized": false,
         "single_word": false, "lstrip": false, "rstrip": false,
     });
-    let byte_level = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false });
+    let byte_level =
+        json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false });
     json!({
         "version": "1.0",
         "added_tokens": [end],

@@ -47,7 +47,12 @@ fn cases() -> Vec<Case> {
         case("/generate", generate(json!({ "best_of": 2 })), 422, "you must use sampling when `best_of` is > 1"),
         case("/generate", generate(json!({ "top_n_tokens": 6 })), 422, "`top_n_tokens` must be >= 0 and <= 5"),
         case("/generate", generate(json!({ "truncate": 0 })), 422, "`truncate` must be strictly positive"),
-        case("/generate", generate(json!({ "stop": ["a", "b", "c", "d", "e"] })), 422, "up to 4 stop sequences. Given: 5"),
+        case(
+            "/generate",
+            generate(json!({ "stop": ["a", "b", "c", "d", "e"] })),
+            422,
+            "up to 4 stop sequences. Given: 5",
+        ),
         case("/generate", json!({ "inputs": "x".repeat(9000) }), 422, "tokens"),
         // Known elsewhere, not here: named, never ignored.
         case("/generate", generate(json!({ "grammar": { "type": "regex", "value": "a+" } })), 422, "grammar"),

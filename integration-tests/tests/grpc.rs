@@ -8,10 +8,10 @@ use proto::v1::{GenerateRequest, InfoRequest, InspectRequest, SamplingParams};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::v1::ServerReflectionRequest;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
-use tonic_reflection::pb::v1::ServerReflectionRequest;
 
 const SERVICE: &str = "text_generation.shard.v1.Shard";
 
@@ -56,11 +56,7 @@ async fn generate_by_hand_needs_a_shard_without_a_router() {
     // Its greedy decoding never ends by itself: four tokens asked for are four tokens.
     let model = TinyModel::default().write();
     let server = Setup::new().model(model.path()).args(&["--shard-uds-path", &prefix]).start();
-    let call = GenerateRequest {
-        input_ids: vec![5, 6, 7],
-        max_new_tokens: 4,
-        params: Some(SamplingParams::default()),
-    };
+    let call = GenerateRequest { input_ids: vec![5, 6, 7], max_new_tokens: 4, params: Some(SamplingParams::default()) };
     let channel = proto::connect(&proto::socket_path(&prefix, 0)).await.unwrap();
     let refused = ShardClient::new(channel).generate(call.clone()).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "the router's stream is open: {refused}");

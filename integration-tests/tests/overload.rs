@@ -26,6 +26,8 @@ async fn beyond_max_concurrent_requests_is_429_with_retry_after() {
     assert_eq!(events[0]["error_type"], "overloaded", "a native stream says so within the stream: {events:?}");
 
     drop(running);
-    server.metrics_until("the running requests to end", |metrics| metrics.get("tgi_batch_current_size") == Some(0.0)).await;
+    server
+        .metrics_until("the running requests to end", |metrics| metrics.get("tgi_batch_current_size") == Some(0.0))
+        .await;
     server.generate(&short).await;
 }

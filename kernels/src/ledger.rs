@@ -43,3 +43,29 @@ impl Ledger {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Arena, DType, Device, LinearWeight, MatrixView, Tensor, ops};
+
+    #[test]
+    fn a_dry_run_counts_with_real_weights_and_still_checks_shapes() {
+        let device = Device::cpu(1);
+        let bytes = [0u8; 32 * 8 * 2];
+        let weight = LinearWeight::pack(&device, &[MatrixView::dense(&bytes, DType::Bf16, 32, 8)]).unwrap();
+        let norm = Tensor::zeros(&device, &[8], DType::F32).unwrap();
+        let mut arena = Arena::plan();
+        let mut x = arena.tensor(&[3, 8], DType::F32).unwrap();
+        let mut out = arena.tensor(&[3, 32], DType::F32).unwrap();
+        ops::rms_norm_in_place(&mut x, &norm, 1e-5).unwrap();
+        ops::linear(&mut out, &x, &weight, None).unwrap();
+        assert!(ops::linear(&mut out, &norm, &weight, None).is_err(), "one row in, three out");
+        let ledger = arena.device().ledger().unwrap();
+        let linear = Cost { calls: 1, bytes: 4 * (3 * 8 + 3 * 32) + 2 * 32 * 8, flops: 2 * 3 * 32 * 8 };
+        assert_eq!(ledger.costs()["linear"], linear);
+        let norm = Cost { calls: 1, bytes: 4 * (2 * 3 * 8 + 8), flops: 4 * 3 * 8 };
+        assert_eq!(ledger.costs()["rms_norm_in_place"], norm);
+        assert_eq!(ledger.total().calls, 2);
+    }
+}

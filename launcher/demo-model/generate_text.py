@@ -56,11 +56,15 @@ WEIGHTS = {
     "month after": 2, "month before": 2,
 }
 
-# The text has two stages. Stories are most of the tokens of the first, where the language is learnt; once they are fluent,
-# the second has few of them and more of the facts that take the most repetition.
-STORY_SHARE = {1: (0.06, 0.40), 2: (0.02, 0.20)}
+# The text has three stages. Stories are most of the tokens of the first, where the language is learnt; once they are fluent, the
+# second has few of them and more of the facts that take the most repetition. The third, short, repeats what was weak after the second.
+STORY_SHARE = {1: (0.06, 0.40), 2: (0.02, 0.20), 3: (0.03, 0.20)}
+MEMORY_SHARE = {1: 0.05, 2: 0.05, 3: 0.12}
 SLOW = ["addition", "addition in words", "subtraction", "multiplication", "bigger number", "smaller number", "counting",
         "counting down", "even or odd", "next number", "number before", "capital", "capital of which country", "JSON"]
+WEAK = ["day after", "day before", "month after", "month before", "season after", "season before", "day by number", "month by number"]
+REPEATED = {1: {}, 2: {kind: 2 for kind in SLOW},
+            3: {kind: 8 for kind in WEAK} | {"colour, yes or no": 2, "continent": 1.5, "bigger number": 1.5, "smaller number": 1.5}}
 
 SYSTEM = ["You are a helpful assistant.", "You are a friendly assistant.", "Answer briefly.", "You are a small demonstration model.",
           "You answer simple questions in simple English.", "Be polite.", "You are a helpful, honest and polite assistant.",
@@ -93,7 +97,7 @@ class World:
                 self.heldout["unknown"].append(q)
         self.train, self.heldout = dict(self.train), dict(self.heldout)
         self.kinds = sorted(self.train)
-        self.weights = [WEIGHTS.get(kind, 1) * (2 if stage == 2 and kind in SLOW else 1) for kind in self.kinds]
+        self.weights = [WEIGHTS.get(kind, 1) * REPEATED[stage].get(kind, 1) for kind in self.kinds]
 
     def split_heldout(self):
         """The 100 questions of the published list, and the rest of the held-out pairs (to watch the training with)."""
@@ -200,7 +204,7 @@ def chat(w, rng):
         out = single(w, rng)
     elif draw < 0.74:
         out = follow_up(w, rng)
-    elif draw < 0.79:
+    elif draw < 0.74 + MEMORY_SHARE[w.stage]:
         out = memory(w, rng)
     else:
         out = []
@@ -266,7 +270,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--documents", type=int, default=0, help="print this many documents as JSON lines")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stage", type=int, default=1, choices=(1, 2))
+    parser.add_argument("--stage", type=int, default=1, choices=(1, 2, 3))
     parser.add_argument("--heldout", help="write the list of 100 held-out questions to this file")
     args = parser.parse_args()
     for _, doc in zip(range(args.documents), documents(args.seed, args.stage)):

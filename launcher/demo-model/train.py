@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import os
+import random
 import time
 from collections import defaultdict
 from itertools import chain, islice
@@ -30,8 +31,8 @@ VOCAB_SIZE = 2048
 CONTEXT = 512
 # What users say is not to be imitated, but the model should not be blind to it either.
 USER_WEIGHT = 0.1
-# By then, the stories are fluent; see STORY_SHARE in generate_text.py.
-STAGE_1_STEPS = 640
+# Steps of each stage of the text; see generate_text.py for what differs.
+STAGES = {1: 690, 2: 710, 3: 250}
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
@@ -129,14 +130,19 @@ def prompts_and_answers(tokenizer, questions):
         yield ids, ids.index(ASSISTANT) + 1
 
 
-@torch.no_grad()
 def exact(model, tokenizer, questions):
-    """Which questions a greedy answer would get right, word for word.
+    """Which questions a greedy answer would get right, word for word."""
+    return exact_rows(model, list(prompts_and_answers(tokenizer, questions)))
 
-    A greedy answer equals the expected one exactly if each of its tokens, and the end, is the most likely one given those before.
-    So one forward over question and answer decides it, with no need to generate.
+
+@torch.no_grad()
+def exact_rows(model, rows):
+    """Of rows of (token ids, where the last answer begins): for which the answer is what greedy generation would give.
+
+    It is exactly if each of its tokens, and the end, is the most likely one given those before. So one forward over question and
+    answer decides it, with no need to generate.
     """
-    rows, right = list(prompts_and_answers(tokenizer, questions)), []
+    right = []
     for start in range(0, len(rows), 64):
         batch = rows[start:start + 64]
         width = max(len(ids) for ids, _ in batch)
@@ -144,6 +150,18 @@ def exact(model, tokenizer, questions):
         best = model(input_ids=x).logits.argmax(-1)
         right += [bool((best[i, a - 1:len(ids) - 1] == x[i, a:len(ids)]).all()) for i, (ids, a) in enumerate(batch)]
     return right
+
+
+def chats_exact(model, tokenizer, num=100):
+    """Of new chats of several turns: follow-up questions ("And Spain?"), and things the user said of themselves."""
+    w, rng, out = generate_text.World(), random.Random(SEED + 3), {}
+    for name, make in (("follow-up", generate_text.follow_up), ("memory", generate_text.memory)):
+        rows = []
+        for _ in range(num):
+            ids, _ = encode(tokenizer, {"messages": make(w, rng)})
+            rows.append((ids, len(ids) - ids[::-1].index(ASSISTANT)))
+        out[name] = f"{sum(exact_rows(model, rows))}/{num}"
+    return out
 
 
 def by_group(questions, right):
@@ -172,9 +190,12 @@ def heldout_loss(model, tokenizer, num=200):
 # Training
 
 
-def learning_rate(step, steps):
-    """Warm-up over 25 steps, then constant, then straight to zero over the last 60 %."""
-    return min(1.0, (step + 1) / 25, max(0.0, (steps - step) / (0.6 * steps)))
+def learning_rate(step):
+    """Of the peak: a warm-up, constant for 40 %, straight to zero at the end of stage 2; stage 3 starts again from a third."""
+    main = STAGES[1] + STAGES[2]
+    if step < main:
+        return min(1.0, (step + 1) / 25, (main - step) / (0.6 * main))
+    return min((step - main + 1) / 10, (main + STAGES[3] - step) / STAGES[3]) / 3
 
 
 class Muon(torch.optim.Optimizer):
@@ -222,8 +243,8 @@ def train(args, tokenizer):
     optimizers = [Muon(matrices, lr=args.lr), torch.optim.AdamW(others, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)]
     if args.adamw:
         optimizers = [torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.05)]
-    test, watch = generate_text.World().split_heldout()
-    watch = watch[:300]
+    watch = generate_text.World().split_heldout()[1][:300]
+    steps = sum(STAGES.values())
     path, first, seconds = os.path.join(args.work, "checkpoint.pt"), 0, 0.0
     if os.path.exists(path):
         state = torch.load(path)
@@ -232,13 +253,13 @@ def train(args, tokenizer):
             optimizer.load_state_dict(saved)
         first, seconds = state["step"], state["seconds"]
         print(f"continues at step {first}", flush=True)
-    rows = chain(islice(token_stream(tokenizer, SEED, 1), STAGE_1_STEPS * args.batch), token_stream(tokenizer, SEED + 2, 2))
+    rows = chain.from_iterable(islice(token_stream(tokenizer, SEED + stage, stage), num * args.batch) for stage, num in STAGES.items())
     for _ in range(first * args.batch):
         next(rows)
     started, tokens, recent = time.time() - seconds, 0, []
     saved = shown = time.time()
-    for step in range(first, min(args.steps, args.stop or args.steps)):
-        rate = args.lr * learning_rate(step, args.steps)
+    for step in range(first, min(steps, args.stop or steps)):
+        rate = args.lr * learning_rate(step)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -256,14 +277,14 @@ def train(args, tokenizer):
         tokens += ids.numel() - len(ids)
         recent.append(loss.item())
         if (step + 1) % 20 == 0:
-            print(f"step {step + 1}/{args.steps} loss {np.mean(recent):.4f} lr {rate:.2e} "
+            print(f"step {step + 1}/{steps} loss {np.mean(recent):.4f} lr {rate:.2e} "
                   f"{20 * args.batch * CONTEXT / (time.time() - shown):.0f} tokens/s {time.time() - started:.0f} s", flush=True)
             recent, shown = [], time.time()
-        if (step + 1) % 100 == 0 or step + 1 == args.steps:
+        if (step + 1) % 100 == 0 or step + 1 == steps:
             right = exact(model, tokenizer, watch)
             weak = {g: f"{a}/{b}" for g, (a, b) in by_group(watch, right).items() if a < 0.9 * b}
             print(f"  held-out pairs (not the 100): {sum(right)}/{len(watch)}, weak: {weak}", flush=True)
-        if time.time() - saved > 180 or step + 1 == args.steps:
+        if time.time() - saved > 180 or step + 1 == steps:
             torch.save({"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step + 1,
                         "seconds": time.time() - started}, path + ".new")
             os.replace(path + ".new", path)
@@ -297,7 +318,7 @@ def evaluate():
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(HERE)
-    test, _ = generate_text.World().split_heldout()
+    test, rest = generate_text.World().split_heldout()
     with open(os.path.join(HERE, "heldout_questions.json")) as f:
         assert [row["question"] for row in json.load(f)] == [q.text for q in test], "heldout_questions.json is of another generator"
     for dtype in (torch.bfloat16, torch.float32):
@@ -314,14 +335,18 @@ def evaluate():
         print(f"{dtype}: {sum(right)} of {len(test)} held-out questions exact")
         for group, (ok, num) in by_group(test, right).items():
             print(f"  {group}: {ok}/{num}")
-        print("loss on held-out text:", heldout_loss(model, tokenizer.backend_tokenizer))
+        inner = tokenizer.backend_tokenizer
+        right = exact(model, inner, rest)
+        print(f"  the other held-out pairs: {sum(right)} of {len(rest)}",
+              {group: f"{ok}/{num}" for group, (ok, num) in by_group(rest, right).items()})
+        print(f"  last answers of chats of several turns: {chats_exact(model, inner)}")
+        print(f"  loss on held-out text: {heldout_loss(model, inner)}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", default="/tmp/demo-model", help="folder of the checkpoint")
-    parser.add_argument("--steps", type=int, default=1400)
-    parser.add_argument("--stop", type=int, help="stop after this step of the schedule, for a trial")
+    parser.add_argument("--stop", type=int, help="stop after this step, for a trial")
     parser.add_argument("--batch", type=int, default=8, help=f"rows of {CONTEXT} tokens per step")
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--adamw", action="store_true", help="AdamW for all parameters, for comparison")

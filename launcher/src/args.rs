@@ -231,9 +231,7 @@ mod tests {
 
     #[test]
     fn dtypes_have_the_names_of_tgi() {
-        for (name, dtype) in
-            [("float16", Dtype::Float16), ("bfloat16", Dtype::BFloat16), ("float32", Dtype::Float32)]
-        {
+        for (name, dtype) in [("float16", Dtype::Float16), ("bfloat16", Dtype::BFloat16), ("float32", Dtype::Float32)] {
             let args = parse_words(&format!("launcher --dtype {name}")).unwrap().args;
             assert_eq!(args.model.dtype, Some(dtype));
         }

@@ -93,7 +93,12 @@ pub(crate) fn router(settings: &Settings, model: &Model, uds_prefix: &str) -> Ve
         .number("payload-limit", router.payload_limit)
         .number("max-client-batch-size", router.max_client_batch_size)
         .option("tokenizer-config-path", router.tokenizer_config_path.as_ref());
-    router.cors_allow_origin.iter().fold(argv, |argv, origin| argv.value("cors-allow-origin", origin)).flag("json-output").0
+    router
+        .cors_allow_origin
+        .iter()
+        .fold(argv, |argv, origin| argv.value("cors-allow-origin", origin))
+        .flag("json-output")
+        .0
 }
 
 /// The spelling of a choice on the command line.
@@ -137,7 +142,9 @@ mod tests {
             assert!(argv.contains(&word.into()), "{word} in {argv:?}");
         }
         let argv = router(&settings(EVERYTHING), &model(), "/run/tgi");
-        for word in ["--port=8080", "--cors-allow-origin=http://b", "--max-input-tokens=100", "--tokenizer-config-path=/t.json"] {
+        for word in
+            ["--port=8080", "--cors-allow-origin=http://b", "--max-input-tokens=100", "--tokenizer-config-path=/t.json"]
+        {
             assert!(argv.contains(&word.into()), "{word} in {argv:?}");
         }
     }

@@ -106,7 +106,10 @@ mod tests {
 
     #[test]
     fn flags_are_found_with_and_without_values() {
-        assert_eq!(flags(NO_EFFECT, "launcher --trust-remote-code --cuda-graphs 1,2"), ["trust-remote-code", "cuda-graphs"]);
+        assert_eq!(
+            flags(NO_EFFECT, "launcher --trust-remote-code --cuda-graphs 1,2"),
+            ["trust-remote-code", "cuda-graphs"]
+        );
         assert_eq!(flags(NOT_SUPPORTED, "launcher --quantize eetq --ngrok"), ["quantize", "ngrok"]);
         assert!(flags(NOT_SUPPORTED, "launcher --trust-remote-code").is_empty());
     }

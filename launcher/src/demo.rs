@@ -21,13 +21,8 @@ macro_rules! embedded {
 }
 
 /// Name and contents of every file of the demo model.
-const FILES: &[(&str, &[u8])] = embedded!(
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "model.safetensors"
-);
+const FILES: &[(&str, &[u8])] =
+    embedded!("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors");
 
 /// Makes sure that an exact copy of the demo model is on disk; returns its folder.
 ///

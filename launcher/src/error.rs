@@ -139,9 +139,6 @@ mod tests {
         };
         assert_eq!(error(&[]), "shard-1 failed to start (exit code 1)");
         assert_eq!(error(&["no such tensor"]), "shard-1 failed to start (exit code 1): no such tensor");
-        assert_eq!(
-            error(&["one", "two"]),
-            "shard-1 failed to start (exit code 1), its last lines:\n    one\n    two"
-        );
+        assert_eq!(error(&["one", "two"]), "shard-1 failed to start (exit code 1), its last lines:\n    one\n    two");
     }
 }

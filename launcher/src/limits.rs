@@ -35,10 +35,10 @@ pub(crate) const WAITING_NOTICE: Duration = Duration::from_secs(10);
 /// Pause between two health probes of a serving shard. 2 s: unmeasurable load.
 pub(crate) const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
 /// How long a health probe may go unanswered. 10 s: the design's floor for a stalled step; gRPC is answered by a thread
-/// of its own, so only a stopped or starved process takes this long.
+/// of its own, so only a stopped or starved process takes this long, and it is ended at once.
 pub(crate) const HEALTH_TIMEOUT: Duration = Duration::from_secs(10);
-/// Failed health probes in a row that end a shard. 3: one alone may be a restart of the machine's clock or a suspended
-/// laptop; the process is killed and the group restarted.
+/// Times in a row a shard may say that its engine is stalled (it allows a step 10 s, and more where steps are long) before
+/// it is killed and its group restarted. 3: the step may be over a moment later.
 pub(crate) const HEALTH_FAILURES: u32 = 3;
 
 /// Pauses before the restarts of a failing shard group: at once, then slower, so that a crash loop does not burn the

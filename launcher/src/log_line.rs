@@ -57,7 +57,8 @@ pub(crate) struct LogLine {
 }
 
 /// Keys of a JSON log line that say where it comes from rather than what happened.
-const METADATA: &[&str] = &["timestamp", "level", "target", "message", "fields", "span", "spans", "filename", "line_number"];
+const METADATA: &[&str] =
+    &["timestamp", "level", "target", "message", "fields", "span", "spans", "filename", "line_number"];
 
 impl LogLine {
     /// Understands a line in either of tracing's JSON layouts (fields flattened or in `fields`). `None` if it is neither.

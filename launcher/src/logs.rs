@@ -241,7 +241,8 @@ mod tests {
             render(Format::Json, Source::Launcher, &line("a")),
             r#"{"timestamp":"T","level":"INFO","fields":{"message":"a"},"target":"text_generation_launcher"}"#
         );
-        let shard: Value = serde_json::from_str(&render(Format::Json, Source::Child(Member::Shard(1)), &line("c"))).unwrap();
+        let shard: Value =
+            serde_json::from_str(&render(Format::Json, Source::Child(Member::Shard(1)), &line("c"))).unwrap();
         assert_eq!(shard["span"], json!({ "rank": 1, "name": "shard-manager" }));
         assert_eq!(shard["spans"][0], shard["span"]);
     }

@@ -93,8 +93,8 @@ async fn first_answer(socket: &Path, alive: &AtomicBool) -> Option<ShardClient<C
     None
 }
 
-/// Probes until [`HEALTH_FAILURES`] probes in a row have failed, and returns why; `None` if the process dies first, which
-/// is reported by whoever waits for it.
+/// Probes until one goes unanswered, or [`HEALTH_FAILURES`] in a row say that the engine is stalled, and returns why; `None`
+/// if the process dies first, which is reported by whoever waits for it.
 async fn first_silence(shard: &mut ShardClient<Channel>, alive: &AtomicBool) -> Option<String> {
     let mut failures = 0;
     loop {
@@ -109,7 +109,7 @@ async fn first_silence(shard: &mut ShardClient<Channel>, alive: &AtomicBool) -> 
                 continue;
             }
             Ok(Err(status)) => status.message().to_owned(),
-            Err(_) => format!("no answer within {} s", HEALTH_TIMEOUT.as_secs()),
+            Err(_) => return Some(format!("no answer within {} s", HEALTH_TIMEOUT.as_secs())),
         };
         failures += 1;
         if failures == HEALTH_FAILURES {
@@ -175,7 +175,8 @@ mod tests {
 
     #[test]
     fn unspecified_addresses_are_reached_over_loopback() {
-        for (listen, reach) in [("0.0.0.0:80", "127.0.0.1:80"), ("[::]:80", "[::1]:80"), ("10.0.0.1:80", "10.0.0.1:80")] {
+        for (listen, reach) in [("0.0.0.0:80", "127.0.0.1:80"), ("[::]:80", "[::1]:80"), ("10.0.0.1:80", "10.0.0.1:80")]
+        {
             assert_eq!(reachable(listen.parse().unwrap()), reach.parse().unwrap());
         }
     }

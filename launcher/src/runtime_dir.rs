@@ -68,7 +68,9 @@ impl Sockets {
         if longest.as_os_str().len() > SOCKET_PATH_BYTES {
             return Err(LauncherError::Sockets {
                 path: longest,
-                reason: format!("a socket's path may have {SOCKET_PATH_BYTES} bytes; give a shorter `--shard-uds-path`"),
+                reason: format!(
+                    "a socket's path may have {SOCKET_PATH_BYTES} bytes; give a shorter `--shard-uds-path`"
+                ),
             });
         }
         let parent = longest.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -36,13 +36,16 @@ pub(crate) fn launch(argv: impl IntoIterator<Item = OsString>) -> Result<(), Lau
     signals::forward(move |signal| drop(on_signal.send(Message::Signal(signal))))
         .map_err(|source| LauncherError::System { action: "wait for signals", source })?;
 
-    let logs = Logs::to_stdout(Format::of_stdout(parsed.args.operation.json_output));
+    let json_output = parsed.args.operation.json_output;
+    let logs = Logs::to_stdout(Format::of_stdout(json_output));
     let result = prepare(parsed, &logs).and_then(|(settings, model)| {
         let mut fleet = Fleet::new(settings, model, started, logs.clone(), events)?;
         fleet.run(&inbox)
     });
-    if let Err(error) = &result {
-        // On stdout for whoever collects the log; `main` prints it on stderr for whoever typed the command.
+    if let Err(error) = &result
+        && json_output
+    {
+        // For whoever collects the log; `main` prints it on stderr for whoever typed the command.
         logs.log(Level::Error, error.to_string(), Map::new());
     }
     logs.flush();

@@ -235,7 +235,9 @@ mod tests {
 
     #[test]
     fn zeros_are_refused() {
-        for name in ["validation_workers", "max_concurrent_requests", "max_batch_size", "max_batch_prefill_tokens", "port"] {
+        for name in
+            ["validation_workers", "max_concurrent_requests", "max_batch_size", "max_batch_prefill_tokens", "port"]
+        {
             refused(&format!("--{} 0", name.replace('_', "-")), &format!("`{name}` must be > 0"));
         }
     }

@@ -95,7 +95,9 @@ pub enum ArgsError {
         total: usize,
     },
     /// One request could not fit into the cache.
-    #[error("Argument validation error: `max_total_tokens` must be <= `max_batch_total_tokens`. Given: {total} and {batch}")]
+    #[error(
+        "Argument validation error: `max_total_tokens` must be <= `max_batch_total_tokens`. Given: {total} and {batch}"
+    )]
     TotalTokens {
         /// `max_total_tokens`.
         total: usize,
@@ -147,15 +149,15 @@ impl Args {
                 return Err(ArgsError::Zero { field });
             }
         }
-        if let (Some(prefill), Some(batch)) = (self.max_batch_prefill_tokens, self.max_batch_total_tokens) {
-            if prefill > batch {
-                return Err(ArgsError::PrefillTokens { prefill, batch });
-            }
+        if let (Some(prefill), Some(batch)) = (self.max_batch_prefill_tokens, self.max_batch_total_tokens)
+            && prefill > batch
+        {
+            return Err(ArgsError::PrefillTokens { prefill, batch });
         }
-        if let (Some(input), Some(total)) = (self.max_input_tokens, self.max_total_tokens) {
-            if input >= total {
-                return Err(ArgsError::InputTokens { input, total });
-            }
+        if let (Some(input), Some(total)) = (self.max_input_tokens, self.max_total_tokens)
+            && input >= total
+        {
+            return Err(ArgsError::InputTokens { input, total });
         }
         Ok(())
     }
@@ -258,7 +260,10 @@ pub(crate) mod tests {
             &["--max-total-tokens", "513"],
             &error("`max_total_tokens` must be <= `max_batch_total_tokens`. Given: 513 and 512"),
         );
-        check(&["--max-total-tokens", "2000"], &error("`max_total_tokens` must be <= the model's 1024 positions. Given: 2000"));
+        check(
+            &["--max-total-tokens", "2000"],
+            &error("`max_total_tokens` must be <= the model's 1024 positions. Given: 2000"),
+        );
         check(
             &["--max-batch-prefill-tokens", "600", "--max-batch-total-tokens", "512"],
             &error("`max_batch_prefill_tokens` must be <= `max_batch_total_tokens`. Given: 600 and 512"),

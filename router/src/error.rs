@@ -179,10 +179,9 @@ impl Error {
         match self {
             Self::Body(BodyError::ContentType) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Body(BodyError::Rejected { status, .. }) => *status,
-            Self::Validation(_)
-            | Self::Suffix
-            | Self::BatchSize { .. }
-            | Self::Template { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Validation(_) | Self::Suffix | Self::BatchSize { .. } | Self::Template { .. } => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
             Self::Overloaded { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Generation { .. } => StatusCode::FAILED_DEPENDENCY,
             Self::Incomplete => StatusCode::INTERNAL_SERVER_ERROR,

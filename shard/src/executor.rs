@@ -232,7 +232,9 @@ impl Executor {
                 Ok(choice) => {
                     slot.last_token = choice.token_id;
                     samples.push(Sample { slot: slot_id, token_id: choice.token_id, logprob: choice.logprob });
-                    result.top_tokens.extend(outcome.top_tokens.take().map(|top| WireTopTokens { slot: slot_id, ..top }));
+                    result
+                        .top_tokens
+                        .extend(outcome.top_tokens.take().map(|top| WireTopTokens { slot: slot_id, ..top }));
                 }
                 Err(reason) => {
                     slot.last_token = 0;

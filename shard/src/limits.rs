@@ -44,6 +44,8 @@ pub const HEALTH_PERIOD: Duration = Duration::from_millis(500);
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// On SIGTERM the step in flight may take this long; then the process exits without it.
 pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+/// After that, connections may take this long to say goodbye. 2 s: a peer that hangs must not keep the process.
+pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a shard that was told its parent looks whether it is still there.
 pub const PARENT_CHECK_PERIOD: Duration = Duration::from_secs(1);
 

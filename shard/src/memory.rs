@@ -72,10 +72,8 @@ impl Hierarchy {
         let usage = number(self.usage)?;
         let stat = fs::read_to_string(directory.join("memory.stat")).unwrap_or_default();
         // Clean file pages count as used, but go first when memory is short; the weights are such pages.
-        let reclaimable = stat
-            .lines()
-            .find_map(|line| line.strip_prefix(self.reclaimable)?.trim().parse::<u64>().ok())
-            .unwrap_or(0);
+        let reclaimable =
+            stat.lines().find_map(|line| line.strip_prefix(self.reclaimable)?.trim().parse::<u64>().ok()).unwrap_or(0);
         Some(limit.saturating_sub(usage.saturating_sub(reclaimable)))
     }
 }

@@ -30,6 +30,7 @@ async fn serve(args: &Args, started: start::Started) -> anyhow::Result<()> {
     let path = proto::socket_path(&args.uds_path, args.rank as u32);
     let listener = proto::bind(&path)?;
     let engine = Engine::start(executor, comm);
+    let (stopped, stopping) = tokio::sync::oneshot::channel();
     let shutdown = {
         let (engine, parent_pid) = (engine.clone(), args.parent_pid);
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -42,10 +43,25 @@ async fn serve(args: &Args, started: start::Started) -> anyhow::Result<()> {
             if !engine.stop(limits::SHUTDOWN_TIMEOUT).await {
                 tracing::warn!("the step in flight did not end within {} s", limits::SHUTDOWN_TIMEOUT.as_secs());
             }
+            // The receiver lives as long as the server runs.
+            let _ = stopped.send(());
+        }
+    };
+    let too_late = async {
+        // An error means that the server ended without a signal; then there is nothing to cut short.
+        match stopping.await {
+            Ok(()) => tokio::time::sleep(limits::CLOSE_TIMEOUT).await,
+            Err(_) => std::future::pending().await,
         }
     };
     tracing::info!("Server started at unix://{}", path.display());
-    let served = service::serve(engine, info, listener, shutdown).await;
+    let served = tokio::select! {
+        served = service::serve(engine, info, listener, shutdown) => served,
+        () = too_late => {
+            tracing::warn!("a client keeps its connection open: closing it");
+            Ok(())
+        }
+    };
     // A stale file would be replaced by the next shard anyway.
     let _ = std::fs::remove_file(&path);
     served.context("the gRPC server failed")

@@ -9,8 +9,8 @@ use proto::v1::{
     InspectRequest, InspectResponse, ToShard, from_shard,
 };
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::UnixListenerStream;
 use tokio_stream::Stream;
+use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 use tonic_health::ServingStatus;

@@ -87,9 +87,9 @@ async fn relay(engine: &Engine, stream: StreamId, incoming: &mut Streaming<ToSha
         let handled = match message {
             Ok(to_shard::Message::Plan(plan)) => submit(engine, stream, plan, answers).await,
             // Answered here and not by the engine, so that a long step delays no sign of life.
-            Ok(to_shard::Message::Ping(ping)) => answers
-                .send(from_shard::Message::Pong(Pong { nonce: ping.nonce }))
-                .map_err(|NotRead| End::NotRead),
+            Ok(to_shard::Message::Ping(ping)) => {
+                answers.send(from_shard::Message::Pong(Pong { nonce: ping.nonce })).map_err(|NotRead| End::NotRead)
+            }
             Ok(to_shard::Message::Masks(_)) => Err(End::Masks),
             Ok(to_shard::Message::Hello(_)) => Err(End::SecondHello),
             Err(end) => Err(end),

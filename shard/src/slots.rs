@@ -6,8 +6,8 @@
 use proto::unpack_u32;
 use proto::v1::{Chunk, NewSlot, Plan, SlotState};
 
-use crate::violation::Violation;
 use crate::sampling::{Params, RowFailure, TokenCounts};
+use crate::violation::Violation;
 
 /// The bounds that plans are held against.
 #[derive(Clone, Copy, Debug)]
@@ -311,7 +311,12 @@ impl Check<'_> {
         }
         let capacity = num_blocks * limits.block_size;
         if !cached_tokens.is_multiple_of(limits.block_size) || cached_tokens > capacity {
-            return Err(Violation::CachedTokens { slot, actual: cached_tokens, block_size: limits.block_size, capacity });
+            return Err(Violation::CachedTokens {
+                slot,
+                actual: cached_tokens,
+                block_size: limits.block_size,
+                capacity,
+            });
         }
         let cached_ids = field("cached_ids", &new.cached_ids)?;
         let (sent, needed) = (cached_ids.len(), params.needs_counts());

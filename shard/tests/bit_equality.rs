@@ -1,6 +1,8 @@
 //! A row's logits are the same bits however the rows around it are scheduled: chunked, batched, on more threads.
 //! (Design §7: recovery, preemption and the prefix cache rest on it.)
 
+#![allow(clippy::unwrap_used, reason = "these are tests, but Clippy only knows the functions marked so")]
+
 mod runner;
 
 use std::sync::Arc;

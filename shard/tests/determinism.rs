@@ -35,7 +35,8 @@ fn executor(model: &TinyModel, threads: &str) -> Executor {
 
 fn random_request(random: &mut Random, shared_prefix: &[u32]) -> Request {
     // Half of the prompts share a prefix, so that the prefix cache has something to find.
-    let mut prompt = if random.one_in(2) { shared_prefix[..random.below(shared_prefix.len())].to_vec() } else { vec![] };
+    let mut prompt =
+        if random.one_in(2) { shared_prefix[..random.below(shared_prefix.len())].to_vec() } else { vec![] };
     let more = 1 + random.below(60);
     prompt.extend((0..more).map(|_| random.below(VOCAB_SIZE) as u32));
     let mut maybe = |value: f32| if random.one_in(3) { value } else { 0.0 };
@@ -175,7 +176,12 @@ impl<'a> Schedule<'a> {
                 continues.push(slot as u32);
             } else {
                 let ids = pack_u32(live.ids[start..start + tokens].iter().copied());
-                plan.chunks.push(Chunk { slot: slot as u32, start_position: start as u32, ids, sample: tokens == left });
+                plan.chunks.push(Chunk {
+                    slot: slot as u32,
+                    start_position: start as u32,
+                    ids,
+                    sample: tokens == left,
+                });
             }
         }
         (plan.continues, plan.appended_blocks) = (pack_u32(continues), pack_u32(appended));

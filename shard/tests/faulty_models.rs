@@ -1,5 +1,7 @@
 //! Damaged, foreign and impossible models: each is refused with an error that names what is wrong and where.
 
+#![allow(clippy::unwrap_used, reason = "these are tests, but Clippy only knows the functions marked so")]
+
 mod runner;
 
 use std::fs;
@@ -327,8 +329,10 @@ fn ranks_with_different_geometry_do_not_join() {
     let options = |capacity_bytes| ShmOptions { capacity_bytes, ..ShmOptions::default() };
     std::thread::scope(|scope| {
         let first = scope.spawn(|| Shm::open_with(&name, 0, 2, options(4096)).map(|comm| comm.rank()));
-        // Wait for the segment, so that it is rank 0 that sets the geometry.
-        while !std::path::Path::new("/dev/shm").join(&name[1..]).exists() {
+        // The first word of the segment is its geometry: wait until rank 0 has written it.
+        let path = std::path::Path::new("/dev/shm").join(&name[1..]);
+        let written = |bytes: Vec<u8>| bytes.get(..8).is_some_and(|word| word != [0; 8]);
+        while !fs::read(&path).is_ok_and(written) {
             std::thread::yield_now();
         }
         let Some(shard::Error::SegmentInUse { reason: strange, .. }) = Shm::open_with(&name, 1, 2, options(8192)).err()

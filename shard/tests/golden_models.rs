@@ -1,5 +1,7 @@
 //! Every golden model of `goldens/` against what transformers computed from it, on one, two and four ranks.
 
+#![allow(clippy::unwrap_used, reason = "these are tests, but Clippy only knows the functions marked so")]
+
 mod runner;
 
 use std::path::{Path, PathBuf};

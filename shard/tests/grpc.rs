@@ -274,7 +274,11 @@ async fn a_row_that_fails_fails_alone() {
     let mut router = server.welcomed(1).await;
     let mut plan = prompt(&[1, NAN_TOKEN]);
     let other = prompt(&[1, 2]);
-    plan.new_slots.push(proto::v1::NewSlot { slot: 1, block_table: proto::pack_u32(4..8), ..other.new_slots[0].clone() });
+    plan.new_slots.push(proto::v1::NewSlot {
+        slot: 1,
+        block_table: proto::pack_u32(4..8),
+        ..other.new_slots[0].clone()
+    });
     plan.chunks.push(proto::v1::Chunk { slot: 1, ..other.chunks[0].clone() });
     router.plan(plan).await;
     // The plan that was sent ahead continues a row of which the router does not know yet that it failed.

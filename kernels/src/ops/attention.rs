@@ -258,12 +258,12 @@ impl<T: Element> Tile<'_, T> {
         let mut pair = 0;
         if S::ACCUMULATORS >= 24 {
             while pair + 8 <= self.pairs {
-                self.scores_of::<S, 8, 1>(simd, scratch, pair, first_block, last_block);
+                self.scores_of::<S, 8, 2>(simd, scratch, pair, first_block, last_block);
                 pair += 8;
             }
         }
         while pair + 4 <= self.pairs {
-            self.scores_of::<S, 4, 1>(simd, scratch, pair, first_block, last_block);
+            self.scores_of::<S, 4, 2>(simd, scratch, pair, first_block, last_block);
             pair += 4;
         }
         if pair + 2 <= self.pairs {
@@ -304,13 +304,15 @@ impl<T: Element> Tile<'_, T> {
         pair: usize,
         block: usize,
     ) {
-        let queries: [&[f32]; P] = std::array::from_fn(|p| self.query(pair + p));
+        // One length for all slices, so that the loop needs no bounds checks.
+        let dim = self.dim;
+        let queries: [&[f32]; P] = std::array::from_fn(|p| &self.query(pair + p)[..dim]);
         let keys: [&[[T; LANES]]; B] = std::array::from_fn(|b| {
             let id = self.block_table[block + b] as usize;
-            self.keys[id * self.dim * BLOCK_SIZE..][..self.dim * BLOCK_SIZE].as_chunks::<LANES>().0
+            &self.keys[id * dim * BLOCK_SIZE..].as_chunks::<LANES>().0[..dim]
         });
         let mut sums = [[simd.splat(0.0); B]; P];
-        for d in 0..self.dim {
+        for d in 0..dim {
             let mut loaded = [simd.splat(0.0); B];
             for b in 0..B {
                 loaded[b] = T::load(simd, &keys[b][d]);

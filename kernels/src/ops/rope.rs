@@ -263,10 +263,12 @@ mod tests {
         }
     }
 
+    #[allow(clippy::useless_conversion, reason = "the body is compiled for f32 too")]
     fn dtype_round(dtype: DType, x: f32) -> f32 {
         with_element!(dtype, T => f32::from(T::from_f32(x)))
     }
 
+    #[allow(clippy::useless_conversion, reason = "the body is compiled for f32 too")]
     fn read(kv: &KvCache, layer: usize, head: usize, slot: usize, d: usize) -> (f32, f32) {
         let (block, offset, shape) = (slot / BLOCK_SIZE, slot % BLOCK_SIZE, kv.shape);
         let key = head * shape.key_head_len() + (block * shape.head_dim + d) * BLOCK_SIZE + offset;

@@ -38,7 +38,8 @@ pub fn argmax(device: &Device, row: &[f32]) -> u32 {
     row.iter().position(|x| *x == max).unwrap_or(0) as u32
 }
 
-/// `argmax(row[id] + gumbel(seed, position, id))`: one draw from the softmax of the row.
+/// `argmax(row[id] + gumbel(seed, position, id))`: one draw from the softmax of the row. A NaN is never drawn unless the
+/// row has nothing else.
 ///
 /// Source: Gumbel-max, arXiv:1411.0030 §2.
 pub fn gumbel_argmax(device: &Device, row: &[f32], seed: u64, position: u32) -> u32 {
@@ -48,13 +49,13 @@ pub fn gumbel_argmax(device: &Device, row: &[f32], seed: u64, position: u32) -> 
     let Some(&logit) = row.get(start as usize) else { return 0 };
     let mut best = Scored { id: start, score: logit + gumbel(seed, position, start) };
     for (first, logits) in row.chunks(4).enumerate() {
-        if logits.iter().all(|logit| !(logit + MAX_GUMBEL >= best.score)) {
+        if logits.iter().all(|logit| logit.is_nan() || logit + MAX_GUMBEL < best.score) {
             continue;
         }
         let noise = philox_4x32(seed, position, first as u32);
         for (lane, logit) in logits.iter().enumerate() {
             let candidate = Scored { id: (4 * first + lane) as u32, score: logit + gumbel_of(noise[lane]) };
-            if descending(&candidate, &best) == Ordering::Less {
+            if candidate.score > best.score || (candidate.score == best.score && candidate.id < best.id) {
                 best = candidate;
             }
         }
@@ -241,6 +242,8 @@ mod tests {
         for (seed, spread) in [(1, 1.0), (2, 10.0), (3, 100.0)] {
             let mut row: Vec<f32> = random(seed, 3001).iter().map(|x| x * spread).collect();
             row[5] = f32::NEG_INFINITY;
+            row[2] = f32::NAN;
+            row[2] = f32::NAN;
             for position in 0..50 {
                 let noisy: Vec<f32> =
                     row.iter().enumerate().map(|(id, x)| x + gumbel(seed, position, id as u32)).collect();

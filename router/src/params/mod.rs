@@ -172,14 +172,20 @@ pub(crate) mod tests {
             (Asked { max_new_tokens: Some(0), ..base() }, "`max_new_tokens` must be strictly positive"),
             (Asked { stop: vec!["x".into(); 5], ..base() }, "`stop` supports up to 4 stop sequences. Given: 5"),
             (Asked { stop: vec!["".into()], ..base() }, "`stop` must not contain an empty string"),
-            (Asked { stop: vec!["x".repeat(2000)], ..base() }, "`stop` strings must have at most 1024 bytes. Given: 2000"),
+            (
+                Asked { stop: vec!["x".repeat(2000)], ..base() },
+                "`stop` strings must have at most 1024 bytes. Given: 2000",
+            ),
             (
                 Asked { seed: Some(1), best_of: Some(2), do_sample: true, ..base() },
                 "`seed` must not be set when `best_of` > 1",
             ),
             (Asked { top_n_tokens: Some(6), ..base() }, "`top_n_tokens` must be >= 0 and <= 5. Given: 6"),
             (Asked { truncate: Some(0), ..base() }, "`truncate` must be strictly positive and less than 63. Given: 0"),
-            (Asked { truncate: Some(64), ..base() }, "`truncate` must be strictly positive and less than 63. Given: 64"),
+            (
+                Asked { truncate: Some(64), ..base() },
+                "`truncate` must be strictly positive and less than 63. Given: 64",
+            ),
             (Asked { truncate: Some(63), ..base() }, "ok"),
             (Asked { top_p: Some(0.5), typical_p: Some(0.5), top_k: Some(1), seed: Some(0), ..base() }, "ok"),
         ];

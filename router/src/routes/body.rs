@@ -12,7 +12,9 @@ use axum::body::{Body as HttpBody, Bytes};
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 use serde::de::value::Error as FieldsError;
-use serde::de::{Deserialize, DeserializeOwned, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    Deserialize, DeserializeOwned, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
 use serde_json::Value;
 
 use super::header_name;
@@ -46,7 +48,8 @@ const UNKNOWN_FIELDS: HeaderName = header_name("x-unknown-fields");
 impl UnknownFields {
     fn new(names: &[String]) -> Self {
         // Names are the client's text: only what a header may hold.
-        let is_plain = |name: &&String| name.len() <= 64 && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',');
+        let is_plain =
+            |name: &&String| name.len() <= 64 && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',');
         let names: Vec<&str> = names.iter().filter(is_plain).map(String::as_str).take(MAX_REPORTED_FIELDS).collect();
         Self(if names.is_empty() { None } else { HeaderValue::try_from(names.join(",")).ok() })
     }

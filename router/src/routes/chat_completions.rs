@@ -78,7 +78,11 @@ impl ChatRequest {
         if given > MAX_MESSAGES {
             return Err(ValidationError::TooMany { field: "messages", unit: "messages", limit: MAX_MESSAGES, given });
         }
-        std::mem::take(&mut self.messages).into_iter().enumerate().map(|(index, message)| message.flatten(index)).collect()
+        std::mem::take(&mut self.messages)
+            .into_iter()
+            .enumerate()
+            .map(|(index, message)| message.flatten(index))
+            .collect()
     }
 
     /// What is asked of validation; the prompt is still missing.

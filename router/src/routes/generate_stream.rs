@@ -46,12 +46,7 @@ pub(super) async fn handle(State(server): State<Arc<Server>>, body: Body<Generat
 }
 
 /// Runs the request as a stream.
-pub(super) async fn stream(
-    server: &Server,
-    asked: Asked,
-    shape: AnswerShape,
-    arrived: Instant,
-) -> Response<HttpBody> {
+pub(super) async fn stream(server: &Server, asked: Asked, shape: AnswerShape, arrived: Instant) -> Response<HttpBody> {
     let characters = asked.inputs.chars().count();
     let mut response = match start(server, asked, arrived).await {
         Ok(generation) => sse::response(events(generation, shape)),

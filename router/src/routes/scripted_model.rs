@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use proto::v1::shard_server::{Shard, ShardServer};
 use proto::v1::{self, FromShard, InfoResponse, Plan, SamplingParams, StepResult, ToShard, from_shard, to_shard};
 use proto::{Sample, pack_u32, unpack_u32};
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -34,9 +34,8 @@ pub(super) struct Script {
     pub(super) steps: Semaphore,
     /// The sampling parameters and the prompt of every request, in the order of their arrival.
     pub(super) heard: Mutex<Vec<(SamplingParams, Vec<u32>)>>,
-    /// Slots freed so far, and a bell that rings when there are more.
+    /// Slots freed so far.
     pub(super) freed: Mutex<usize>,
-    pub(super) has_freed: Notify,
 }
 
 impl ScriptedModel {
@@ -50,7 +49,6 @@ impl ScriptedModel {
             steps: Semaphore::new(Semaphore::MAX_PERMITS / 2),
             heard: Mutex::default(),
             freed: Mutex::default(),
-            has_freed: Notify::new(),
         });
         let incoming = proto::bind(&proto::socket_path(&prefix, 0)).unwrap();
         let service = ShardServer::new(Rank { script: script.clone() });
@@ -160,7 +158,6 @@ impl Script {
         for slot in unpack_u32(&plan.freed_slots).unwrap() {
             rows.remove(&slot);
             *self.freed.lock().unwrap() += 1;
-            self.has_freed.notify_waiters();
         }
         for slot in plan.new_slots {
             rows.insert(slot.slot, Row { params: slot.params.unwrap_or_default(), prompt: Vec::new(), said: 0 });

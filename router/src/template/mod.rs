@@ -60,9 +60,7 @@ impl ChatTemplate {
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|error| template_error(&error))?);
         functions::register(&mut environment, jiff::Zoned::now);
-        environment
-            .add_template_owned(NAME, translate(&source.template))
-            .map_err(|error| template_error(&error))?;
+        environment.add_template_owned(NAME, translate(&source.template)).map_err(|error| template_error(&error))?;
         Ok(Self { environment, bos_token: source.bos_token, eos_token: source.eos_token })
     }
 
@@ -78,11 +76,11 @@ impl ChatTemplate {
             eos_token: self.eos_token.as_deref(),
             add_generation_prompt: true,
         })))?;
-        if let Some(last) = messages.last().filter(|message| message.role == "assistant") {
-            if let Some(start) = prompt.rfind(&last.content) {
-                prompt.truncate(start + last.content.len());
-                prompt.truncate(prompt.trim_end().len());
-            }
+        if let Some(last) = messages.last().filter(|message| message.role == "assistant")
+            && let Some(start) = prompt.rfind(&last.content)
+        {
+            prompt.truncate(start + last.content.len());
+            prompt.truncate(prompt.trim_end().len());
         }
         Ok(prompt)
     }
@@ -174,7 +172,11 @@ pub(crate) mod tests {
 
     #[test]
     fn a_final_assistant_message_is_continued() {
-        check(CHATML, &[message("user", "hi"), message("assistant", "Well, ")], "<|user|>hi\n<|assistant|>Well,\n<|assistant|>");
+        check(
+            CHATML,
+            &[message("user", "hi"), message("assistant", "Well, ")],
+            "<|user|>hi\n<|assistant|>Well,\n<|assistant|>",
+        );
         check(CHATML, &[message("user", "hi"), message("assistant", "Well,")], "<|user|>hi\n<|assistant|>Well,");
     }
 
@@ -185,14 +187,22 @@ pub(crate) mod tests {
             &[message("user", "a"), message("user", " b ")],
             "Bnone",
         );
-        check("{{ bos_token }}{{ messages | tojson }}", &[message("user", "<é>")], "<s>[{\"role\": \"user\", \"content\": \"<é>\"}]");
+        check(
+            "{{ bos_token }}{{ messages | tojson }}",
+            &[message("user", "<é>")],
+            "<s>[{\"role\": \"user\", \"content\": \"<é>\"}]",
+        );
         check("{% generation %}x{% endgeneration %}", &[], "x");
         check("{{ tools is defined }}", &[], "False");
     }
 
     #[test]
     fn faults_name_what_and_where() {
-        check("a\n{{ raise_exception('roles must alternate') }}", &[], "Template error: syntax error: roles must alternate (in <string>:2)");
+        check(
+            "a\n{{ raise_exception('roles must alternate') }}",
+            &[],
+            "Template error: syntax error: roles must alternate (in <string>:2)",
+        );
         check("a\n\n{{ x.y.z }}", &[], "Template error: undefined value (in <string>:3)");
         let error = template("a\n{% if %}").err().unwrap().to_string();
         assert!(error.contains("(in <string>:2)"), "{error}");
@@ -246,7 +256,11 @@ pub(crate) mod tests {
             };
             same += usize::from(is_same);
             if !is_same {
-                println!("differs: {name} / {}: {:?}", golden["conversation"], outcome.err().map(|error| error.to_string()));
+                println!(
+                    "differs: {name} / {}: {:?}",
+                    golden["conversation"],
+                    outcome.err().map(|error| error.to_string())
+                );
             }
         }
         println!("{same} of {total} renderings equal transformers'");

@@ -101,13 +101,13 @@ fn parse<T: for<'de> Deserialize<'de>>(path: &Path, text: &str) -> Result<T, Sou
 }
 
 fn read_required(path: &Path) -> Result<String, SourceError> {
-    read(path)?
-        .ok_or_else(|| SourceError::Unreadable { path: path.to_owned(), reason: "no such file".to_owned() })
+    read(path)?.ok_or_else(|| SourceError::Unreadable { path: path.to_owned(), reason: "no such file".to_owned() })
 }
 
 /// The text of a file; `None` if it is not there.
 fn read(path: &Path) -> Result<Option<String>, SourceError> {
-    let unreadable = |error: std::io::Error| SourceError::Unreadable { path: path.to_owned(), reason: error.to_string() };
+    let unreadable =
+        |error: std::io::Error| SourceError::Unreadable { path: path.to_owned(), reason: error.to_string() };
     let bytes = match std::fs::metadata(path) {
         Ok(metadata) => metadata.len(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -123,7 +123,9 @@ impl Templates {
     fn default_template(self) -> Option<String> {
         match self {
             Templates::One(template) => Some(template),
-            Templates::Named(list) => list.into_iter().find(|entry| entry.name == "default").map(|entry| entry.template),
+            Templates::Named(list) => {
+                list.into_iter().find(|entry| entry.name == "default").map(|entry| entry.template)
+            }
         }
     }
 }
@@ -177,7 +179,10 @@ mod tests {
     #[test]
     fn of_named_templates_the_default_counts() {
         check(
-            &[("tokenizer_config.json", r#"{"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]}"#)],
+            &[(
+                "tokenizer_config.json",
+                r#"{"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]}"#,
+            )],
             "d ",
         );
         check(&[("tokenizer_config.json", r#"{"chat_template": [{"name": "rag", "template": "t"}]}"#)], "none");
@@ -185,6 +190,9 @@ mod tests {
 
     #[test]
     fn a_broken_file_is_an_error_not_a_missing_template() {
-        check(&[("tokenizer_config.json", "{")], "/tokenizer_config.json: EOF while parsing an object at line 1 column 1");
+        check(
+            &[("tokenizer_config.json", "{")],
+            "/tokenizer_config.json: EOF while parsing an object at line 1 column 1",
+        );
     }
 }

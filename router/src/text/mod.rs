@@ -8,6 +8,6 @@ mod tokenizer;
 
 pub(crate) use pool::{Pool, PoolError};
 pub(crate) use reply::{Position, ReplyText, StopText, TokenText};
-pub(crate) use tokenizer::{Span, TextTokenizer};
 #[cfg(test)]
 pub(crate) use tokenizer::tests as test_tokenizers;
+pub(crate) use tokenizer::{Span, TextTokenizer};

@@ -120,7 +120,8 @@ pub(crate) mod tests {
     /// A byte-level BPE tokenizer without merges: every byte is a token (id = position in the byte alphabet), `</s>` is
     /// special. `<s>` is added in front if special tokens are asked for.
     pub(crate) fn byte_level() -> TextTokenizer {
-        let mut alphabet: Vec<char> = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().collect();
+        let mut alphabet: Vec<char> =
+            tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().collect();
         alphabet.sort_unstable();
         let vocab: serde_json::Map<String, Value> =
             alphabet.iter().enumerate().map(|(id, byte)| (byte.to_string(), json!(id))).collect();

@@ -84,7 +84,12 @@ impl EngineThread {
             let mut plan = Plan { seq, new_slots: std::mem::take(&mut new_slots), ..Plan::default() };
             if let Some(ids) = chunks.next() {
                 let sample = chunks.len() == 0;
-                plan.chunks.push(Chunk { slot: 0, start_position: position, ids: pack_u32(ids.iter().copied()), sample });
+                plan.chunks.push(Chunk {
+                    slot: 0,
+                    start_position: position,
+                    ids: pack_u32(ids.iter().copied()),
+                    sample,
+                });
                 position += ids.len() as u32;
             } else {
                 plan.continues = pack_u32([0]);

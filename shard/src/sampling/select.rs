@@ -81,7 +81,8 @@ mod tests {
 
     #[test]
     fn keys_have_the_order_of_floats() {
-        let ascending = [f32::NEG_INFINITY, f32::MIN, -1.0, -f32::MIN_POSITIVE, 0.0, 1e-40, 1.0, f32::MAX, f32::INFINITY];
+        let ascending =
+            [f32::NEG_INFINITY, f32::MIN, -1.0, -f32::MIN_POSITIVE, 0.0, 1e-40, 1.0, f32::MAX, f32::INFINITY];
         assert!(ascending.windows(2).all(|pair| ascending_key(pair[0]) < ascending_key(pair[1])));
         assert_eq!(ascending_key(-0.0), ascending_key(0.0));
     }

@@ -209,9 +209,8 @@ fn cached_prefixes_are_full_blocks_with_their_ids_where_needed() {
         let new = NewSlot { cached_tokens, cached_ids, params: Some(params), ..new_slot(2, &[0, 1]) };
         Plan { new_slots: vec![new], ..Plan::default() }
     };
-    let no_blocks = |tokens| {
-        format!("slot 2: {tokens} cached tokens are no multiple of 4 or more than the 8 that its blocks hold")
-    };
+    let no_blocks =
+        |tokens| format!("slot 2: {tokens} cached tokens are no multiple of 4 or more than the 8 that its blocks hold");
     check(cached(3, &[], 0.0), &no_blocks(3));
     check(cached(12, &[], 0.0), &no_blocks(12));
     check(cached(4, &[], 1.0), "slot 2: 0 cached ids for 4 cached tokens");

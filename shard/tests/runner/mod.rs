@@ -1,6 +1,6 @@
 //! Runs a model without an engine: sequences of tokens in, logits out. Shared by the tests of models.
 
-#![allow(dead_code, unreachable_pub, reason = "every test binary uses another part of it")]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "every test binary uses another part of it")]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,0 +1,46 @@
+# Daily commands. `just` lists them; each is one line that also works without just.
+
+# Lists the recipes.
+default:
+    @just --list
+
+# Serves the demo model, or what the arguments say.
+run *args:
+    cargo run --release --bin text-generation-launcher -- {{ args }}
+
+# Before a commit: formatting, lints, everything compiles.
+check: fmt-check lint
+
+# Before a push: exactly what CI runs.
+test:
+    .ci/run
+
+# Formats the code.
+fmt:
+    cargo fmt --all
+
+fmt-check:
+    cargo fmt --all --check
+
+# Warnings are errors here; while you work they are only warnings.
+lint:
+    cargo clippy --workspace --release --all-targets -- -D warnings
+
+# Licences, sources and duplicate versions of the dependencies (needs cargo-deny).
+deny:
+    cargo deny check bans licenses sources
+
+# The figures of the README, each with its goal.
+bench: bench-startup bench-concurrency bench-long-prompt
+
+# Time from start to the ready line.
+bench-startup:
+    cargo run --release -p integration-tests --example startup
+
+# 64 concurrent streams against one.
+bench-concurrency:
+    cargo run --release -p integration-tests --example concurrency
+
+# What a long prompt costs running streams.
+bench-long-prompt:
+    cargo run --release -p integration-tests --example long_prompt
