@@ -3,6 +3,8 @@
 //! The assertions are in `python/clients.py`. Without python3 the test says so and passes: a machine that only serves
 //! has none.
 
+#![allow(clippy::unwrap_used, reason = "every function of a test file is part of a test")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

@@ -1,5 +1,7 @@
 //! What a person with grpcurl sees on a shard's socket: reflection, health, Info, Inspect, Generate.
 
+#![allow(clippy::unwrap_used, reason = "every function of a test file is part of a test")]
+
 use std::path::PathBuf;
 
 use integration_tests::{Setup, TinyModel};

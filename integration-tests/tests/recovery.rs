@@ -1,5 +1,7 @@
 //! A dead shard does not end a stream: the group restarts, and the client sees the bytes of an undisturbed run.
 
+#![allow(clippy::unwrap_used, reason = "every function of a test file is part of a test")]
+
 use integration_tests::{Server, Setup, TinyModel, generated_ids};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};

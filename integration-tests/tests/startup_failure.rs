@@ -1,5 +1,7 @@
 //! What cannot start says why, in its own words, and leaves nothing behind.
 
+#![allow(clippy::unwrap_used, reason = "every function of a test file is part of a test")]
+
 use std::fs;
 use std::net::TcpListener;
 

@@ -96,6 +96,10 @@ class World:
                 self.heldout_texts.add(_plain(q.text))
                 self.heldout["unknown"].append(q)
         self.train, self.heldout = dict(self.train), dict(self.heldout)
+        if stage == 3:
+            # One colour in eleven is right, so "Yes" is rarely the answer; here it is about every second time.
+            kind = "colour, yes or no"
+            self.train[kind] = self.train[kind] + 9 * [q for q in self.train[kind] if q.answer.startswith("Yes")]
         self.kinds = sorted(self.train)
         self.weights = [WEIGHTS.get(kind, 1) * REPEATED[stage].get(kind, 1) for kind in self.kinds]
 

@@ -45,11 +45,11 @@ pub enum StartError {
         /// What was to be allocated.
         what: &'static str,
         /// Why not.
-        source: crate::Error,
+        source: Box<crate::Error>,
     },
     /// The first step failed.
     #[error("the model does not run: {0}")]
-    FirstStep(#[from] StepError),
+    FirstStep(#[source] Box<StepError>),
     /// The first step has no result.
     #[error("the model does not compute a distribution: {reason}")]
     FirstRow {
@@ -103,7 +103,7 @@ pub fn start_with(args: &Args, comm: Arc<dyn Comm>) -> Result<Started, StartErro
         arena_bytes: arena_bytes as u64,
         world_size: comm.world_size(),
     })?;
-    let allocation = |what| move |source| StartError::Allocation { what, source };
+    let allocation = |what| move |error| StartError::Allocation { what, source: Box::new(error) };
     let kv = model.new_kv_cache(capacity.num_blocks).map_err(allocation("the KV cache"))?;
     let arena = Arena::new(&device, arena_bytes).map_err(|error| allocation("the activations")(error.into()))?;
 
@@ -181,7 +181,7 @@ fn warm_up(executor: &mut Executor) -> Result<(), StartError> {
     let next = Plan { seq: 2, continues: pack_u32([0]), ..Plan::default() };
     let plans = if limits.max_context > tokens as usize { &[prompt, next][..] } else { &[prompt][..] };
     for plan in plans {
-        let result = executor.step(0, plan, Duration::ZERO)?;
+        let result = executor.step(0, plan, Duration::ZERO).map_err(|error| StartError::FirstStep(Box::new(error)))?;
         if let Some(error) = result.row_errors.into_iter().next() {
             return Err(StartError::FirstRow { reason: error.reason });
         }

@@ -1,6 +1,8 @@
 //! The invariant on which recovery rests: token ids and log-probability bits of a request do not depend on batch mates,
 //! arrival, chunking, cached prefixes, preemption, slots, blocks or threads.
 
+#![allow(clippy::unwrap_used, reason = "the exemption for tests does not reach helpers of integration tests")]
+
 mod support;
 
 use std::collections::{HashMap, VecDeque};

@@ -1,5 +1,7 @@
 //! The service over a real socket: discovery, health, the step protocol and everything that ends an epoch.
 
+#![allow(clippy::unwrap_used, reason = "the exemption for tests does not reach helpers of integration tests")]
+
 mod support;
 
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! The executable: it says when it is ready, stops when told, and says in one line why it cannot start.
 
+#![allow(clippy::unwrap_used, reason = "the exemption for tests does not reach helpers of integration tests")]
+
 mod support;
 
 use std::io::{BufRead, BufReader};

@@ -159,7 +159,8 @@ fn check_scores(logits: &[f32], position: u32) -> Result<(), RowFailure> {
     if logits.chunks(1024).all(sound) {
         return Ok(());
     }
-    let token_id = logits.iter().position(|&logit| !(logit < f32::INFINITY)).expect("a block was unsound");
+    let token_id =
+        logits.iter().position(|&logit| logit.is_nan() || logit == f32::INFINITY).expect("a block was unsound");
     Err(RowFailure::NotAScore { token_id, value: logits[token_id].to_string(), position })
 }
 

@@ -36,7 +36,8 @@ impl Params {
     /// Whether the processed scores are the logits as they are.
     pub(super) fn is_plain(&self) -> bool {
         let warps = self.temperature != 1.0 || self.top_k != 0 || self.top_p < 1.0 || self.typical_p < 1.0;
-        !self.needs_counts() && !(self.do_sample && warps)
+        let is_warped = self.do_sample && warps;
+        !self.needs_counts() && !is_warped
     }
 }
 
