@@ -9,6 +9,7 @@
 //! beside it, on the instruction set, or on whether it was computed in a prefill or a decode step (`ops/linear.rs` and
 //! `ops/attention.rs` say how).
 
+mod allocation;
 mod arena;
 mod contract;
 mod device;

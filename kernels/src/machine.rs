@@ -45,8 +45,9 @@ pub fn fma_peak(device: &Device) -> Option<f64> {
     Some((2 * STEPS * CHAINS * LANES * cpu.pool.threads()) as f64 / median.as_secs_f64())
 }
 
-/// Independent chains of [`Spin`]: more than latency × ports of any machine, and they fit into sixteen registers.
-const CHAINS: usize = 6;
+/// Independent chains of [`Spin`]: more than latency × ports (4 × 2 on AVX-512 and AVX2 cores); with its operand each
+/// still has a register of sixteen.
+const CHAINS: usize = 12;
 
 struct Read<'a> {
     x: &'a [Lanes],

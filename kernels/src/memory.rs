@@ -1,49 +1,35 @@
-//! Aligned, zeroed memory, and the run-time borrow check of the tensors that live in it.
+//! The memory of a device, and the run-time borrow check of the tensors that live in it.
 //!
 //! Tensors are handles: a view and its base, or two tensors of one arena before and after a release, may name the same
 //! bytes, which the compiler cannot see. Each allocation therefore counts its borrows as a `RefCell` does, and carries a
 //! generation that ends when an arena takes the bytes back. A conflict is our own mistake and panics; it never becomes
 //! undefined behaviour. The price is two uncontended atomic operations per argument of an operation.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ops::{Deref, DerefMut};
-use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytemuck::Pod;
 
-use crate::limits::ALIGNMENT;
+use crate::allocation::Allocation;
 use crate::{Device, Error, Result};
 
 /// One allocation of a device. On the `plan` device it has a size but no bytes.
 pub(crate) struct Memory {
     device: Device,
     bytes: usize,
-    pointer: Option<NonNull<u8>>,
+    allocation: Option<Allocation>,
 }
-
-// SAFETY: `Memory` owns its allocation, and all access goes through `Storage`'s atomic borrow count or through
-// exclusive references, so threads may share and send it.
-unsafe impl Send for Memory {}
-// SAFETY: as above; `&Memory` alone gives no access to the bytes.
-unsafe impl Sync for Memory {}
 
 impl Memory {
     /// Zeroed memory of `bytes` bytes; `what` names it in the error.
     pub(crate) fn new(device: &Device, bytes: usize, what: &'static str) -> Result<Memory> {
         let exhausted = || Error::OutOfMemory { arena: what, requested_bytes: bytes, available_bytes: 0 };
-        let pointer = if device.is_plan() {
-            None
-        } else if bytes == 0 {
-            Some(NonNull::<Line>::dangling().cast())
-        } else {
-            let layout = Layout::from_size_align(bytes, ALIGNMENT).map_err(|_| exhausted())?;
-            // SAFETY: the size is not zero (checked above) and the layout is valid.
-            let pointer = unsafe { alloc_zeroed(layout) };
-            Some(NonNull::new(pointer).ok_or_else(exhausted)?)
+        let allocation = match device.is_plan() {
+            true => None,
+            false => Some(Allocation::zeroed(bytes).ok_or_else(exhausted)?),
         };
-        Ok(Memory { device: device.clone(), bytes, pointer })
+        Ok(Memory { device: device.clone(), bytes, allocation })
     }
 
     pub(crate) fn device(&self) -> &Device {
@@ -69,26 +55,13 @@ impl Memory {
 
     /// The start of a range that is checked to lie inside.
     fn range(&self, offset: usize, bytes: usize) -> *mut u8 {
-        let pointer = self.pointer.expect("tensors of the plan device have no memory: only its ops may see them");
+        let allocation = self.allocation.as_ref();
+        let allocation = allocation.expect("tensors of the plan device have no memory: only its ops may see them");
         assert!(offset <= self.bytes && bytes <= self.bytes - offset, "a tensor lies inside its memory");
         // SAFETY: `offset` is within the allocation (asserted above).
-        unsafe { pointer.as_ptr().add(offset) }
+        unsafe { allocation.start().as_ptr().add(offset) }
     }
 }
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        if let (Some(pointer), true) = (self.pointer, self.bytes > 0) {
-            let layout = Layout::from_size_align(self.bytes, ALIGNMENT).expect("the layout was valid in `new`");
-            // SAFETY: allocated in `new` with this very layout, and freed only here.
-            unsafe { dealloc(pointer.as_ptr(), layout) }
-        }
-    }
-}
-
-/// A stand-in with the alignment of every allocation, for dangling pointers of size zero.
-#[repr(align(64))]
-struct Line(#[allow(dead_code, reason = "only its alignment matters")] [u8; ALIGNMENT]);
 
 /// A borrow-checked part of a memory: what one or more tensors name.
 pub(crate) struct Storage {

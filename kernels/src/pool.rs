@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, TryLockError};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::Instant;
 
-use crate::limits::SPIN;
+use crate::limits::{PATIENCE, SPIN};
 
 /// The threads of a device.
 pub(crate) struct Pool {
@@ -212,17 +212,24 @@ unsafe impl<T: Send> Send for SendPtr<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Sync for SendPtr<T> {}
 
-/// Waits for `done`: looks for it for [`SPIN`], then sleeps until unparked. Whoever makes it true unparks this thread
-/// afterwards; an early or stale wake-up only looks again.
+/// Waits for `done`: looks for it for [`SPIN`], offers the core to other threads between looks for [`PATIENCE`], then
+/// sleeps until unparked. Whoever makes it true unparks this thread afterwards; an early or stale wake-up only looks again.
 fn wait_until(done: impl Fn() -> bool) {
     let start = Instant::now();
-    while start.elapsed() < SPIN {
+    loop {
         // A clock reading costs as much as a few looks, so look several times between two of them.
         for _ in 0..8 {
             if done() {
                 return;
             }
             std::hint::spin_loop();
+        }
+        let waited = start.elapsed();
+        if waited >= PATIENCE {
+            break;
+        }
+        if waited >= SPIN {
+            thread::yield_now();
         }
     }
     while !done() {

@@ -56,15 +56,19 @@ WEIGHTS = {
     "month after": 2, "month before": 2,
 }
 
-# The text has three stages. Stories are most of the tokens of the first, where the language is learnt; once they are fluent, the
-# second has few of them and more of the facts that take the most repetition. The third, short, repeats what was weak after the second.
-STORY_SHARE = {1: (0.06, 0.40), 2: (0.02, 0.20), 3: (0.03, 0.20)}
-MEMORY_SHARE = {1: 0.05, 2: 0.05, 3: 0.12}
+# The text has four stages. Stories are most of the tokens of the first, where the language is learnt; once they are fluent, the
+# second has few of them and more of the facts that take the most repetition. The third and the fourth, short, repeat what was weak
+# after the one before: first days and months, then the colours asked for with "Is ...?".
+STORY_SHARE = {1: (0.06, 0.40), 2: (0.02, 0.20), 3: (0.03, 0.20), 4: (0.05, 0.20)}
+MEMORY_SHARE = {1: 0.05, 2: 0.05, 3: 0.12, 4: 0.12}
 SLOW = ["addition", "addition in words", "subtraction", "multiplication", "bigger number", "smaller number", "counting",
         "counting down", "even or odd", "next number", "number before", "capital", "capital of which country", "JSON"]
 WEAK = ["day after", "day before", "month after", "month before", "season after", "season before", "day by number", "month by number"]
 REPEATED = {1: {}, 2: {kind: 2 for kind in SLOW},
-            3: {kind: 8 for kind in WEAK} | {"colour, yes or no": 2, "continent": 1.5, "bigger number": 1.5, "smaller number": 1.5}}
+            3: {kind: 8 for kind in WEAK} | {"colour, yes or no": 2, "continent": 1.5, "bigger number": 1.5, "smaller number": 1.5},
+            4: {kind: 3 for kind in WEAK} | {"colour, yes or no": 12, "JSON": 2, "capital of which country": 1.5}}
+# One colour in eleven is right, so "Yes" is rarely the answer; the last stages ask for the right one this many times as often.
+YES_REPEATED = {1: 1, 2: 1, 3: 10, 4: 5}
 
 SYSTEM = ["You are a helpful assistant.", "You are a friendly assistant.", "Answer briefly.", "You are a small demonstration model.",
           "You answer simple questions in simple English.", "Be polite.", "You are a helpful, honest and polite assistant.",
@@ -96,10 +100,8 @@ class World:
                 self.heldout_texts.add(_plain(q.text))
                 self.heldout["unknown"].append(q)
         self.train, self.heldout = dict(self.train), dict(self.heldout)
-        if stage == 3:
-            # One colour in eleven is right, so "Yes" is rarely the answer; here it is about every second time.
-            kind = "colour, yes or no"
-            self.train[kind] = self.train[kind] + 9 * [q for q in self.train[kind] if q.answer.startswith("Yes")]
+        yes = [q for q in self.train["colour, yes or no"] if q.answer.startswith("Yes")]
+        self.train["colour, yes or no"] += (YES_REPEATED[stage] - 1) * yes
         self.kinds = sorted(self.train)
         self.weights = [WEIGHTS.get(kind, 1) * REPEATED[stage].get(kind, 1) for kind in self.kinds]
 
@@ -274,7 +276,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--documents", type=int, default=0, help="print this many documents as JSON lines")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stage", type=int, default=1, choices=(1, 2, 3))
+    parser.add_argument("--stage", type=int, default=1, choices=sorted(STORY_SHARE))
     parser.add_argument("--heldout", help="write the list of 100 held-out questions to this file")
     args = parser.parse_args()
     for _, doc in zip(range(args.documents), documents(args.seed, args.stage)):

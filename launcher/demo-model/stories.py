@@ -5,6 +5,7 @@ A beat is one line; `|` separates its phrasings and a leading `?` makes it optio
 `{c}` a colour (`{a_c}` with its article), `{place}` where it happens. A capital letter in the field (`{He}`) capitalises the word.
 """
 
+import unknown
 from world import article, cap
 
 GIRLS = "Anna Lily Emma Mia Sara Nora Lucy Ella Rosa Clara Alice Julia Maria Sophie Grace Ruby".split()
@@ -224,14 +225,14 @@ def hero(rng, want=None):
     return kind, rng.choice(PETS), rng.choice(["he", "she"])
 
 
-def story(rng, want=None, thing=None, name=None):
+def story(rng, want=None, thing=None, name=None, colour=None):
     """One story as text. The order of the beats is fixed by the plot; how each is said is drawn."""
     kind, h, he = hero(rng, want)
     h = name or h
     friends = rng.sample([n for n in GIRLS + BOYS + PETS if n != h], 2)
     animals = rng.sample([b for b in BEASTS if b != kind], 2)
     f, g = (f"the {a}" if rng.random() < 0.5 else n for a, n in zip(animals, friends))
-    colour = rng.choice(COLOURS)
+    colour = colour or rng.choice(COLOURS)
     small = rng.choice(["little", "small", "young", "kind", "brave"])
     fields = dict(
         h=h, he=he, his={"he": "his", "she": "her"}[he], him={"he": "him", "she": "her"}[he], kind=kind, f=f, g=g,
@@ -240,7 +241,7 @@ def story(rng, want=None, thing=None, name=None):
         spot2=rng.choice(["the roof", "the garden", "the old barn", "the dark forest"]), food=rng.choice(FOODS),
         food2=rng.choice(["apples", "berries", "nuts", "pears"]))
     fields |= {"He": cap(fields["he"]), "His": cap(fields["his"])}
-    plot = PLOTS["lost thing" if thing and rng.random() < 0.6 else rng.choice(sorted(PLOTS))]
+    plot = PLOTS["lost thing" if thing and rng.random() < 0.8 else rng.choice(sorted(PLOTS))]
     beats = [rng.choice(OPENINGS)]
     for line in plot.strip().split("\n"):
         if line.startswith("?"):
@@ -271,20 +272,25 @@ def _sentences(text):
 def request(rng):
     """A request for a story and the story."""
     kind = rng.choice(BEASTS + ["girl", "boy"])
-    thing = name = want = None
+    thing = name = want = colour = None
     draw = rng.random()
     if draw < 0.25:
         what = ""
-    elif draw < 0.7:
+    elif draw < 0.65:
         want, what = kind, f" about {article(kind)}"
-    elif draw < 0.85:
+    elif draw < 0.80:
         want = rng.choice(["girl", "boy"])
-        name = rng.choice(GIRLS if want == "girl" else BOYS)
+        name = rng.choice(GIRLS if want == "girl" else BOYS) if rng.random() < 0.6 else unknown.name(rng)
         what = f" about {article(want)} named {name}"
+        if rng.random() < 0.4:
+            thing, colour = rng.choice(OBJECTS), rng.choice(COLOURS)
+            what += f" and {'her' if want == 'girl' else 'his'} {colour} {thing}"
     else:
         thing = rng.choice(OBJECTS)
         what = f" about {article(thing)}"
+        if rng.random() < 0.5:
+            want, what = kind, f" about {article(kind)} and {article(thing)}"
     ask = rng.choice(["Tell me a story{w}.", "Tell me a short story{w}.", "Write a story{w}.", "Can you tell me a story{w}?",
                       "I would like to hear a story{w}.", "Please tell me a story{w}.", "Write a short story{w}.",
                       "Please write a story{w}.", "Do you know a story{w}?" if what else "Tell me another story.", "A story{w}, please."])
-    return ask.format(w=what), story(rng, want, thing, name)
+    return ask.format(w=what), story(rng, want, thing, name, colour)

@@ -3,7 +3,7 @@
     python train.py --work /tmp/demo-model            # all of it; continues a run that was stopped
     python train.py --work /tmp/demo-model --export   # only export and evaluate the last checkpoint
 
-Seeded: one machine with one version of PyTorch makes the same weights again.
+Seeded: one machine, one version of PyTorch and one number of threads make the same weights again.
 """
 
 import argparse
@@ -32,7 +32,7 @@ CONTEXT = 512
 # What users say is not to be imitated, but the model should not be blind to it either.
 USER_WEIGHT = 0.1
 # Steps of each stage of the text; see generate_text.py for what differs.
-STAGES = {1: 690, 2: 710, 3: 250}
+STAGES = {1: 690, 2: 710, 3: 250, 4: 300}
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
@@ -191,11 +191,12 @@ def heldout_loss(model, tokenizer, num=200):
 
 
 def learning_rate(step):
-    """Of the peak: a warm-up, constant for 40 %, straight to zero at the end of stage 2; stage 3 starts again from a third."""
+    """Of the peak: a warm-up, constant for 40 %, straight to zero at the end of stage 2; the later stages start again from a third."""
     main = STAGES[1] + STAGES[2]
     if step < main:
         return min(1.0, (step + 1) / 25, (main - step) / (0.6 * main))
-    return min((step - main + 1) / 10, (main + STAGES[3] - step) / STAGES[3]) / 3
+    first, num = (main, STAGES[3]) if step < main + STAGES[3] else (main + STAGES[3], STAGES[4])
+    return min((step - first + 1) / 10, (first + num - step) / num) / 3
 
 
 class Muon(torch.optim.Optimizer):
@@ -256,7 +257,7 @@ def train(args, tokenizer):
     rows = chain.from_iterable(islice(token_stream(tokenizer, SEED + stage, stage), num * args.batch) for stage, num in STAGES.items())
     for _ in range(first * args.batch):
         next(rows)
-    started, tokens, recent = time.time() - seconds, 0, []
+    started, recent = time.time() - seconds, []
     saved = shown = time.time()
     for step in range(first, min(steps, args.stop or steps)):
         rate = args.lr * learning_rate(step)
@@ -274,7 +275,6 @@ def train(args, tokenizer):
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        tokens += ids.numel() - len(ids)
         recent.append(loss.item())
         if (step + 1) % 20 == 0:
             print(f"step {step + 1}/{steps} loss {np.mean(recent):.4f} lr {rate:.2e} "

@@ -102,6 +102,11 @@ def question(rng, heldout=False):
     def part(items):
         return rng.choice([x for i, x in enumerate(items) if (i % 8 == 3) == heldout])
 
+    if not heldout and rng.random() < 0.04:
+        letters = "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(2, 9)))
+        text = rng.choice([letters, letters, f"I like {_topic(rng, False)}.", f"I do not like {_topic(rng, False)}.",
+                           f"{_topic(rng, False)}", f"My {_word(rng)} is {_word(rng)}."])
+        return Question("unknown", text, "", cap(text), DECLINE)
     draw = rng.random()
     if draw < 0.08:
         # Sums beyond the tables. The first number of a held-out one is a multiple of 8.

@@ -41,7 +41,8 @@ pub(crate) struct Server {
 pub fn run(args: Args) -> anyhow::Result<()> {
     logging::init(if args.json_output { logging::Format::Json } else { logging::Format::Text });
     args.check()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("Tokio runtime failed to start")?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("Tokio runtime failed to start")?;
     runtime.block_on(serve(args))
 }
 
@@ -65,7 +66,8 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         _ = stopped.wait_for(|stop| *stop) => return Ok(()),
     };
     let engine = server.engine.clone();
-    let listener = TcpListener::bind(address).await.with_context(|| format!("WebServer error: cannot listen on {address}"))?;
+    let listener =
+        TcpListener::bind(address).await.with_context(|| format!("WebServer error: cannot listen on {address}"))?;
     // Tools wait for this word; from here on connections are taken.
     tracing::info!(address = %listener.local_addr()?, "Connected");
     // Without it a stream's first token waits up to 40 ms for the client's delayed acknowledgement.
@@ -169,7 +171,8 @@ impl Server {
     /// # Errors
     /// [`Error::Template`] if there is no template or it refuses the messages.
     pub(crate) async fn render_chat(&self, messages: Vec<TemplateMessage>) -> Result<String, Error> {
-        let template = self.template.clone().ok_or_else(|| Error::Template { reason: "template not found".to_owned() })?;
+        let template =
+            self.template.clone().ok_or_else(|| Error::Template { reason: "template not found".to_owned() })?;
         self.validation.pool.run(move || template.render(&messages)).await?
     }
 }

@@ -102,7 +102,8 @@ impl Model {
 impl Family {
     /// The family that config.json names.
     fn of(config: &ConfigFile) -> Result<&'static Family> {
-        let supported = || FAMILIES.iter().map(|family| format!("\"{}\"", family.model_type)).collect::<Vec<_>>().join(", ");
+        let supported =
+            || FAMILIES.iter().map(|family| format!("\"{}\"", family.model_type)).collect::<Vec<_>>().join(", ");
         let model_type = config.text("model_type")?.ok_or_else(|| config.wrong("model_type", &supported()))?;
         let family = FAMILIES.iter().find(|family| family.model_type == model_type);
         let family = family.ok_or_else(|| config.unsupported("model_type", &supported()))?;
