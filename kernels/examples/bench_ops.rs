@@ -69,14 +69,16 @@ impl Bench {
 
     fn attentions(&self) -> Result<()> {
         let decode = |sequences: usize, context: usize| (sequences, 1, context - 1);
-        for (heads, kv_heads, dim) in [(4, 2, 64), (32, 8, 64), (32, 8, 128)] {
+        for (heads, kv_heads, dim) in [(8, 4, 32), (32, 8, 64), (32, 8, 128)] {
             for (sequences, rows, start) in
-                [decode(1, 256), decode(64, 256), decode(8, 2048), (1, 512, 0), (1, 512, 3584)]
+                [decode(1, 256), decode(64, 80), decode(64, 256), decode(8, 2048), (1, 512, 0), (1, 512, 3584)]
             {
                 let context = start + rows;
                 let blocks = context.div_ceil(BLOCK_SIZE);
                 let kv = KvCache::new(&self.device, 1, sequences * blocks, kv_heads, dim, DType::Bf16)?;
-                let ids: Vec<u32> = (0..(sequences * blocks) as u32).collect();
+                // As a server hands them out: rows that grow side by side take blocks in turn.
+                let id = |s: usize, block: usize| (block * sequences + s) as u32;
+                let ids: Vec<u32> = (0..sequences).flat_map(|s| (0..blocks).map(move |b| id(s, b))).collect();
                 let step: Vec<_> = (0..sequences)
                     .map(|s| SequenceRows {
                         first_row: s * rows,

@@ -92,6 +92,7 @@ pub(crate) fn router(settings: &Settings, model: &Model, uds_prefix: &str) -> Ve
         .number("validation-workers", router.validation_workers)
         .number("payload-limit", router.payload_limit)
         .number("max-client-batch-size", router.max_client_batch_size)
+        .number("graceful-termination-timeout", settings.grace.as_secs())
         .option("tokenizer-config-path", router.tokenizer_config_path.as_ref());
     router
         .cors_allow_origin

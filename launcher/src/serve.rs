@@ -338,7 +338,10 @@ impl Fleet {
         let (address, reach) = (self.address(), ready::reachable(self.address()));
         let plural = if shards == 1 { "" } else { "s" };
         let (route, body) = if self.model.is_chat {
-            ("/v1/chat/completions", r#"{"messages": [{"role": "user", "content": "What is two plus three?"}]}"#)
+            (
+                "/v1/chat/completions",
+                r#"{"messages": [{"role": "user", "content": "What is two plus three?"}], "temperature": 0}"#,
+            )
         } else {
             ("/generate", r#"{"inputs": "Once upon a time", "parameters": {"max_new_tokens": 40}}"#)
         };

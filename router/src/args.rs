@@ -63,6 +63,9 @@ pub struct Args {
     /// Largest request body in bytes.
     #[arg(long, env, default_value_t = 2_000_000)]
     pub payload_limit: usize,
+    /// Seconds that requests may still run after SIGTERM; then they are dropped.
+    #[arg(long, env, default_value_t = 90)]
+    pub graceful_termination_timeout: u64,
     /// Most prompts of one completions request.
     #[arg(long, env, default_value_t = 4)]
     pub max_client_batch_size: usize,

@@ -39,13 +39,11 @@ pub const TOKENIZER_FILE_BYTES: u64 = 256 << 20;
 
 // Time.
 
-/// The shards may take this long to say Welcome when the router starts. 300 s: a launcher starts the router when they are
-/// ready, so this is for containers that start both at once and load a large model.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(300);
+/// The shards may take this long to say Welcome when the router starts. An hour: both start at once, a large model loads for
+/// many minutes from a slow disk, and a launcher ends the router anyway when a shard fails.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3600);
 /// A silent stream gets a comment line this often, so that proxies with a 30 s idle limit keep it open.
 pub const SSE_KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// In-flight requests may run this long after SIGTERM, then they are dropped. 90 s: the launcher's own default patience.
-pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(90);
 
 // Text.
 

@@ -2,7 +2,7 @@
 
 use std::future::IntoFuture;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use axum::http::HeaderValue;
@@ -16,7 +16,7 @@ use crate::args::Args;
 use crate::engine::{EngineConfig, EngineHandle};
 use crate::error::Error;
 use crate::generation::Generation;
-use crate::limits::{CONNECT_TIMEOUT, DRAIN_TIMEOUT};
+use crate::limits::CONNECT_TIMEOUT;
 use crate::template::{ChatTemplate, TemplateMessage, TemplateSource};
 use crate::text::{Pool, StopText, TextTokenizer};
 use crate::validation::{Validated, Validation};
@@ -61,6 +61,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     });
 
     let address = args.address();
+    let grace = Duration::from_secs(args.graceful_termination_timeout);
     let server = tokio::select! {
         server = Server::start(args) => Arc::new(server?),
         _ = stopped.wait_for(|stop| *stop) => return Ok(()),
@@ -84,13 +85,14 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     });
     let serving = tokio::spawn(serving.into_future());
     let _ = stopped.wait_for(|stop| *stop).await;
-    match tokio::time::timeout(DRAIN_TIMEOUT, serving).await {
+    // One deadline for both: what the handlers left to the engine is only what nobody waits for.
+    let deadline = tokio::time::Instant::now() + grace;
+    match tokio::time::timeout_at(deadline, serving).await {
         Ok(result) => result??,
-        Err(_) => tracing::warn!("requests still run after {}s; they are dropped", DRAIN_TIMEOUT.as_secs()),
+        Err(_) => tracing::warn!("requests still run after {} s; they are dropped", grace.as_secs()),
     }
-    // What the handlers left is only what nobody waits for.
-    if tokio::time::timeout(DRAIN_TIMEOUT, engine.drain()).await.is_err() {
-        tracing::warn!("the engine did not drain in {}s", DRAIN_TIMEOUT.as_secs());
+    if tokio::time::timeout_at(deadline, engine.drain()).await.is_err() {
+        tracing::warn!("the engine did not drain within {} s", grace.as_secs());
     }
     tracing::info!("drained");
     Ok(())

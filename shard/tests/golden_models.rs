@@ -230,6 +230,44 @@ fn check_real(name: &str) {
     }
 }
 
+/// A case of the demo model's golden.json: transformers in float32 over the model's bfloat16 weights.
+#[derive(serde::Deserialize)]
+struct DemoCase {
+    text: String,
+    input_ids: Vec<u32>,
+    top_ids: Vec<usize>,
+    top_logits: Vec<f32>,
+    greedy_ids: Vec<u32>,
+    greedy_margins: Vec<f32>,
+}
+
+#[test]
+fn the_demo_model() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../launcher/demo-model");
+    let cases: Vec<DemoCase> = serde_json::from_slice(&std::fs::read(dir.join("golden.json")).unwrap()).unwrap();
+    for world_size in [1, 2, 4] {
+        let ranks = with_ranks(world_size, |comm| {
+            let mut runner = Runner::load(&dir, 1, comm);
+            let run = |case: &DemoCase| runner.greedy(&case.input_ids, case.greedy_ids.len());
+            cases.iter().map(run).collect::<Vec<_>>()
+        });
+        let mut decided_tokens = 0;
+        for (case, ours) in cases.iter().zip(&ranks[0]) {
+            // Past a margin that the rounding of keys and values can close, either token is right and the texts part.
+            let decided = case.greedy_margins.iter().take_while(|margin| **margin > BF16_KV_TOLERANCE).count();
+            assert_eq!(ours.ids[..decided], case.greedy_ids[..decided], "{world_size} ranks, {:?}", case.text);
+            decided_tokens += decided;
+            let last = ours.prefill.last().unwrap();
+            let ours: Vec<f32> = case.top_ids.iter().map(|id| last[*id]).collect();
+            let largest = difference(&case.top_logits, &ours);
+            println!("demo model, {world_size} ranks: {decided} tokens equal, largest |Δlogit| {largest:.2e}");
+            assert!(largest <= BF16_KV_TOLERANCE, "{:?}: |Δlogit| {largest:e}", case.text);
+        }
+        // The rule above must not let every case end at its first token.
+        assert!(decided_tokens > 100, "only {decided_tokens} tokens were decided clearly enough to compare");
+    }
+}
+
 #[test]
 fn stories260k() {
     check_real("stories260K");

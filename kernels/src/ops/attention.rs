@@ -287,12 +287,28 @@ impl<T: Element> Tile<'_, T> {
     ) {
         let mut block = first_block;
         while block + B <= last_block {
+            if pair == 0 {
+                self.fetch(simd, block..block + B, block + B..last_block.min(block + 2 * B));
+            }
             self.score_blocks::<S, P, B>(simd, scratch, pair, block);
             block += B;
         }
         while block < last_block {
             self.score_blocks::<S, P, 1>(simd, scratch, pair, block);
             block += 1;
+        }
+    }
+
+    /// Prefetches the values of the blocks whose scores come now and the keys of those that come next. Blocks lie anywhere,
+    /// so the machine cannot guess the next one.
+    #[inline(always)]
+    fn fetch<S: Simd>(&self, simd: S, now: std::ops::Range<usize>, next: std::ops::Range<usize>) {
+        let (key_len, value_len) = (self.dim * BLOCK_SIZE, self.padded_dim * BLOCK_SIZE);
+        for block in now {
+            simd.prefetch(&self.values[self.block_table[block] as usize * value_len..][..value_len]);
+        }
+        for block in next {
+            simd.prefetch(&self.keys[self.block_table[block] as usize * key_len..][..key_len]);
         }
     }
 
