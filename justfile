@@ -41,6 +41,14 @@ bench-startup:
 bench-concurrency:
     cargo run --release -p integration-tests --example concurrency
 
+# A decode step without router and protocol, for 1 to 64 rows.
+bench-step *args:
+    cargo run --release -p shard --example step_cost -- {{ args }}
+
+# Each operation against the machine's bandwidth and arithmetic.
+bench-ops *args:
+    cargo run --release -p kernels --example bench_ops -- {{ args }}
+
 # What a long prompt costs running streams.
 bench-long-prompt:
     cargo run --release -p integration-tests --example long_prompt
