@@ -6,6 +6,8 @@ use clap::builder::BoolishValueParser;
 use clap::{ArgAction, CommandFactory, FromArgMatches, ValueEnum};
 use std::ffi::OsString;
 
+use router::limits::MAX_GRACE_SECONDS;
+
 use crate::compatibility::{self, Knob};
 
 /// Serves a large language model over TGI's and OpenAI's HTTP routes.
@@ -141,7 +143,10 @@ pub(crate) struct Operation {
     #[arg(short = 'e', long = "env", action = ArgAction::SetTrue)]
     pub(crate) print_environment: bool,
     /// Seconds that running requests get to finish after SIGTERM or Ctrl-C.
-    #[arg(short, long, env, value_name = "SECONDS", default_value_t = 90)]
+    #[arg(
+        short, long, env, value_name = "SECONDS", default_value_t = 90,
+        value_parser = clap::value_parser!(u64).range(..=MAX_GRACE_SECONDS),
+    )]
     pub(crate) graceful_termination_timeout: u64,
 }
 

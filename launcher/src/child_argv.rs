@@ -143,9 +143,13 @@ mod tests {
             assert!(argv.contains(&word.into()), "{word} in {argv:?}");
         }
         let argv = router(&settings(EVERYTHING), &model(), "/run/tgi");
-        for word in
-            ["--port=8080", "--cors-allow-origin=http://b", "--max-input-tokens=100", "--tokenizer-config-path=/t.json"]
-        {
+        for word in [
+            "--graceful-termination-timeout=90",
+            "--port=8080",
+            "--cors-allow-origin=http://b",
+            "--max-input-tokens=100",
+            "--tokenizer-config-path=/t.json",
+        ] {
             assert!(argv.contains(&word.into()), "{word} in {argv:?}");
         }
     }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Parser;
 
 use crate::engine::ShardFacts;
+use crate::limits::MAX_GRACE_SECONDS;
 use crate::params::ParamLimits;
 
 /// Serves HTTP for one model that runs in the shards behind a unix-socket prefix.
@@ -64,7 +65,7 @@ pub struct Args {
     #[arg(long, env, default_value_t = 2_000_000)]
     pub payload_limit: usize,
     /// Seconds that requests may still run after SIGTERM; then they are dropped.
-    #[arg(long, env, default_value_t = 90)]
+    #[arg(long, env, default_value_t = 90, value_parser = clap::value_parser!(u64).range(..=MAX_GRACE_SECONDS))]
     pub graceful_termination_timeout: u64,
     /// Most prompts of one completions request.
     #[arg(long, env, default_value_t = 4)]

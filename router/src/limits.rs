@@ -42,6 +42,8 @@ pub const TOKENIZER_FILE_BYTES: u64 = 256 << 20;
 /// The shards may take this long to say Welcome when the router starts. An hour: both start at once, a large model loads for
 /// many minutes from a slow disk, and a launcher ends the router anyway when a shard fails.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Most seconds of `--graceful-termination-timeout`. A week: longer than any reply, and a deadline that clocks can hold.
+pub const MAX_GRACE_SECONDS: u64 = 7 * 24 * 3600;
 /// A silent stream gets a comment line this often, so that proxies with a 30 s idle limit keep it open.
 pub const SSE_KEEP_ALIVE: Duration = Duration::from_secs(15);
 

@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use crate::contract::{expect_f32, expect_matrix, expect_memory};
 use crate::limits::{BLOCK_SIZE, KV_SPLIT};
 use crate::pool::SendPtr;
-use crate::simd::{Element, Kernel, LANES, Lanes, Simd, exp, load_partial, store_partial, with_element};
+use crate::simd::{Element, Kernel, LANES, Lanes, Simd, exp, load_partial, prefetch, store_partial, with_element};
 use crate::{Cpu, Device, Error, KvCache, Result, Tensor};
 
 /// The rows of one step, sequence by sequence.
@@ -288,7 +288,7 @@ impl<T: Element> Tile<'_, T> {
         let mut block = first_block;
         while block + B <= last_block {
             if pair == 0 {
-                self.fetch(simd, block..block + B, block + B..last_block.min(block + 2 * B));
+                self.fetch(block..block + B, block + B..last_block.min(block + 2 * B));
             }
             self.score_blocks::<S, P, B>(simd, scratch, pair, block);
             block += B;
@@ -302,13 +302,13 @@ impl<T: Element> Tile<'_, T> {
     /// Prefetches the values of the blocks whose scores come now and the keys of those that come next. Blocks lie anywhere,
     /// so the machine cannot guess the next one.
     #[inline(always)]
-    fn fetch<S: Simd>(&self, simd: S, now: std::ops::Range<usize>, next: std::ops::Range<usize>) {
+    fn fetch(&self, now: std::ops::Range<usize>, next: std::ops::Range<usize>) {
         let (key_len, value_len) = (self.dim * BLOCK_SIZE, self.padded_dim * BLOCK_SIZE);
         for block in now {
-            simd.prefetch(&self.values[self.block_table[block] as usize * value_len..][..value_len]);
+            prefetch(&self.values[self.block_table[block] as usize * value_len..][..value_len]);
         }
         for block in next {
-            simd.prefetch(&self.keys[self.block_table[block] as usize * key_len..][..key_len]);
+            prefetch(&self.keys[self.block_table[block] as usize * key_len..][..key_len]);
         }
     }
 

@@ -45,11 +45,6 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, x: &[T]) {
-        super::prefetch_lines(x);
-    }
-
-    #[inline(always)]
     fn splat(self, x: f32) -> V {
         [avx2!(_mm256_set1_ps(x)); 2]
     }

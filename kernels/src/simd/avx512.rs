@@ -44,11 +44,6 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, x: &[T]) {
-        super::prefetch_lines(x);
-    }
-
-    #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
         avx512!(_mm512_set1_ps(x))
     }

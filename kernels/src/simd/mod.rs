@@ -57,12 +57,6 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// 0 where `x < bound`, else `value`.
     fn zero_if_lt(self, x: Self::V, bound: Self::V, value: Self::V) -> Self::V;
 
-    /// Asks for the cache lines of `x` ahead of their use. Without the instruction, nothing happens.
-    #[inline(always)]
-    fn prefetch<T>(self, x: &[T]) {
-        let _ = x;
-    }
-
     fn to_array(self, x: Self::V) -> Lanes {
         let mut out = [0.0; LANES];
         self.store(x, &mut out);
@@ -165,19 +159,21 @@ impl Isa {
     }
 }
 
-/// Prefetches every line of `x` into the first-level cache.
-#[cfg(target_arch = "x86_64")]
+/// Asks for the cache lines of `x` ahead of their use. Where the language has no stable way to say so, nothing happens.
 #[inline(always)]
-fn prefetch_lines<T>(x: &[T]) {
-    const LINE_BYTES: usize = 64;
-    let start = x.as_ptr().cast::<i8>();
-    for offset in (0..size_of_val(x)).step_by(LINE_BYTES) {
-        // SAFETY: a prefetch reads nothing architecturally and faults on no address; the instruction is part of SSE, which
-        // every x86-64 machine has. `wrapping_add` makes no promise about the address either.
-        unsafe {
-            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(start.wrapping_add(offset));
+pub(crate) fn prefetch<T>(x: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        const LINE_BYTES: usize = 64;
+        for offset in (0..size_of_val(x)).step_by(LINE_BYTES) {
+            let line = x.as_ptr().cast::<i8>().wrapping_add(offset);
+            // SAFETY: a prefetch faults on no address, and the instruction is part of SSE, which every x86-64 machine has.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line) };
         }
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = x;
 }
 
 /// Loads up to sixteen elements into the first lanes, `fill` into the others.
