@@ -4,9 +4,11 @@
 //! step plans) → `generation` (detokenizer, stop strings) → back into `routes` as an answer or a stream.
 
 pub mod args;
+mod chat;
 pub mod engine;
 mod error;
 mod generation;
+mod grammar;
 pub mod kv;
 pub mod limits;
 mod logging;

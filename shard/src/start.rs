@@ -134,6 +134,7 @@ pub fn start_with(args: &Args, comm: Arc<dyn Comm>) -> Result<Started, StartErro
         kv_cache_bytes: kv.bytes() as u64,
         arena_bytes: arena_bytes as u64,
         max_top_n_tokens: MAX_TOP_N_TOKENS,
+        max_logit_rows: max_rows as u32,
     };
     tracing::info!(
         "{} on {}: {} MiB weights ({}), {} MiB KV cache ({} tokens), {} MiB activations, loaded in {} ms",

@@ -90,6 +90,7 @@ fn sampling(params: &SamplingParams) -> v1::SamplingParams {
         frequency_penalty,
         seed,
         top_n_tokens,
+        ..Default::default()
     }
 }
 

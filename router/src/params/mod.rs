@@ -19,6 +19,7 @@ pub(crate) mod typical_p;
 pub(crate) mod unsupported;
 
 use crate::error::ValidationError;
+use crate::grammar::GrammarSpec;
 use crate::request::SamplingParams;
 
 /// What a client asked for, in TGI's terms, before any rule ran. `None` is "not given".
@@ -26,6 +27,8 @@ use crate::request::SamplingParams;
 pub(crate) struct Asked {
     /// The prompt, after the chat template.
     pub(crate) inputs: String,
+    /// The prompt as token ids instead; `inputs` is then empty.
+    pub(crate) input_ids: Option<Vec<u32>>,
     pub(crate) best_of: Option<usize>,
     pub(crate) temperature: Option<f32>,
     pub(crate) repetition_penalty: Option<f32>,
@@ -39,6 +42,25 @@ pub(crate) struct Asked {
     pub(crate) truncate: Option<usize>,
     pub(crate) seed: Option<u64>,
     pub(crate) top_n_tokens: Option<u32>,
+    /// Log-probabilities of the prompt's tokens (`decoder_input_details`, `echo` with `logprobs`).
+    pub(crate) prompt_logprobs: bool,
+    pub(crate) watermark: bool,
+    /// What the reply must match.
+    pub(crate) grammar: Option<GrammarSpec>,
+    pub(crate) adapter_id: Option<String>,
+    pub(crate) min_p: Option<f32>,
+    /// OpenAI's: over the reply, once per distinct token.
+    pub(crate) presence_penalty: Option<f32>,
+    /// OpenAI's `frequency_penalty`: over the reply, per occurrence.
+    pub(crate) occurrence_penalty: Option<f32>,
+    /// Token ids and what is added to their logits.
+    pub(crate) logit_bias: Vec<(u32, f32)>,
+    pub(crate) min_tokens: Option<u32>,
+    pub(crate) ignore_eos: bool,
+    /// Token sequences that the reply must not contain.
+    pub(crate) bad_words: Vec<Vec<u32>>,
+    /// Answers wanted, each with a seed of its own (OpenAI's `n`).
+    pub(crate) n: Option<usize>,
 }
 
 /// The limits an operator set by flags, as far as parameters need them.

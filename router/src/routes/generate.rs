@@ -93,6 +93,7 @@ impl GenerateRequest {
             truncate: parameters.truncate,
             seed: parameters.seed,
             top_n_tokens: parameters.top_n_tokens,
+            ..Asked::default()
         };
         (asked, shape)
     }

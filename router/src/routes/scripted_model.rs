@@ -170,7 +170,7 @@ impl Script {
             let row = rows.get_mut(&chunk.slot).expect("chunks are of live slots");
             row.prompt.extend(unpack_u32(&chunk.ids).unwrap());
             if chunk.sample {
-                self.heard.lock().unwrap().push((row.params, row.prompt.clone()));
+                self.heard.lock().unwrap().push((row.params.clone(), row.prompt.clone()));
                 sampled.push(chunk.slot);
             }
         }

@@ -137,7 +137,7 @@ impl TinyShard {
     fn open(&mut self, new: &v1::NewSlot) -> Result<(), Refusal> {
         rule!((new.slot as usize) < self.slots.len(), "slot {} does not exist", new.slot);
         rule!(self.slot(new.slot).is_none(), "slot {} is opened twice", new.slot);
-        let params = new.params.unwrap_or_default();
+        let params = new.params.clone().unwrap_or_default();
         let table = ids(&new.block_table)?;
         let cached_ids = ids(&new.cached_ids)?;
         rule!(new.cached_tokens == table.len() as u32 * self.block_size, "cached tokens fill their blocks");

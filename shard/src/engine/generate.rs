@@ -75,7 +75,7 @@ impl EngineThread {
         let started_at: StreamId = *self.latest.borrow();
         let num_blocks = tokens.div_ceil(limits.block_size) as u32;
         let mut new_slots =
-            vec![NewSlot { params: request.params, block_table: pack_u32(0..num_blocks), ..NewSlot::default() }];
+            vec![NewSlot { params: request.params.clone(), block_table: pack_u32(0..num_blocks), ..NewSlot::default() }];
         let mut response = GenerateResponse::default();
         let mut chunks = request.input_ids.chunks(limits.max_step_tokens);
         let (mut seq, mut position) = (0, 0);

@@ -1,0 +1,5 @@
+//! What a chat model's text means: content, reasoning and tool calls.
+
+mod tool;
+
+pub(crate) use tool::{ReplyPart, Tool, ToolChoice};

@@ -1,0 +1,20 @@
+//! What a reply must match, in the terms of every protocol.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+/// A constraint on the text of a reply.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum GrammarSpec {
+    /// A JSON document that the schema accepts.
+    JsonSchema(Arc<Value>),
+    /// Any JSON object.
+    JsonObject,
+    /// The whole reply matches the expression.
+    Regex(Arc<str>),
+    /// The whole reply is one of these.
+    Choice(Arc<[String]>),
+    /// A grammar in llguidance's dialect of Lark; OpenAI's and vLLM's EBNF are translated into it.
+    Lark(Arc<str>),
+}
