@@ -18,6 +18,13 @@ pub struct Heartbeat {
     ended: OnceLock<String>,
 }
 
+/// A step that waits.
+#[derive(Debug)]
+pub(super) struct Pause {
+    step_began: u64,
+    since: Instant,
+}
+
 /// Why the engine makes no progress.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Stall {
@@ -66,6 +73,18 @@ impl Heartbeat {
         let bound = STALL_AFTER.max(predicted.saturating_mul(STALL_FACTOR));
         self.step_bound.store(nanos(bound), Ordering::Relaxed);
         self.step_began.store(nanos(self.born.elapsed()).max(1), Ordering::Relaxed);
+    }
+
+    /// The step in flight waits for its router from now on, which is no fault of the engine.
+    pub(super) fn step_pauses(&self) -> Pause {
+        Pause { step_began: self.step_began.swap(0, Ordering::Relaxed), since: Instant::now() }
+    }
+
+    /// It goes on, as if the time between had not been. Returns that time.
+    pub(super) fn step_resumes(&self, Pause { step_began, since }: Pause) -> Duration {
+        let paused = since.elapsed();
+        self.step_began.store(step_began.saturating_add(nanos(paused)), Ordering::Relaxed);
+        paused
     }
 
     /// The step is over, well or not.
@@ -119,6 +138,20 @@ mod tests {
         heartbeat.step_begins(1000, Duration::from_millis(100));
         assert_eq!(heartbeat.check_at(Instant::now() + Duration::from_secs(1900)), Ok(()));
         assert!(heartbeat.check_at(Instant::now() + Duration::from_secs(2100)).is_err());
+    }
+
+    #[test]
+    fn a_pause_does_not_count() {
+        let heartbeat = Heartbeat::default();
+        heartbeat.step_begins(1, Duration::ZERO);
+        let pause = heartbeat.step_pauses();
+        let resumed = heartbeat.born + Duration::from_secs(3600);
+        assert_eq!(heartbeat.check_at(resumed), Ok(()));
+        // As if the pause had begun long ago.
+        let began = pause.step_began;
+        heartbeat.step_resumes(Pause { since: Instant::now() - Duration::from_millis(20), ..pause });
+        assert!(heartbeat.step_began.load(Ordering::Relaxed) >= began + 20_000_000);
+        assert!(heartbeat.check_at(Instant::now() + 2 * STALL_AFTER).is_err());
     }
 
     #[test]
