@@ -1,7 +1,7 @@
 //! Whether the engine makes progress, readable from any thread without waiting.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::limits::{STALL_AFTER, STALL_FACTOR};
@@ -14,6 +14,7 @@ pub struct Heartbeat {
     step_began: AtomicU64,
     /// How long the step in flight may take, in ns.
     step_bound: AtomicU64,
+    paused: AtomicBool,
     steps: AtomicU64,
     ended: OnceLock<String>,
 }
@@ -47,6 +48,7 @@ impl Default for Heartbeat {
             born: Instant::now(),
             step_began: AtomicU64::new(0),
             step_bound: AtomicU64::new(0),
+            paused: AtomicBool::new(false),
             steps: AtomicU64::new(0),
             ended: OnceLock::new(),
         }
@@ -57,6 +59,11 @@ impl Heartbeat {
     /// Plans executed so far.
     pub fn steps(&self) -> u64 {
         self.steps.load(Ordering::Relaxed)
+    }
+
+    /// Whether the step in flight waits for its router.
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
     }
 
     /// Whether the engine makes progress.
@@ -77,12 +84,14 @@ impl Heartbeat {
 
     /// The step in flight waits for its router from now on, which is no fault of the engine.
     pub(super) fn step_pauses(&self) -> Pause {
+        self.paused.store(true, Ordering::Relaxed);
         Pause { step_began: self.step_began.swap(0, Ordering::Relaxed), since: Instant::now() }
     }
 
     /// It goes on, as if the time between had not been. Returns that time.
     pub(super) fn step_resumes(&self, Pause { step_began, since }: Pause) -> Duration {
         let paused = since.elapsed();
+        self.paused.store(false, Ordering::Relaxed);
         self.step_began.store(step_began.saturating_add(nanos(paused)), Ordering::Relaxed);
         paused
     }
