@@ -345,7 +345,7 @@ fn take_masks(source: &mut dyn MaskSource, seq: u64, rows: &[MaskedRow]) -> Resu
         MaskError::Interrupted => StepError::Interrupted { seq },
     })?;
     // Of a row that failed, one rank may have a mask and another none yet.
-    masks.retain(|&slot, _| rows.iter().any(|row| row.slot == slot && row.required));
+    rows.iter().filter(|row| !row.required).for_each(|row| drop(masks.remove(&row.slot)));
     Ok(masks)
 }
 

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "the exemption for tests does not reach helpers of integration tests")]
 
+mod support;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +15,7 @@ use shard::Args;
 use shard::comm::Single;
 use shard::executor::Executor;
 use shard::masks::NoMasks;
+use support::{NAN_TOKEN, TinyModel};
 
 /// As for logits (`golden_models.rs`): two code bases that add in different orders.
 const TOLERANCE: f32 = 2e-4;
@@ -104,6 +107,46 @@ fn logprob(logits: &[f32], id: u32) -> f32 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|logit| f64::from(logit - max).exp()).sum();
     logits[id as usize] - max - sum.ln() as f32
+}
+
+#[test]
+fn a_prompt_that_cannot_be_scored_fails_where_it_is_sampled() {
+    let model = TinyModel::with_nan();
+    let mut executor = shard::start::start_with(&model.args(&["--threads", "2"]), Arc::new(Single)).unwrap().executor;
+    let params = |prompt_logprobs| SamplingParams { prompt_logprobs, prompt_tokens: 4, ..SamplingParams::default() };
+    // Slot 1 has the same prompt without the token that breaks it.
+    let new_slots = [0, 1].map(|slot| NewSlot {
+        slot,
+        params: Some(params(true)),
+        block_table: pack_u32([slot]),
+        ..NewSlot::default()
+    });
+    let chunk = |slot, start_position, ids: [u32; 2]| Chunk {
+        slot,
+        start_position,
+        ids: pack_u32(ids),
+        sample: start_position > 0,
+    };
+    let chunks = vec![chunk(0, 0, [1, NAN_TOKEN]), chunk(1, 0, [1, 2])];
+    let plan = Plan { seq: 1, new_slots: new_slots.into(), chunks, ..Plan::default() };
+    let result = executor.step(1, &plan, Duration::ZERO, &mut NoMasks).unwrap();
+    assert!(result.row_errors.is_empty());
+    let scored = |result: &proto::v1::StepResult| {
+        let entry = |scored: &proto::v1::PromptLogprobs| {
+            (scored.slot, scored.first_token_position, unpack_f32(&scored.logprobs).unwrap().len())
+        };
+        result.prompt_logprobs.iter().map(entry).collect::<Vec<_>>()
+    };
+    assert_eq!(scored(&result), [(0, 1, 1), (1, 1, 1)]);
+
+    let chunks = vec![chunk(0, 2, [3, 4]), chunk(1, 2, [3, 4])];
+    let plan = Plan { seq: 2, chunks, ..Plan::default() };
+    let result = executor.step(1, &plan, Duration::ZERO, &mut NoMasks).unwrap();
+    assert_eq!(scored(&result), [(1, 2, 2)]);
+    let [error] = &result.row_errors[..] else { panic!("{result:?}") };
+    assert_eq!((error.slot, error.reason.as_str()), (0, "the logit of token 0 at position 2 is NaN"));
+    let slots: Vec<u32> = proto::Sample::unpack(&result.samples).unwrap().map(|sample| sample.slot).collect();
+    assert_eq!(slots, [1]);
 }
 
 #[test]

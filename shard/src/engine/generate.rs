@@ -102,7 +102,7 @@ impl EngineThread {
             } else {
                 plan.continues = pack_u32([0]);
             }
-            let result = self.step(StreamId::NONE, 0, &plan, Duration::ZERO).map_err(|error| match error {
+            let result = self.step(None, 0, &plan, Duration::ZERO).map_err(|error| match error {
                 StepError::Violation(violation) => GenerateError::Invalid(violation),
                 StepError::Interrupted { .. } => GenerateError::Interrupted,
                 error => GenerateError::Failed(error.to_string()),

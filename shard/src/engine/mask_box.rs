@@ -11,7 +11,7 @@ use proto::v1::{Mask, Masks};
 
 use super::{Heartbeat, StreamId};
 use crate::limits::{MASK_TIMEOUT, MAX_PLANS_IN_FLIGHT};
-use crate::masks::{MaskError, MaskSource, MaskedRow, StepMasks};
+use crate::masks::{MaskError, MaskSource, MaskedRow, NoMasks, StepMasks};
 use crate::sampling::mask_bytes;
 use crate::slots::SlotLimits;
 use crate::violation::Violation;
@@ -91,14 +91,16 @@ impl MaskBox {
     /// See [`MaskSource::take`].
     fn take(&self, stream: StreamId, seq: u64, rows: &[MaskedRow]) -> Result<StepMasks, MaskError> {
         let began = Instant::now();
+        let mut slots: Vec<u32> = rows.iter().map(|row| row.slot).collect();
+        slots.sort_unstable();
         let mut state = self.state();
         loop {
             if state.stream != stream {
                 return Err(MaskError::Interrupted);
             }
             let arrived = state.waiting.get(&seq);
-            let has_row = |slot: u32| rows.iter().any(|row| row.slot == slot);
-            if let Some(&slot) = arrived.and_then(|masks| masks.keys().find(|&&slot| !has_row(slot))) {
+            let has_row = |slot: &u32| slots.binary_search(slot).is_ok();
+            if let Some(&slot) = arrived.and_then(|masks| masks.keys().find(|&slot| !has_row(slot))) {
                 return Err(Violation::MaskSlot { seq, slot }.into());
             }
             let has_mask = |slot| arrived.is_some_and(|masks| masks.contains_key(&slot));
@@ -119,10 +121,11 @@ impl MaskBox {
     }
 }
 
-/// The masks of one stream. Waiting for them is not the shard's work: neither its heartbeat nor its pace count it.
+/// The masks of the step in flight. Waiting for them is not the shard's work: neither its heartbeat nor its pace count it.
 pub(super) struct StreamMasks<'a> {
     pub(super) masks: &'a MaskBox,
-    pub(super) stream: StreamId,
+    /// `None` for a step by hand, which has no grammar.
+    pub(super) stream: Option<StreamId>,
     pub(super) heartbeat: &'a Heartbeat,
     /// Time spent waiting so far.
     pub(super) waited: Duration,
@@ -130,8 +133,9 @@ pub(super) struct StreamMasks<'a> {
 
 impl MaskSource for StreamMasks<'_> {
     fn take(&mut self, seq: u64, rows: &[MaskedRow]) -> Result<StepMasks, MaskError> {
+        let Some(stream) = self.stream else { return NoMasks.take(seq, rows) };
         let pause = self.heartbeat.step_pauses();
-        let masks = self.masks.take(self.stream, seq, rows);
+        let masks = self.masks.take(stream, seq, rows);
         self.waited += self.heartbeat.step_resumes(pause);
         masks
     }

@@ -97,7 +97,7 @@ impl EngineThread {
             return;
         }
         let stream = self.stream.take().expect("checked above");
-        let answer = match self.step(stream.id, stream.epoch, plan, arrived.elapsed()) {
+        let answer = match self.step(Some(stream.id), stream.epoch, plan, arrived.elapsed()) {
             Ok(result) if self.executor.is_first_rank() => from_shard::Message::Result(result),
             Ok(result) => from_shard::Message::Ack(Ack { seq: result.seq }),
             Err(error @ StepError::Interrupted { .. }) => {
@@ -123,10 +123,10 @@ impl EngineThread {
         }
     }
 
-    /// One step under the eyes of the heartbeat.
+    /// One step under the eyes of the heartbeat, for a stream or by hand.
     pub(super) fn step(
         &mut self,
-        stream: StreamId,
+        stream: Option<StreamId>,
         epoch: u64,
         plan: &Plan,
         queued: Duration,

@@ -130,13 +130,13 @@ fn random_params(random: &mut impl FnMut() -> u32, vocab_size: u32, tokens: &[u3
     let prompt_tokens = random() % (tokens.len() as u32 + 1);
     let mut logit_bias: Vec<(u32, f32)> = vec![];
     for id in 0..vocab_size {
-        if random() % 40 == 0 {
+        if random().is_multiple_of(40) {
             logit_bias.push((id, [-3.0, 2.0, f32::NEG_INFINITY][random() as usize % 3]));
         }
     }
     // What the sequence ends with, followed by something; and a word that does not occur.
     let mut bad_words = vec![];
-    if random() % 2 == 0 {
+    if random().is_multiple_of(2) {
         let before = random() as usize % tokens.len().min(4);
         bad_words.push([&tokens[tokens.len() - before..], &[random() % vocab_size]].concat());
         bad_words.push(vec![u32::MAX, random() % vocab_size]);
@@ -180,7 +180,7 @@ fn every_combination_of_parameters_agrees_with_its_definition() {
         let tokens: Vec<u32> = (0..1 + random() % 30).map(|_| random() % vocab_size as u32).collect();
         let params = random_params(&mut random, vocab_size as u32, &tokens);
         let mask: Vec<u8> = (0..mask_bytes(vocab_size)).map(|_| (random() | random()) as u8).collect();
-        let allowed = if random() % 2 == 0 { Some(&mask[..]) } else { None };
+        let allowed = if random().is_multiple_of(2) { Some(&mask[..]) } else { None };
         let params = Params { masked: allowed.is_some(), ..params };
 
         let expected = definition(&grid, &params, &tokens, allowed);
