@@ -10,7 +10,7 @@ pub mod v1 {
 mod packed;
 mod transport;
 
-pub use packed::{PackedError, SAMPLE_BYTES, Sample, pack_u32, unpack_u32};
+pub use packed::{PackedError, SAMPLE_BYTES, Sample, pack_f32, pack_u32, unpack_f32, unpack_u32};
 pub use transport::{TransportError, bind, connect, socket_path};
 
 /// Raised by one whenever a change to `shard.proto` makes an older peer misread a message; both sides check it in

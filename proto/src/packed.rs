@@ -39,6 +39,19 @@ pub fn unpack_u32(field: &[u8]) -> Result<impl ExactSizeIterator<Item = u32> + '
     Ok(records.iter().map(|record| u32::from_le_bytes(*record)))
 }
 
+/// Packs `values` as little-endian f32, bit for bit.
+pub fn pack_f32(values: impl IntoIterator<Item = f32>) -> Bytes {
+    pack_u32(values.into_iter().map(f32::to_bits))
+}
+
+/// The values of a packed f32 field.
+///
+/// # Errors
+/// [`PackedError`] if the length is not a multiple of four.
+pub fn unpack_f32(field: &[u8]) -> Result<impl ExactSizeIterator<Item = f32> + '_, PackedError> {
+    Ok(unpack_u32(field)?.map(f32::from_bits))
+}
+
 /// Bytes of one [`Sample`] on the wire.
 pub const SAMPLE_BYTES: usize = 12;
 
@@ -95,6 +108,16 @@ mod tests {
         let packed = pack_u32(values);
         assert_eq!(&packed[8..12], [4, 3, 2, 1]);
         assert_eq!(unpack_u32(&packed).unwrap().collect::<Vec<_>>(), values);
+    }
+
+    #[test]
+    fn f32_round_trip_with_exact_bits() {
+        let values = [0.0, -0.0, -1.5, f32::NEG_INFINITY, f32::from_bits(0x7FC0_0001)];
+        let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+        let packed = pack_f32(values);
+        assert_eq!(&packed[8..12], [0, 0, 0xC0, 0xBF]);
+        assert_eq!(bits(&unpack_f32(&packed).unwrap().collect::<Vec<_>>()), bits(&values));
+        assert_eq!(unpack_f32(&[0; 6]).err(), Some(PackedError { length: 6, record: 4 }));
     }
 
     #[test]

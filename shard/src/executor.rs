@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 
 use kernels::{Arena, Device, KvCache};
 use prost::Message;
-use proto::v1::{Plan, RowError, StepResult, Timings, TopTokens as WireTopTokens};
-use proto::{Sample, pack_u32};
+use proto::v1::{Plan, PromptLogprobs, RowError, StepResult, Timings, TopTokens as WireTopTokens};
+use proto::{Sample, pack_f32, pack_u32};
 
 use crate::comm::{Comm, StepTag};
+use crate::masks::{MaskError, MaskSource, MaskedRow, StepMasks};
 use crate::models::{Model, SequenceSpan, StepInput};
 use crate::sampling::{Choice, Row, RowFailure, Sampler, TopTokens};
-use crate::slots::{Rows, Slot, SlotLimits, Slots};
+use crate::slots::{Rows, SampledRow, ScoredToken, Slot, SlotLimits, Slots};
 use crate::violation::Violation;
 
 /// Why an epoch cannot go on.
@@ -30,6 +31,12 @@ pub enum StepError {
         seq: u64,
         /// Why.
         source: crate::Error,
+    },
+    /// The epoch ended while the step waited for grammar masks.
+    #[error("step {seq} was interrupted: the stream ended while it waited for its grammar masks")]
+    Interrupted {
+        /// The plan.
+        seq: u64,
     },
     /// A defect of ours.
     #[error("step {seq} panicked: {message}")]
@@ -53,6 +60,8 @@ pub struct Executor {
     /// One per thread of the device.
     samplers: Vec<Mutex<RowSampler>>,
     encoded_plan: Vec<u8>,
+    /// The grammar masks of the last step with rows.
+    masks: StepMasks,
 }
 
 /// One thread's share of the sampling.
@@ -60,11 +69,18 @@ struct RowSampler {
     sampler: Sampler,
     top: TopTokens,
     outcomes: Vec<RowOutcome>,
+    scores: Vec<TokenScore>,
 }
 
 /// What became of one sampled row.
 struct RowOutcome {
     choice: Result<Choice, RowFailure>,
+    top_tokens: Option<WireTopTokens>,
+}
+
+/// The log-probability of one prompt token.
+struct TokenScore {
+    logprob: Result<f32, RowFailure>,
     top_tokens: Option<WireTopTokens>,
 }
 
@@ -83,6 +99,7 @@ impl Executor {
             sampler: Sampler::new(device.clone()),
             top: TopTokens::default(),
             outcomes: Vec::with_capacity(limits.max_slots.div_ceil(threads)),
+            scores: Vec::new(),
         };
         let samplers = (0..threads).map(|_| Mutex::new(sampler())).collect();
         Executor {
@@ -95,6 +112,7 @@ impl Executor {
             rows: Rows::default(),
             samplers,
             encoded_plan: Vec::new(),
+            masks: StepMasks::new(),
         }
     }
 
@@ -131,6 +149,7 @@ impl Executor {
     /// Frees all slots and expects plan 1 next.
     pub fn clear(&mut self) {
         self.slots.clear();
+        self.masks.clear();
     }
 
     /// As [`Executor::clear`], and lets collectives run again after an abort.
@@ -139,31 +158,44 @@ impl Executor {
         self.clear();
     }
 
-    /// Carries out one plan. `queued` is how long it waited.
+    /// Carries out one plan. `queued` is how long it waited; `masks` has the grammar masks of its rows, or will have them
+    /// when the forward pass is over.
     ///
     /// # Errors
     /// [`StepError`]: the slots are then in no defined state, and [`Executor::clear`] has to come next.
-    pub fn step(&mut self, epoch: u64, plan: &Plan, queued: Duration) -> Result<StepResult, StepError> {
+    pub fn step(
+        &mut self,
+        epoch: u64,
+        plan: &Plan,
+        queued: Duration,
+        masks: &mut dyn MaskSource,
+    ) -> Result<StepResult, StepError> {
         self.slots.check(plan)?;
         let (seq, mark) = (plan.seq, self.arena.mark());
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.run(epoch, plan, queued)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.run(epoch, plan, queued, masks)));
         // Here and not beside the forward pass, so that a step that failed half-way leaves nothing on the stack.
         self.arena.release(mark);
-        outcome
-            .map_err(|panic| StepError::Panic { seq, message: panic_message(&*panic) })?
-            .map_err(|source| StepError::Forward { seq, source })
+        outcome.map_err(|panic| StepError::Panic { seq, message: panic_message(&*panic) })?
     }
 
     /// Carries out a plan that was checked.
-    fn run(&mut self, epoch: u64, plan: &Plan, queued: Duration) -> crate::error::Result<StepResult> {
+    fn run(
+        &mut self,
+        epoch: u64,
+        plan: &Plan,
+        queued: Duration,
+        masks: &mut dyn MaskSource,
+    ) -> Result<StepResult, StepError> {
         self.slots.apply(plan, &mut self.rows);
         let mut timings = Timings { queue_ns: nanos(queued), ..Timings::default() };
         let mut result = StepResult { seq: plan.seq, ..StepResult::default() };
         // A plan without rows only frees or fills slots; it takes no collective on any rank.
-        if !self.rows.input_ids.is_empty() {
+        if self.rows.input_ids.is_empty() {
+            take_masks(masks, plan.seq, &[])?;
+        } else {
             let plan_hash = self.plan_hash(plan);
             self.comm.begin_step(StepTag { epoch, seq: plan.seq, plan_hash });
-            self.compute(&mut timings)?;
+            self.compute(plan.seq, masks, &mut timings)?;
             self.collect(&mut result);
         }
         result.timings = Some(timings);
@@ -177,14 +209,16 @@ impl Executor {
         }
         self.encoded_plan.clear();
         plan.encode(&mut self.encoded_plan).expect("a Vec takes any number of bytes");
+        // Ranks whose last masks differ hold different tokens now, which their plans do not show.
+        self.masks.values().for_each(|allowed| self.encoded_plan.extend_from_slice(allowed));
         let [h0, h1, h2, h3, h4, h5, h6, h7, ..] = *blake3::hash(&self.encoded_plan).as_bytes();
         u64::from_le_bytes([h0, h1, h2, h3, h4, h5, h6, h7])
     }
 
-    /// Computes the rows and samples from their logits.
-    fn compute(&mut self, timings: &mut Timings) -> crate::error::Result<()> {
+    /// Computes the rows, samples from their logits and scores the prompt tokens that are asked for.
+    fn compute(&mut self, seq: u64, source: &mut dyn MaskSource, timings: &mut Timings) -> Result<(), StepError> {
         let started = Instant::now();
-        let Executor { model, kv, arena, slots, rows, device, samplers, .. } = self;
+        let Executor { model, kv, arena, slots, rows, device, samplers, masks, .. } = self;
         let spans = rows.spans.iter().map(|span| SequenceSpan {
             first_row: span.first_row,
             rows: span.num_rows,
@@ -197,38 +231,64 @@ impl Executor {
             positions: &rows.positions,
             slot_mapping: &rows.slot_mapping,
             sequences: &sequences,
-            sample_rows: &rows.sample_rows,
+            sample_rows: &rows.logit_rows,
         };
-        let logits = model.forward(arena, kv, &step)?;
+        let logits = model.forward(arena, kv, &step).map_err(|source| StepError::Forward { seq, source })?;
         timings.forward_ns = nanos(started.elapsed());
+
+        // Only now: the masks may have been on their way while the forward pass ran.
+        let masked = rows.sampled.iter().filter(|row| slots.get(row.slot).params.masked);
+        let masked = masked.map(|row| MaskedRow { slot: row.slot, required: slots.get(row.slot).failure.is_none() });
+        let masked: Vec<MaskedRow> = masked.collect();
+        *masks = take_masks(source, seq, &masked)?;
 
         let started = Instant::now();
         let (logits, vocab_size, threads) = (logits.as_f32(), slots.limits().vocab_size, samplers.len());
-        let (logits, slots, rows) = (&*logits, &*slots, &*rows);
+        let (logits, rows, masks) = (&*logits, &*rows, &*masks);
+        let (all_slots, eos_token_ids) = (&*slots, &model.spec().eos_token_ids[..]);
+        let logits_of = |index: usize| &logits[index * vocab_size..][..vocab_size];
         // Rows are dealt out by index; which thread samples a row cannot be seen in the result.
         device.for_each(threads, |thread| {
             let mut sampler = samplers[thread].lock().expect("row panics are caught below");
             let sampler = &mut *sampler;
             sampler.outcomes.clear();
-            for row in (thread..rows.sampled.len()).step_by(threads) {
-                let (slot, position) = rows.sampled[row];
-                let logits = &logits[row * vocab_size..][..vocab_size];
-                sampler.sample(slots.get(slot), logits, position);
+            for row in rows.sampled.iter().skip(thread).step_by(threads) {
+                let slot = all_slots.get(row.slot);
+                let allowed = masks.get(&row.slot).map(|allowed| &allowed[..]);
+                sampler.sample(slot, logits_of(row.logits), allowed, eos_token_ids, row.position);
+            }
+            sampler.scores.clear();
+            for token in rows.scored.iter().skip(thread).step_by(threads) {
+                let slot = all_slots.get(token.slot);
+                let logits = match token.logits {
+                    Some(index) => logits_of(index),
+                    None => &slot.kept_logits[..],
+                };
+                sampler.score(slot, logits, token);
             }
         });
+        for span in &rows.spans {
+            slots.get_mut(span.slot).kept_logits = Vec::new();
+        }
+        for &(slot, index) in &rows.kept {
+            slots.get_mut(slot).kept_logits.extend_from_slice(logits_of(index));
+        }
         timings.sample_ns = nanos(started.elapsed());
         Ok(())
     }
 
     /// Writes the outcomes of a step into the slots and its result, in row order.
     fn collect(&mut self, result: &mut StepResult) {
+        self.collect_scores(result);
         let threads = self.samplers.len();
         let mut samples = Vec::with_capacity(self.rows.sampled.len());
-        for (row, &(slot_id, _)) in self.rows.sampled.iter().enumerate() {
+        for (row, &SampledRow { slot: slot_id, .. }) in self.rows.sampled.iter().enumerate() {
             let sampler = self.samplers[row % threads].get_mut().expect("row panics are caught");
             let outcome = &mut sampler.outcomes[row / threads];
             let slot = self.slots.get_mut(slot_id);
-            match &outcome.choice {
+            // A prompt that could not be scored is no prompt to continue.
+            let choice = slot.failure.clone().map_or_else(|| outcome.choice.clone(), Err);
+            match choice {
                 Ok(choice) => {
                     slot.last_token = choice.token_id;
                     samples.push(Sample { slot: slot_id, token_id: choice.token_id, logprob: choice.logprob });
@@ -238,20 +298,62 @@ impl Executor {
                 }
                 Err(reason) => {
                     slot.last_token = 0;
-                    slot.failure = Some(reason.clone());
                     result.row_errors.push(RowError { slot: slot_id, reason: reason.to_string() });
+                    slot.failure = Some(reason);
                 }
             }
         }
         result.samples = Sample::pack(&samples);
     }
+
+    /// Writes the log-probabilities of prompt tokens into the result, chunk by chunk. A slot with a token that has none fails;
+    /// that is reported when it is sampled.
+    fn collect_scores(&mut self, result: &mut StepResult) {
+        let threads = self.samplers.len();
+        let mut index = 0;
+        for chunk in self.rows.scored.chunk_by(|one, next| one.slot == next.slot) {
+            let ScoredToken { slot: slot_id, position: first_token_position, .. } = chunk[0];
+            let slot = self.slots.get_mut(slot_id);
+            let (mut logprobs, mut top_tokens) = (Vec::with_capacity(chunk.len()), Vec::new());
+            for _ in chunk {
+                let sampler = self.samplers[index % threads].get_mut().expect("row panics are caught");
+                let score = &mut sampler.scores[index / threads];
+                match &score.logprob {
+                    Ok(logprob) => logprobs.push(*logprob),
+                    Err(reason) => drop(slot.failure.get_or_insert_with(|| reason.clone())),
+                }
+                top_tokens.extend(score.top_tokens.take().map(|top| WireTopTokens { slot: slot_id, ..top }));
+                index += 1;
+            }
+            if slot.failure.is_none() {
+                let logprobs = pack_f32(logprobs);
+                result.prompt_logprobs.push(PromptLogprobs {
+                    slot: slot_id,
+                    first_token_position,
+                    logprobs,
+                    top_tokens,
+                });
+            }
+        }
+    }
+}
+
+/// The required masks of a step.
+fn take_masks(source: &mut dyn MaskSource, seq: u64, rows: &[MaskedRow]) -> Result<StepMasks, StepError> {
+    let mut masks = source.take(seq, rows).map_err(|error| match error {
+        MaskError::Violation(violation) => StepError::Violation(violation),
+        MaskError::Interrupted => StepError::Interrupted { seq },
+    })?;
+    // Of a row that failed, one rank may have a mask and another none yet.
+    rows.iter().filter(|row| !row.required).for_each(|row| drop(masks.remove(&row.slot)));
+    Ok(masks)
 }
 
 impl RowSampler {
     /// Samples one row; whatever goes wrong is the outcome of this row alone.
-    fn sample(&mut self, slot: &Slot, logits: &[f32], position: u32) {
-        let RowSampler { sampler, top, outcomes } = self;
-        let row = Row { logits, params: &slot.params, counts: &slot.counts, position };
+    fn sample(&mut self, slot: &Slot, logits: &[f32], allowed: Option<&[u8]>, eos_token_ids: &[u32], position: u32) {
+        let RowSampler { sampler, top, outcomes, .. } = self;
+        let row = Row { logits, params: &slot.params, history: &slot.history, eos_token_ids, allowed, position };
         let choice = match &slot.failure {
             // Its last token is unknown, so nothing after it means anything.
             Some(failure) => Err(failure.clone()),
@@ -259,12 +361,27 @@ impl RowSampler {
                 .unwrap_or_else(|panic| Err(RowFailure::Panic(panic_message(&*panic)))),
         };
         let wanted = slot.params.top_n_tokens > 0 && choice.is_ok();
-        let top_tokens = wanted.then(|| WireTopTokens {
-            slot: 0,
-            ids: pack_u32(top.tokens().iter().map(|&(token_id, _)| token_id)),
-            logprobs: pack_u32(top.tokens().iter().map(|&(_, logprob)| logprob.to_bits())),
-        });
-        outcomes.push(RowOutcome { choice, top_tokens });
+        outcomes.push(RowOutcome { choice, top_tokens: wanted.then(|| wire(top)) });
+    }
+
+    /// Scores one prompt token; whatever goes wrong is the outcome of its slot alone.
+    fn score(&mut self, slot: &Slot, logits: &[f32], token: &ScoredToken) {
+        let RowSampler { sampler, top, scores, .. } = self;
+        let &ScoredToken { token_id, position, .. } = token;
+        let top_n_tokens = slot.params.top_n_tokens;
+        let score = AssertUnwindSafe(|| sampler.score(logits, token_id, position, top_n_tokens, top));
+        let logprob = catch_unwind(score).unwrap_or_else(|panic| Err(RowFailure::Panic(panic_message(&*panic))));
+        let wanted = top_n_tokens > 0 && logprob.is_ok();
+        scores.push(TokenScore { logprob, top_tokens: wanted.then(|| wire(top)) });
+    }
+}
+
+/// As a message, whose slot is still to be filled in.
+fn wire(top: &TopTokens) -> WireTopTokens {
+    WireTopTokens {
+        slot: 0,
+        ids: pack_u32(top.tokens().iter().map(|&(token_id, _)| token_id)),
+        logprobs: pack_f32(top.tokens().iter().map(|&(_, logprob)| logprob)),
     }
 }
 

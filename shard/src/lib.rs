@@ -12,6 +12,7 @@ pub mod error;
 pub mod executor;
 pub mod layers;
 pub mod limits;
+pub mod masks;
 pub mod memory;
 pub mod models;
 pub mod sampling;

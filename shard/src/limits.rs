@@ -9,6 +9,12 @@ use std::time::Duration;
 /// Plans that one router may have in flight. 4: the router keeps 2, so that the next step starts without a round trip;
 /// the rest is room for models whose step is shorter than that round trip. More would only make cancellations late.
 pub const MAX_PLANS_IN_FLIGHT: usize = 4;
+/// How long a step waits for a grammar mask before the epoch ends. 30 s: a router computes one in milliseconds, and one that
+/// still speaks but never sends it must not hold the slots for ever.
+pub const MASK_TIMEOUT: Duration = Duration::from_secs(30);
+/// Requests by hand (`Inspect`, `Generate`) that may wait for the engine at a time; further ones wait before they are queued.
+/// 4: the queue of commands must keep room for a router's plans, behind which the masks come that the engine may wait for.
+pub const BY_HAND_COMMANDS: usize = 4;
 /// Answers that may wait for the router to read them. 64: far above one result per plan in flight and a pong per
 /// second; when they are full, the router does not read and the stream ends, because the engine waits for nobody.
 pub const STREAM_MESSAGES: usize = 64;
@@ -20,6 +26,16 @@ pub const MAX_TOP_N_TOKENS: u32 = 128;
 /// Tokens reported beyond `top_n_tokens` because they tie with the last. 8: equal floats are rare outside a model
 /// that is broken, where the whole vocabulary may tie.
 pub const MAX_TOP_TIES: usize = 8;
+/// Most tokens of `logit_bias`. 4096: OpenAI's clients send up to 300; each costs eight bytes in its slot.
+pub const MAX_LOGIT_BIASES: usize = 4096;
+/// Most sequences of `bad_words`. 1024: lists of banned words with their spellings have some hundreds; each is compared with
+/// the end of the sequence at every token.
+pub const MAX_BAD_WORDS: usize = 1024;
+/// Most tokens of one of them. 64: words and short phrases.
+pub const MAX_BAD_WORD_TOKENS: usize = 64;
+/// Rows of one step for which there is room for logits, if the slots alone would make less. 64: the prompt of a request that
+/// wants its prompt's log-probabilities must not crawl where few rows decode; 64 rows of a 128k vocabulary take 32 MiB.
+pub const MIN_LOGIT_ROWS: usize = 64;
 /// Token ids of one `Generate` by hand, prompt and answer. 4096: it is for a person with grpcurl and holds the engine.
 pub const MAX_GENERATE_TOKENS: usize = 4096;
 

@@ -6,6 +6,7 @@ use tonic::Streaming;
 
 use crate::engine::{Answers, Engine, EngineGone, NotRead, StreamId, SubmitError};
 use crate::limits::HELLO_TIMEOUT;
+use crate::violation::Violation;
 
 /// Why a stream ended. Its text is the `Fatal` that the router reads, if it still reads.
 #[derive(Debug, thiserror::Error)]
@@ -26,8 +27,8 @@ enum End {
     Empty,
     #[error("protocol violation: {0}")]
     TooManyPlans(SubmitError),
-    #[error("grammar masks are not supported by this shard")]
-    Masks,
+    #[error("protocol violation: {0}")]
+    Masks(#[from] Violation),
     #[error("superseded by a newer Run stream")]
     Superseded,
     #[error("the shard is shutting down")]
@@ -90,7 +91,10 @@ async fn relay(engine: &Engine, stream: StreamId, incoming: &mut Streaming<ToSha
             Ok(to_shard::Message::Ping(ping)) => {
                 answers.send(from_shard::Message::Pong(Pong { nonce: ping.nonce })).map_err(|NotRead| End::NotRead)
             }
-            Ok(to_shard::Message::Masks(_)) => Err(End::Masks),
+            Ok(to_shard::Message::Masks(masks)) => {
+                // Not queued behind the plans: the engine may be waiting for them.
+                engine.deliver(stream, masks).map_err(End::Masks)
+            }
             Ok(to_shard::Message::Hello(_)) => Err(End::SecondHello),
             Err(end) => Err(end),
         };

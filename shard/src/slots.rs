@@ -6,7 +6,7 @@
 use proto::unpack_u32;
 use proto::v1::{Chunk, NewSlot, Plan, SlotState};
 
-use crate::sampling::{Params, RowFailure, TokenCounts};
+use crate::sampling::{History, Params, RowFailure};
 use crate::violation::Violation;
 
 /// The bounds that plans are held against.
@@ -22,6 +22,8 @@ pub struct SlotLimits {
     pub max_context: usize,
     /// Tokens that one plan may compute.
     pub max_step_tokens: usize,
+    /// Rows of one plan whose logits may be wanted.
+    pub max_logit_rows: usize,
     /// Token ids are below this.
     pub vocab_size: usize,
 }
@@ -49,8 +51,11 @@ pub struct Slot {
     pub params: Params,
     /// KV blocks in order of position.
     pub block_table: Vec<u32>,
-    /// The tokens whose KV is computed, if a penalty needs them.
-    pub counts: TokenCounts,
+    /// The tokens whose KV is computed, as far as the parameters need them.
+    pub history: History,
+    /// The logits of the last row, while it predicts a prompt token that has not come yet and whose log-probability is
+    /// wanted; else empty.
+    pub kept_logits: Vec<f32>,
     /// What `Continue` computes next.
     pub last_token: u32,
     /// Why its sampling failed. Such a row goes on computing until the router frees it, because all ranks must run the
@@ -69,6 +74,8 @@ struct Shape {
     /// Tokens whose KV is computed.
     length: usize,
     num_blocks: usize,
+    /// Tokens below this position have log-probabilities to report; 0 if none are wanted.
+    scored_tokens: usize,
 }
 
 /// The rows of one step, in plan order. Reused from step to step.
@@ -82,10 +89,38 @@ pub struct Rows {
     pub slot_mapping: Vec<u32>,
     /// Which rows belong to which slot.
     pub spans: Vec<Span>,
-    /// Rows whose logits are wanted, `[S]`.
-    pub sample_rows: Vec<u32>,
-    /// Slots of `sample_rows`, with the position of the token to sample.
-    pub sampled: Vec<(u32, u32)>,
+    /// Rows whose logits are wanted, `[S]`, ascending.
+    pub logit_rows: Vec<u32>,
+    /// What is sampled, in plan order.
+    pub sampled: Vec<SampledRow>,
+    /// Prompt tokens whose log-probabilities are wanted, in plan order; those of a chunk follow each other.
+    pub scored: Vec<ScoredToken>,
+    /// Slots whose last row predicts a prompt token of their next chunk, with the index of its logits.
+    pub kept: Vec<(u32, usize)>,
+}
+
+/// A row from whose logits a token is sampled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SampledRow {
+    /// Its slot.
+    pub slot: u32,
+    /// Position of the token to sample.
+    pub position: u32,
+    /// Index of its logits in `logit_rows`.
+    pub logits: usize,
+}
+
+/// A prompt token whose log-probability is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScoredToken {
+    /// Its slot.
+    pub slot: u32,
+    /// Its position.
+    pub position: u32,
+    /// The token.
+    pub token_id: u32,
+    /// Index in `logit_rows` of the row that predicts it; `None` if an earlier step kept that row's logits in the slot.
+    pub logits: Option<usize>,
 }
 
 /// Consecutive rows of one slot.
@@ -117,6 +152,7 @@ impl Slots {
     /// Frees every slot and expects plan 1 next: the start of an epoch.
     pub fn clear(&mut self) {
         self.shapes.fill(Shape::default());
+        self.slots.iter_mut().for_each(|slot| slot.kept_logits = Vec::new());
         self.continues.clear();
         self.last_seq = 0;
     }
@@ -167,7 +203,7 @@ impl Slots {
         let mut shapes = std::mem::take(&mut self.scratch);
         shapes.clear();
         shapes.extend_from_slice(&self.shapes);
-        let verdict = Check { limits: &self.limits, shapes: &mut shapes }.plan(plan, &self.continues);
+        let verdict = Check { limits: &self.limits, shapes: &mut shapes, logit_rows: 0 }.plan(plan, &self.continues);
         self.scratch = shapes;
         verdict
     }
@@ -176,6 +212,7 @@ impl Slots {
     pub fn apply(&mut self, plan: &Plan, rows: &mut Rows) {
         for slot in packed(&plan.freed_slots) {
             self.shapes[slot as usize] = Shape::default();
+            self.slots[slot as usize].kept_logits = Vec::new();
         }
         plan.new_slots.iter().for_each(|new| self.open(new));
         for (slot, block_id) in pairs(&plan.appended_blocks) {
@@ -201,12 +238,12 @@ impl Slots {
     fn open(&mut self, new: &NewSlot) {
         let slot = &mut self.slots[new.slot as usize];
         slot.request_id = new.request_id;
-        slot.params = params(new).expect("checked: the parameters are in range");
+        slot.params = params(new, self.limits.vocab_size).expect("checked: the parameters are in range");
         slot.block_table.clear();
         slot.block_table.extend(packed(&new.block_table));
-        slot.counts.clear();
-        if slot.params.needs_counts() {
-            slot.counts.extend(packed(&new.cached_ids));
+        slot.history.clear();
+        if slot.params.needs_history() {
+            (0..).zip(packed(&new.cached_ids)).for_each(|(position, id)| slot.history.push(&slot.params, position, id));
         }
         slot.last_token = 0;
         slot.failure = None;
@@ -214,6 +251,7 @@ impl Slots {
             live: true,
             length: new.cached_tokens as usize,
             num_blocks: slot.block_table.len(),
+            scored_tokens: scored_tokens(&slot.params),
             ..Shape::default()
         };
     }
@@ -223,20 +261,32 @@ impl Slots {
         let (slot, shape) = (&mut self.slots[slot_id as usize], &mut self.shapes[slot_id as usize]);
         let (first_row, start_position) = (rows.input_ids.len(), shape.length);
         rows.spans.push(Span { slot: slot_id, first_row, num_rows: ids.len(), start_position });
+        // The logits that predict the token at hand, if they are known.
+        let mut predicted_by = if slot.kept_logits.is_empty() { None } else { Some(None) };
         for id in ids {
+            let position = shape.length as u32;
+            if let Some(logits) = predicted_by.take().filter(|_| shape.length < shape.scored_tokens) {
+                rows.scored.push(ScoredToken { slot: slot_id, position, token_id: id, logits });
+            }
             let block_id = slot.block_table[shape.length / self.limits.block_size] as usize;
             let offset = shape.length % self.limits.block_size;
             rows.input_ids.push(id);
-            rows.positions.push(shape.length as u32);
+            rows.positions.push(position);
             rows.slot_mapping.push((block_id * self.limits.block_size + offset) as u32);
             shape.length += 1;
-            if slot.params.needs_counts() {
-                slot.counts.extend([id]);
+            if slot.params.needs_history() {
+                slot.history.push(&slot.params, position, id);
+            }
+            if shape.length < shape.scored_tokens {
+                predicted_by = Some(Some(rows.want_logits()));
             }
         }
         if sample {
-            rows.sample_rows.push(rows.input_ids.len() as u32 - 1);
-            rows.sampled.push((slot_id, shape.length as u32));
+            let logits = predicted_by.flatten().unwrap_or_else(|| rows.want_logits());
+            rows.sampled.push(SampledRow { slot: slot_id, position: shape.length as u32, logits });
+        }
+        if let Some(Some(logits)) = predicted_by {
+            rows.kept.push((slot_id, logits));
         }
         shape.sampled = sample;
     }
@@ -248,8 +298,16 @@ impl Rows {
         self.positions.clear();
         self.slot_mapping.clear();
         self.spans.clear();
-        self.sample_rows.clear();
+        self.logit_rows.clear();
         self.sampled.clear();
+        self.scored.clear();
+        self.kept.clear();
+    }
+
+    /// Asks for the logits of the last row. Returns their index.
+    fn want_logits(&mut self) -> usize {
+        self.logit_rows.push(self.input_ids.len() as u32 - 1);
+        self.logit_rows.len() - 1
     }
 }
 
@@ -257,6 +315,8 @@ impl Rows {
 struct Check<'a> {
     limits: &'a SlotLimits,
     shapes: &'a mut [Shape],
+    /// Rows whose logits are wanted.
+    logit_rows: usize,
 }
 
 impl Check<'_> {
@@ -292,10 +352,14 @@ impl Check<'_> {
         for chunk in &plan.chunks {
             tokens += self.chunk(chunk)?;
         }
-        match tokens > self.limits.max_step_tokens {
-            true => Err(Violation::StepTokens { actual: tokens, max: self.limits.max_step_tokens }),
-            false => Ok(()),
+        let &SlotLimits { max_step_tokens, max_logit_rows, .. } = self.limits;
+        if tokens > max_step_tokens {
+            return Err(Violation::StepTokens { actual: tokens, max: max_step_tokens });
         }
+        if self.logit_rows > max_logit_rows {
+            return Err(Violation::LogitRows { actual: self.logit_rows, max: max_logit_rows });
+        }
+        Ok(())
     }
 
     fn open(&mut self, new: &NewSlot) -> Result<(), Violation> {
@@ -303,7 +367,7 @@ impl Check<'_> {
         if self.slot(slot)?.live {
             return Err(Violation::AlreadyLive { slot });
         }
-        let params = params(new).map_err(|source| Violation::Params { slot, source })?;
+        let params = params(new, limits.vocab_size).map_err(|source| Violation::Params { slot, source })?;
         let block_table = field("block_table", &new.block_table)?;
         let (num_blocks, cached_tokens) = (block_table.len(), new.cached_tokens as usize);
         for block_id in block_table {
@@ -319,14 +383,15 @@ impl Check<'_> {
             });
         }
         let cached_ids = field("cached_ids", &new.cached_ids)?;
-        let (sent, needed) = (cached_ids.len(), params.needs_counts());
+        let (sent, needed) = (cached_ids.len(), params.needs_cached_ids());
         if sent != cached_tokens && (needed || sent != 0) {
             return Err(Violation::CachedIds { slot, actual: sent, expected: cached_tokens });
         }
         for id in cached_ids {
             self.token(slot, id)?;
         }
-        *self.slot(slot)? = Shape { live: true, num_blocks, ..Shape::default() };
+        let scored_tokens = scored_tokens(&params);
+        *self.slot(slot)? = Shape { live: true, num_blocks, scored_tokens, ..Shape::default() };
         self.block_count(slot)?;
         self.grow(slot, cached_tokens)
     }
@@ -336,6 +401,7 @@ impl Check<'_> {
         if !self.live(slot)?.sampled {
             return Err(Violation::NothingSampled { slot });
         }
+        self.logit_rows += 1;
         self.grow(slot, 1)
     }
 
@@ -355,7 +421,11 @@ impl Check<'_> {
         for id in ids {
             self.token(slot, id)?;
         }
-        self.live(slot)?.sampled = chunk.sample;
+        let shape = self.live(slot)?;
+        shape.sampled = chunk.sample;
+        // As many rows of the chunk predict a token to score; the last one is wanted anyway if it is sampled.
+        let predicting = shape.scored_tokens.saturating_sub(length + 1).min(tokens);
+        self.logit_rows += predicting + usize::from(chunk.sample && predicting < tokens);
         self.grow(slot, tokens)?;
         Ok(tokens)
     }
@@ -411,8 +481,13 @@ impl Check<'_> {
     }
 }
 
-fn params(new: &NewSlot) -> Result<Params, crate::sampling::InvalidParam> {
-    new.params.as_ref().map_or_else(|| Ok(Params::default()), Params::try_from)
+fn params(new: &NewSlot, vocab_size: usize) -> Result<Params, crate::sampling::InvalidParam> {
+    new.params.as_ref().map_or_else(|| Ok(Params::default()), |params| Params::parse(params, vocab_size))
+}
+
+/// Tokens below this position have log-probabilities to report.
+fn scored_tokens(params: &Params) -> usize {
+    if params.prompt_logprobs { params.prompt_tokens as usize } else { 0 }
 }
 
 fn field<'a>(name: &'static str, bytes: &'a [u8]) -> Result<impl ExactSizeIterator<Item = u32> + 'a, Violation> {

@@ -11,7 +11,8 @@ use crate::args::{Args, Dtype, RopeScaling};
 use crate::capacity::{CapacityError, CapacityInput, capacity};
 use crate::comm::{Comm, Shm, Single};
 use crate::executor::{Executor, StepError};
-use crate::limits::{MAX_TOP_N_TOKENS, SHM_BUFFER_BYTES};
+use crate::limits::{MAX_TOP_N_TOKENS, MIN_LOGIT_ROWS, SHM_BUFFER_BYTES};
+use crate::masks::NoMasks;
 use crate::memory::available_bytes;
 use crate::models::{Model, ModelOptions, RopeKind, RopeOverride};
 use crate::slots::SlotLimits;
@@ -91,7 +92,9 @@ pub fn start_with(args: &Args, comm: Arc<dyn Comm>) -> Result<Started, StartErro
     let (max_slots, max_step_tokens) = (args.max_batch_size.get(), args.max_step_tokens.get());
     // A row is a token, and a sequence has at least one.
     let max_rows = max_slots.min(max_step_tokens);
-    let arena_bytes = model.arena_bytes(max_step_tokens, max_rows, max_rows);
+    // Every slot may be sampled; and a prompt's log-probabilities need the logits of its rows.
+    let max_logit_rows = max_slots.max(MIN_LOGIT_ROWS).min(max_step_tokens);
+    let arena_bytes = model.arena_bytes(max_step_tokens, max_rows, max_logit_rows);
     let capacity = capacity(&CapacityInput {
         block_size: BLOCK_SIZE,
         bytes_per_block: model.kv_bytes_per_block(),
@@ -114,6 +117,7 @@ pub fn start_with(args: &Args, comm: Arc<dyn Comm>) -> Result<Started, StartErro
         block_size: BLOCK_SIZE,
         max_context: capacity.max_context,
         max_step_tokens,
+        max_logit_rows,
         vocab_size: spec.vocab_size,
     };
     let info = InfoResponse {
@@ -134,7 +138,7 @@ pub fn start_with(args: &Args, comm: Arc<dyn Comm>) -> Result<Started, StartErro
         kv_cache_bytes: kv.bytes() as u64,
         arena_bytes: arena_bytes as u64,
         max_top_n_tokens: MAX_TOP_N_TOKENS,
-        max_logit_rows: max_rows as u32,
+        max_logit_rows: max_logit_rows as u32,
     };
     tracing::info!(
         "{} on {}: {} MiB weights ({}), {} MiB KV cache ({} tokens), {} MiB activations, loaded in {} ms",
@@ -182,7 +186,9 @@ fn warm_up(executor: &mut Executor) -> Result<(), StartError> {
     let next = Plan { seq: 2, continues: pack_u32([0]), ..Plan::default() };
     let plans = if limits.max_context > tokens as usize { &[prompt, next][..] } else { &[prompt][..] };
     for plan in plans {
-        let result = executor.step(0, plan, Duration::ZERO).map_err(|error| StartError::FirstStep(Box::new(error)))?;
+        let result = executor
+            .step(0, plan, Duration::ZERO, &mut NoMasks)
+            .map_err(|error| StartError::FirstStep(Box::new(error)))?;
         if let Some(error) = result.row_errors.into_iter().next() {
             return Err(StartError::FirstRow { reason: error.reason });
         }

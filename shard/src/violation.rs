@@ -1,5 +1,7 @@
 //! What a router may not ask for: the ways in which a plan can contradict the shard's state.
 
+use std::time::Duration;
+
 use crate::sampling::InvalidParam;
 
 /// A breach of the step protocol. It ends the epoch: router and shard no longer agree on the state.
@@ -169,5 +171,59 @@ pub enum Violation {
         actual: usize,
         /// Budget of a step.
         max: usize,
+    },
+    /// More rows whose logits are wanted than there is room for.
+    #[error("the plan needs the logits of {actual} rows; a step has room for {max}")]
+    LogitRows {
+        /// Sampled rows, and rows that predict prompt tokens.
+        actual: usize,
+        /// Info.max_logit_rows.
+        max: usize,
+    },
+    /// Grammar masks for a plan that was executed, or cannot be in flight, or after those of a later one.
+    #[error("masks for plan {actual} arrived, expected masks for a plan from {first} to {last}")]
+    MaskSeq {
+        /// The plan.
+        actual: u64,
+        /// The first for which masks may still come.
+        first: u64,
+        /// The last that can be in flight.
+        last: u64,
+    },
+    /// A slot has more than one mask for a plan.
+    #[error("slot {slot} has two masks for plan {seq}")]
+    TwoMasks {
+        /// The plan.
+        seq: u64,
+        /// The slot.
+        slot: u32,
+    },
+    /// A mask has more words than the vocabulary.
+    #[error("slot {slot}: the mask has {actual} bytes; the vocabulary takes {max}")]
+    MaskLength {
+        /// The slot.
+        slot: u32,
+        /// Bytes of the mask.
+        actual: usize,
+        /// Bytes of a mask that has a bit for every token.
+        max: usize,
+    },
+    /// A mask for a slot that the plan does not sample, or whose request has no grammar.
+    #[error("slot {slot} has a mask for plan {seq}, which samples no row of it under a grammar")]
+    MaskSlot {
+        /// The plan.
+        seq: u64,
+        /// The slot.
+        slot: u32,
+    },
+    /// A row under a grammar waited in vain.
+    #[error("no mask for slot {slot} of plan {seq} arrived within {} ms", waited.as_millis())]
+    MaskMissing {
+        /// The plan.
+        seq: u64,
+        /// The slot.
+        slot: u32,
+        /// How long the step waited.
+        waited: Duration,
     },
 }

@@ -5,14 +5,15 @@
 
 mod support;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::v1::{Chunk, NewSlot, Plan, SamplingParams, StepResult};
-use proto::{Sample, pack_u32, unpack_u32};
+use proto::v1::{Chunk, NewSlot, Plan, SamplingParams, StepResult, TopTokens, Watermark};
+use proto::{Sample, pack_f32, pack_u32, unpack_u32};
 use shard::comm::Single;
 use shard::executor::Executor;
+use shard::masks::{MaskError, MaskSource, MaskedRow, StepMasks};
 use shard::start;
 use support::{Random, TinyModel, VOCAB_SIZE};
 
@@ -24,11 +25,41 @@ const MAX_STEP_TOKENS: usize = 64;
 /// What a request is answered with, as bits: token, log-probability, and the top tokens with theirs.
 type Answer = Vec<(u32, u32, Vec<(u32, u32)>)>;
 
+/// Log-probability bits of a prompt's tokens by position, and the top tokens with theirs.
+type Prefill = BTreeMap<u32, (u32, Vec<(u32, u32)>)>;
+
 #[derive(Clone, Debug)]
 struct Request {
     prompt: Vec<u32>,
     params: SamplingParams,
     new_tokens: usize,
+    /// Its grammar: what is allowed at a position depends on this and the position.
+    grammar: u64,
+}
+
+impl Request {
+    /// Three tokens of four.
+    fn mask(&self, position: usize) -> bytes::Bytes {
+        let mut random = Random(self.grammar ^ position as u64);
+        pack_u32((0..VOCAB_SIZE / 32).map(|_| (random.next() | random.next()) as u32))
+    }
+
+    /// Whether every prompt token but the first has its log-probability, or none is wanted.
+    fn is_scored(&self, prefill: &Prefill) -> bool {
+        !self.params.prompt_logprobs || prefill.len() + 1 == self.prompt.len()
+    }
+}
+
+/// The masks of a step, which is known before the step here.
+struct Ready(StepMasks);
+
+impl MaskSource for Ready {
+    fn take(&mut self, _seq: u64, rows: &[MaskedRow]) -> Result<StepMasks, MaskError> {
+        let mut expected: Vec<u32> = rows.iter().map(|row| row.slot).collect();
+        expected.sort_unstable();
+        assert_eq!(self.0.keys().copied().collect::<Vec<_>>(), expected);
+        Ok(std::mem::take(&mut self.0))
+    }
 }
 
 fn executor(model: &TinyModel, threads: &str) -> Executor {
@@ -51,18 +82,38 @@ fn random_request(random: &mut Random, shared_prefix: &[u32]) -> Request {
         frequency_penalty: maybe(0.5),
         top_n_tokens: maybe(3.0) as u32,
         do_sample: maybe(1.0) + maybe(1.0) > 0.0,
-        seed: random.next(),
+        min_p: maybe(0.05),
+        presence_penalty: maybe(0.8),
+        occurrence_penalty: maybe(0.3),
+        min_tokens: maybe(15.0) as u32,
+        masked: maybe(1.0) > 0.0,
+        prompt_logprobs: maybe(1.0) > 0.0,
+        watermark: Some(maybe(0.4)).filter(|&gamma| gamma > 0.0).map(|gamma| Watermark { gamma, delta: 1.0 }),
+        prompt_tokens: prompt.len() as u32,
+        ..SamplingParams::default()
     };
-    Request { prompt, params, new_tokens: 1 + random.below(40) }
+    let mut params = SamplingParams { seed: random.next(), ..params };
+    if random.one_in(3) {
+        params.logit_bias_ids = pack_u32([3, 40, 77]);
+        params.logit_biases = pack_f32([2.0, f32::NEG_INFINITY, -1.5]);
+    }
+    if random.one_in(2) {
+        // Every pair of one half of the vocabulary with one token, some longer words, and a single token.
+        let pairs = (0..VOCAB_SIZE as u32 / 2).map(|first| pack_u32([first, first + 7]));
+        let word = |length: usize, random: &mut Random| pack_u32((0..length).map(|_| random.below(4) as u32));
+        let words = [word(3, random), word(5, random), pack_u32([random.below(VOCAB_SIZE) as u32])];
+        params.bad_words = pairs.chain(words).collect();
+    }
+    Request { prompt, params, new_tokens: 1 + random.below(40), grammar: random.next() }
 }
 
 /// The reference: nothing else is there, the prompt goes in as few chunks as fit.
-fn alone(executor: &mut Executor, request: &Request) -> Answer {
+fn alone(executor: &mut Executor, request: &Request) -> (Answer, Prefill) {
     executor.clear();
     let requests = [request.clone()];
     let mut schedule = Schedule::new(executor, &requests, Random(0), Style::Plain);
     schedule.run();
-    schedule.answers.remove(0)
+    (schedule.answers.remove(0), schedule.prefills.remove(0))
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -87,6 +138,7 @@ struct Schedule<'a> {
     /// Blocks by the tokens up to their end.
     prefixes: HashMap<Vec<u32>, u32>,
     answers: Vec<Answer>,
+    prefills: Vec<Prefill>,
     cached_tokens: usize,
     preemptions: usize,
 }
@@ -113,6 +165,7 @@ impl<'a> Schedule<'a> {
             references: vec![0; NUM_BLOCKS],
             prefixes: HashMap::new(),
             answers: vec![Answer::new(); requests.len()],
+            prefills: vec![Prefill::new(); requests.len()],
             cached_tokens: 0,
             preemptions: 0,
         }
@@ -154,6 +207,7 @@ impl<'a> Schedule<'a> {
         }
 
         let (mut budget, mut continues, mut appended) = (MAX_STEP_TOKENS, vec![], vec![]);
+        let mut masks = StepMasks::new();
         for slot in 0..MAX_SLOTS {
             // A row may pause: nothing says that every row runs in every step.
             if self.slots[slot].is_none() || budget == 0 || self.chance(6) {
@@ -174,6 +228,10 @@ impl<'a> Schedule<'a> {
             budget -= tokens;
             let live = self.slots[slot].as_mut().unwrap();
             live.length += tokens;
+            let request = &self.requests[live.request];
+            if request.params.masked && tokens >= left {
+                masks.insert(slot as u32, request.mask(live.length));
+            }
             if left == 0 {
                 continues.push(slot as u32);
             } else {
@@ -187,7 +245,7 @@ impl<'a> Schedule<'a> {
             }
         }
         (plan.continues, plan.appended_blocks) = (pack_u32(continues), pack_u32(appended));
-        let result = self.executor.step(1, &plan, Duration::ZERO).unwrap();
+        let result = self.executor.step(1, &plan, Duration::ZERO, &mut Ready(masks)).unwrap();
         self.apply(&result);
     }
 
@@ -198,17 +256,22 @@ impl<'a> Schedule<'a> {
         let ids: Vec<u32> = prompt.iter().copied().chain(emitted).collect();
         let mut blocks = vec![];
         // At least one token is computed, because its logits are needed.
-        while self.style == Style::Random && (blocks.len() + 1) * BLOCK_SIZE < ids.len() {
+        // Nor is a prefix taken from the cache whose log-probabilities are still wanted.
+        let is_scored = self.requests[request].is_scored(&self.prefills[request]);
+        while self.style == Style::Random && is_scored && (blocks.len() + 1) * BLOCK_SIZE < ids.len() {
             let Some(&block) = self.prefixes.get(&ids[..(blocks.len() + 1) * BLOCK_SIZE]) else { break };
             blocks.push(block);
         }
         blocks.iter().for_each(|&block| self.references[block as usize] += 1);
         let length = blocks.len() * BLOCK_SIZE;
         self.cached_tokens += length;
-        let needs_ids = params.repetition_penalty != 0.0 || params.frequency_penalty != 0.0;
+        let penalties = [params.repetition_penalty, params.frequency_penalty];
+        let reply_penalties = [params.presence_penalty, params.occurrence_penalty];
+        let is_on = |penalty: &f32| *penalty != 0.0;
+        let needs_ids = penalties.iter().chain(&reply_penalties).any(is_on) || !params.bad_words.is_empty();
         let new = NewSlot {
             slot: slot as u32,
-            params: Some(*params),
+            params: Some(params.clone()),
             block_table: pack_u32(blocks.iter().copied()),
             cached_tokens: length as u32,
             cached_ids: pack_u32(ids[..if needs_ids { length } else { 0 }].iter().copied()),
@@ -236,10 +299,24 @@ impl<'a> Schedule<'a> {
         assert!(result.row_errors.is_empty(), "{:?}", result.row_errors);
         for Sample { slot, token_id, logprob } in Sample::unpack(&result.samples).unwrap() {
             let request = self.slots[slot as usize].as_ref().unwrap().request;
-            let top = result.top_tokens.iter().filter(|top| top.slot == slot).flat_map(|top| {
-                unpack_u32(&top.ids).unwrap().zip(unpack_u32(&top.logprobs).unwrap()).collect::<Vec<_>>()
-            });
+            let top = result.top_tokens.iter().filter(|top| top.slot == slot).flat_map(top_bits);
             self.answers[request].push((token_id, logprob.to_bits(), top.collect()));
+        }
+        for scored in &result.prompt_logprobs {
+            let Live { request, ids, .. } = self.slots[scored.slot as usize].as_ref().unwrap();
+            let top_n_tokens = self.requests[*request].params.top_n_tokens as usize;
+            let logprobs: Vec<u32> = unpack_u32(&scored.logprobs).unwrap().collect();
+            assert_eq!(scored.top_tokens.len(), if top_n_tokens > 0 { logprobs.len() } else { 0 });
+            for (index, bits) in logprobs.into_iter().enumerate() {
+                let position = scored.first_token_position + index as u32;
+                let top: Vec<(u32, u32)> = scored.top_tokens.get(index).map(top_bits).unwrap_or_default();
+                let own = top.iter().find(|(id, _)| *id == ids[position as usize]);
+                assert!(own.is_none_or(|&(_, own)| own == bits), "the token's own logprob is that of the list");
+                let value = (bits, top);
+                // After a preemption the prompt is scored again.
+                let known = self.prefills[*request].entry(position).or_insert_with(|| value.clone());
+                assert_eq!(*known, value, "position {position}");
+            }
         }
         // Full blocks of what is computed can be shared: prompt and reply alike.
         for live in self.slots.iter().flatten() {
@@ -253,34 +330,43 @@ impl<'a> Schedule<'a> {
     }
 }
 
+fn top_bits(top: &TopTokens) -> Vec<(u32, u32)> {
+    unpack_u32(&top.ids).unwrap().zip(unpack_u32(&top.logprobs).unwrap()).collect()
+}
+
 #[test]
 fn answers_do_not_depend_on_the_schedule() {
     let model = TinyModel::new();
     let (mut one, mut two) = (executor(&model, "1"), executor(&model, "2"));
-    let (mut cached_tokens, mut preemptions, mut distinct) = (0, 0, 0);
+    let (mut cached_tokens, mut preemptions, mut distinct, mut scored) = (0, 0, 0, 0);
     for seed in 1..=6 {
         println!("seed {seed}");
         let mut random = Random(seed);
         let prefix: Vec<u32> = (0..200).map(|_| random.below(VOCAB_SIZE) as u32).collect();
         let requests: Vec<Request> = (0..24).map(|_| random_request(&mut random, &prefix)).collect();
-        let expected: Vec<Answer> = requests.iter().map(|request| alone(&mut one, request)).collect();
+        let expected: Vec<(Answer, Prefill)> = requests.iter().map(|request| alone(&mut one, request)).collect();
         for _ in 0..3 {
             two.clear();
             let mut schedule = Schedule::new(&mut two, &requests, random.clone(), Style::Random);
             schedule.run();
             for (index, answer) in schedule.answers.iter().enumerate() {
-                assert_eq!(answer, &expected[index], "seed {seed}, request {index}: {:?}", requests[index]);
+                let (expected, prefill) = &expected[index];
+                assert_eq!(answer, expected, "seed {seed}, request {index}: {:?}", requests[index]);
+                assert_eq!(&schedule.prefills[index], prefill, "seed {seed}, request {index}: {:?}", requests[index]);
+                assert!(requests[index].is_scored(prefill));
+                scored += prefill.len();
             }
             (cached_tokens, preemptions) = (cached_tokens + schedule.cached_tokens, preemptions + schedule.preemptions);
             random.next();
         }
-        let mut tokens: Vec<u32> = expected.iter().flatten().map(|&(id, ..)| id).collect();
+        let mut tokens: Vec<u32> = expected.iter().flat_map(|(answer, _)| answer).map(|&(id, ..)| id).collect();
         tokens.sort_unstable();
         tokens.dedup();
         distinct = distinct.max(tokens.len());
     }
     // The test means nothing if the schedules were tame or the model says one word.
-    println!("{cached_tokens} cached tokens, {preemptions} preemptions, {distinct} distinct tokens");
+    println!("{cached_tokens} cached tokens, {preemptions} preemptions, {distinct} distinct tokens, {scored} scored");
+    assert!(scored > 1000);
     assert!(cached_tokens > 1000 && preemptions > 100 && distinct > VOCAB_SIZE / 2);
 }
 
@@ -289,7 +375,7 @@ fn rows_of_one_request_and_seed_agree_in_every_slot() {
     let model = TinyModel::new();
     let mut executor = executor(&model, "2");
     let params = SamplingParams { do_sample: true, seed: 5, ..SamplingParams::default() };
-    let request = Request { prompt: vec![1, 2, 3], params, new_tokens: 20 };
+    let request = Request { prompt: vec![1, 2, 3], params, new_tokens: 20, grammar: 0 };
     let same = vec![request; MAX_SLOTS];
     let mut schedule = Schedule::new(&mut executor, &same, Random(9), Style::Plain);
     schedule.run();

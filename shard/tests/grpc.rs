@@ -93,6 +93,8 @@ async fn info_says_what_the_rank_holds() {
     // All weights: the embeddings, the head, and whatever packing adds.
     assert!(info.weights_bytes >= 4 * (2 * 96 * 32 + 2 * (32 * 32 * 2 + 2 * 16 * 32 + 3 * 48 * 32)), "{info:?}");
     assert!(info.arena_bytes >= 4 * 64 * 32, "{info:?}");
+    // Eight slots, and room for the rows of a prompt that is scored.
+    assert_eq!(info.max_logit_rows, 64);
     assert!(info.device.starts_with("cpu ("), "{}", info.device);
 }
 
@@ -147,6 +149,9 @@ async fn generate_goes_beyond_a_step_and_stops_at_its_limits() {
     let params = Some(SamplingParams { top_p: 7.0, ..SamplingParams::default() });
     let expected = "slot 0: `top_p` is 7, expected 0 (off) to 1";
     assert_eq!(refused(GenerateRequest { params, ..generate(&[1], 1) }).await, expected);
+    let params = Some(SamplingParams { masked: true, ..SamplingParams::default() });
+    let expected = "`params.masked` needs a router that sends grammar masks";
+    assert_eq!(refused(GenerateRequest { params, ..generate(&[1], 1) }).await, expected);
 }
 
 #[tokio::test]
@@ -193,9 +198,9 @@ async fn the_handshake_comes_first_and_once() {
     router.hello(1).await;
     assert_eq!(router.fatal().await, "protocol violation: a second Hello");
 
-    let mut router = server.welcomed(2).await;
+    let mut router = server.open().await;
     router.send(to_shard::Message::Masks(Masks { seq: 1, masks: vec![] })).await;
-    assert_eq!(router.fatal().await, "grammar masks are not supported by this shard");
+    assert_eq!(router.fatal().await, "protocol violation: the first message is Masks, expected Hello");
 }
 
 #[tokio::test]

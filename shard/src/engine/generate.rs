@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use proto::v1::{Chunk, GenerateRequest, GenerateResponse, NewSlot, Plan};
+use proto::v1::{Chunk, GenerateRequest, GenerateResponse, NewSlot, Plan, SamplingParams};
 use proto::{Sample, pack_u32};
 
 use super::thread::EngineThread;
@@ -33,6 +33,9 @@ pub enum GenerateError {
         /// What is possible.
         max: usize,
     },
+    /// There is no grammar to ask for masks.
+    #[error("`params.masked` needs a router that sends grammar masks")]
+    Masked,
     /// A router came while it ran.
     #[error("a Run stream was opened")]
     Interrupted,
@@ -72,10 +75,15 @@ impl EngineThread {
             return Err(GenerateError::TooLong { actual: tokens, max });
         }
 
+        if request.params.as_ref().is_some_and(|params| params.masked) {
+            return Err(GenerateError::Masked);
+        }
+
         let started_at: StreamId = *self.latest.borrow();
         let num_blocks = tokens.div_ceil(limits.block_size) as u32;
-        let mut new_slots =
-            vec![NewSlot { params: request.params.clone(), block_table: pack_u32(0..num_blocks), ..NewSlot::default() }];
+        let prompt_tokens = request.input_ids.len() as u32;
+        let params = request.params.clone().map(|params| SamplingParams { prompt_tokens, ..params });
+        let mut new_slots = vec![NewSlot { params, block_table: pack_u32(0..num_blocks), ..NewSlot::default() }];
         let mut response = GenerateResponse::default();
         let mut chunks = request.input_ids.chunks(limits.max_step_tokens);
         let (mut seq, mut position) = (0, 0);
@@ -94,8 +102,9 @@ impl EngineThread {
             } else {
                 plan.continues = pack_u32([0]);
             }
-            let result = self.step(0, &plan, Duration::ZERO).map_err(|error| match error {
+            let result = self.step(None, 0, &plan, Duration::ZERO).map_err(|error| match error {
                 StepError::Violation(violation) => GenerateError::Invalid(violation),
+                StepError::Interrupted { .. } => GenerateError::Interrupted,
                 error => GenerateError::Failed(error.to_string()),
             })?;
             if let Some(error) = result.row_errors.first() {

@@ -1,7 +1,7 @@
 //! Whether the engine makes progress, readable from any thread without waiting.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::limits::{STALL_AFTER, STALL_FACTOR};
@@ -14,8 +14,16 @@ pub struct Heartbeat {
     step_began: AtomicU64,
     /// How long the step in flight may take, in ns.
     step_bound: AtomicU64,
+    paused: AtomicBool,
     steps: AtomicU64,
     ended: OnceLock<String>,
+}
+
+/// A step that waits.
+#[derive(Debug)]
+pub(super) struct Pause {
+    step_began: u64,
+    since: Instant,
 }
 
 /// Why the engine makes no progress.
@@ -40,6 +48,7 @@ impl Default for Heartbeat {
             born: Instant::now(),
             step_began: AtomicU64::new(0),
             step_bound: AtomicU64::new(0),
+            paused: AtomicBool::new(false),
             steps: AtomicU64::new(0),
             ended: OnceLock::new(),
         }
@@ -50,6 +59,11 @@ impl Heartbeat {
     /// Plans executed so far.
     pub fn steps(&self) -> u64 {
         self.steps.load(Ordering::Relaxed)
+    }
+
+    /// Whether the step in flight waits for its router.
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
     }
 
     /// Whether the engine makes progress.
@@ -66,6 +80,20 @@ impl Heartbeat {
         let bound = STALL_AFTER.max(predicted.saturating_mul(STALL_FACTOR));
         self.step_bound.store(nanos(bound), Ordering::Relaxed);
         self.step_began.store(nanos(self.born.elapsed()).max(1), Ordering::Relaxed);
+    }
+
+    /// The step in flight waits for its router from now on, which is no fault of the engine.
+    pub(super) fn step_pauses(&self) -> Pause {
+        self.paused.store(true, Ordering::Relaxed);
+        Pause { step_began: self.step_began.swap(0, Ordering::Relaxed), since: Instant::now() }
+    }
+
+    /// It goes on, as if the time between had not been. Returns that time.
+    pub(super) fn step_resumes(&self, Pause { step_began, since }: Pause) -> Duration {
+        let paused = since.elapsed();
+        self.paused.store(false, Ordering::Relaxed);
+        self.step_began.store(step_began.saturating_add(nanos(paused)), Ordering::Relaxed);
+        paused
     }
 
     /// The step is over, well or not.
@@ -119,6 +147,20 @@ mod tests {
         heartbeat.step_begins(1000, Duration::from_millis(100));
         assert_eq!(heartbeat.check_at(Instant::now() + Duration::from_secs(1900)), Ok(()));
         assert!(heartbeat.check_at(Instant::now() + Duration::from_secs(2100)).is_err());
+    }
+
+    #[test]
+    fn a_pause_does_not_count() {
+        let heartbeat = Heartbeat::default();
+        heartbeat.step_begins(1, Duration::ZERO);
+        let pause = heartbeat.step_pauses();
+        let resumed = heartbeat.born + Duration::from_secs(3600);
+        assert_eq!(heartbeat.check_at(resumed), Ok(()));
+        // As if the pause had begun long ago.
+        let began = pause.step_began;
+        heartbeat.step_resumes(Pause { since: Instant::now() - Duration::from_millis(20), ..pause });
+        assert!(heartbeat.step_began.load(Ordering::Relaxed) >= began + 20_000_000);
+        assert!(heartbeat.check_at(Instant::now() + 2 * STALL_AFTER).is_err());
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! The engine: the executor on a thread of its own, and the handle through which the service speaks to it.
 //!
-//! Nothing on the engine thread is asynchronous, and it waits for nobody: commands come over one bounded queue, results
-//! leave through bounded channels that are never waited on.
+//! Nothing on the engine thread is asynchronous. It waits for commands, which come over one bounded queue, and for the grammar
+//! masks of a step that needs them (`mask_box.rs`); results leave through bounded channels that are never waited on.
 
 mod generate;
 mod heartbeat;
+mod mask_box;
 mod thread;
 
 pub use generate::GenerateError;
@@ -14,12 +15,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use proto::v1::{FromShard, GenerateRequest, GenerateResponse, InspectResponse, Plan, from_shard};
-use tokio::sync::{mpsc, oneshot, watch};
+use proto::v1::{FromShard, GenerateRequest, GenerateResponse, InspectResponse, Masks, Plan, from_shard};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::comm::Comm;
 use crate::executor::Executor;
-use crate::limits::{ENGINE_COMMANDS, MAX_PLANS_IN_FLIGHT};
+use crate::limits::{BY_HAND_COMMANDS, ENGINE_COMMANDS, MAX_PLANS_IN_FLIGHT};
+use crate::violation::Violation;
+use mask_box::MaskBox;
 
 /// Everything that can wake the engine.
 pub(crate) enum Command {
@@ -95,6 +98,8 @@ pub struct Engine {
     commands: mpsc::Sender<Command>,
     latest: Arc<watch::Sender<StreamId>>,
     heartbeat: Arc<Heartbeat>,
+    masks: Arc<MaskBox>,
+    by_hand: Arc<Semaphore>,
     comm: Arc<dyn Comm>,
 }
 
@@ -120,8 +125,10 @@ impl Engine {
         let (commands, queue) = mpsc::channel(ENGINE_COMMANDS);
         let latest = Arc::new(watch::Sender::new(StreamId::NONE));
         let heartbeat = Arc::new(Heartbeat::default());
-        thread::spawn(executor, queue, latest.subscribe(), heartbeat.clone());
-        Engine { commands, latest, heartbeat, comm }
+        let masks = Arc::new(MaskBox::new(executor.slots().limits()));
+        thread::spawn(executor, queue, latest.subscribe(), heartbeat.clone(), masks.clone());
+        let by_hand = Arc::new(Semaphore::new(BY_HAND_COMMANDS));
+        Engine { commands, latest, heartbeat, masks, by_hand, comm }
     }
 
     /// Whether the engine makes progress.
@@ -146,8 +153,9 @@ impl Engine {
             }
             latest.0 += 1;
             stream = *latest;
-            // A step of the stream before may wait for a rank that will never get it.
+            // A step of the stream before may wait for a rank that will never get it, or for masks.
             self.comm.abort();
+            self.masks.serve(stream);
             true
         });
         if stream == StreamId::NONE {
@@ -168,6 +176,14 @@ impl Engine {
         Ok(self.send(Command::Plan { stream, plan, arrived: Instant::now() }).await?)
     }
 
+    /// Hands over grammar masks of a plan, before or after it, also while its step runs.
+    ///
+    /// # Errors
+    /// The [`Violation`] that must end the stream.
+    pub fn deliver(&self, stream: StreamId, masks: Masks) -> Result<(), Violation> {
+        self.masks.deliver(stream, masks)
+    }
+
     /// Ends a stream's epoch, if it is still the present one.
     pub async fn end(&self, stream: StreamId) {
         {
@@ -175,6 +191,7 @@ impl Engine {
             let latest = self.latest.borrow();
             if *latest == stream {
                 self.comm.abort();
+                self.masks.serve(StreamId::NONE);
             }
         }
         // A dead engine has no epoch to end.
@@ -186,6 +203,7 @@ impl Engine {
     /// # Errors
     /// [`GenerateError`].
     pub async fn generate(&self, request: GenerateRequest) -> Result<GenerateResponse, GenerateError> {
+        let _permit = self.by_hand.acquire().await.expect("never closed");
         let (reply, answer) = oneshot::channel();
         self.send(Command::Generate { request, reply }).await?;
         answer.await.unwrap_or(Err(GenerateError::Gone(EngineGone)))
@@ -196,6 +214,7 @@ impl Engine {
     /// # Errors
     /// [`EngineGone`].
     pub async fn inspect(&self) -> Result<InspectResponse, EngineGone> {
+        let _permit = self.by_hand.acquire().await.expect("never closed");
         let (reply, answer) = oneshot::channel();
         self.send(Command::Inspect { reply }).await?;
         answer.await.map_err(|_| EngineGone)
@@ -204,6 +223,8 @@ impl Engine {
     /// Ends all streams, lets the step in flight finish and ends the thread. False if that took longer than `patience`.
     pub async fn stop(&self, patience: Duration) -> bool {
         self.latest.send_replace(StreamId::STOPPED);
+        // A step that waits for masks will not get them any more.
+        self.masks.serve(StreamId::STOPPED);
         let stopped = async {
             let _ = self.send(Command::Stop).await;
             self.commands.closed().await;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use proto::v1::{Ack, Fatal, InspectResponse, Plan, StepResult, Timings, Welcome, from_shard};
 use tokio::sync::{mpsc, watch};
 
+use super::mask_box::{MaskBox, StreamMasks};
 use super::{Answers, Command, Heartbeat, StreamId};
 use crate::executor::{Executor, StepError, panic_message};
 
@@ -16,11 +17,13 @@ pub(super) fn spawn(
     commands: mpsc::Receiver<Command>,
     latest: watch::Receiver<StreamId>,
     heartbeat: Arc<Heartbeat>,
+    masks: Arc<MaskBox>,
 ) {
     let engine = EngineThread {
         executor,
         latest,
         heartbeat: heartbeat.clone(),
+        masks,
         stream: None,
         per_token: Duration::ZERO,
         last_timings: Timings::default(),
@@ -40,6 +43,7 @@ pub(super) struct EngineThread {
     pub(super) executor: Executor,
     pub(super) latest: watch::Receiver<StreamId>,
     pub(super) heartbeat: Arc<Heartbeat>,
+    masks: Arc<MaskBox>,
     /// The router that is served.
     pub(super) stream: Option<Stream>,
     /// What a token of the last step took.
@@ -93,9 +97,15 @@ impl EngineThread {
             return;
         }
         let stream = self.stream.take().expect("checked above");
-        let answer = match self.step(stream.epoch, plan, arrived.elapsed()) {
+        let answer = match self.step(Some(stream.id), stream.epoch, plan, arrived.elapsed()) {
             Ok(result) if self.executor.is_first_rank() => from_shard::Message::Result(result),
             Ok(result) => from_shard::Message::Ack(Ack { seq: result.seq }),
+            Err(error @ StepError::Interrupted { .. }) => {
+                // The stream's session, which ended it, tells the router why.
+                tracing::info!("epoch {} ends: {error}", stream.epoch);
+                self.executor.clear();
+                return;
+            }
             Err(error) => {
                 tracing::error!("epoch {} ends: {error}", stream.epoch);
                 self.executor.clear();
@@ -113,17 +123,25 @@ impl EngineThread {
         }
     }
 
-    /// One step under the eyes of the heartbeat.
-    pub(super) fn step(&mut self, epoch: u64, plan: &Plan, queued: Duration) -> Result<StepResult, StepError> {
+    /// One step under the eyes of the heartbeat, for a stream or by hand.
+    pub(super) fn step(
+        &mut self,
+        stream: Option<StreamId>,
+        epoch: u64,
+        plan: &Plan,
+        queued: Duration,
+    ) -> Result<StepResult, StepError> {
         // An upper bound: packed ids take four bytes each.
         let tokens = self.executor.slots().limits().max_slots
             + plan.chunks.iter().map(|chunk| chunk.ids.len() / 4).sum::<usize>();
         self.heartbeat.step_begins(tokens, self.per_token);
         let started = Instant::now();
-        let result = self.executor.step(epoch, plan, queued);
+        let mut masks = StreamMasks { masks: &self.masks, stream, heartbeat: &self.heartbeat, waited: Duration::ZERO };
+        let result = self.executor.step(epoch, plan, queued, &mut masks);
+        let took = started.elapsed().saturating_sub(masks.waited);
         self.heartbeat.step_ends();
         if let Ok(result) = &result {
-            self.per_token = started.elapsed() / self.executor.last_step_tokens().max(1) as u32;
+            self.per_token = took / self.executor.last_step_tokens().max(1) as u32;
             self.last_timings = result.timings.unwrap_or_default();
         }
         result

@@ -48,6 +48,16 @@ impl Candidates {
         &mut self.scores[token_id as usize]
     }
 
+    /// Makes a token impossible, while no token was removed yet.
+    pub(super) fn forbid(&mut self, token_id: u32) {
+        *self.score_mut(token_id) = f32::NEG_INFINITY;
+    }
+
+    /// Whether any token can still come.
+    pub(super) fn is_any_possible(&self) -> bool {
+        self.scores.iter().any(|&score| score > f32::NEG_INFINITY)
+    }
+
     /// Removes the candidates whose index `keep` refuses.
     pub(super) fn retain(&mut self, mut keep: impl FnMut(usize, f32, &Scratch) -> bool) {
         let mut kept = 0;

@@ -1,15 +1,32 @@
 //! From a row of logits to a token: penalties, then warpers, then a choice.
 //!
-//! Stateless: the result is a function of the logits, the parameters, the tokens so far and the absolute position, so a
-//! row that was preempted, cached, chunked or recovered samples what it would have sampled undisturbed. Semantics and
-//! order are TGI's: repetition penalty, frequency penalty, temperature, top-k, top-p, typical-p; log-probabilities are
-//! the log-softmax of the processed scores.
+//! Stateless: the result is a function of the logits, the parameters, the tokens so far, the grammar's mask and the absolute
+//! position, so a row that was preempted, cached, chunked or recovered samples what it would have sampled undisturbed.
 //!
-//! A new parameter is one file here, one field of [`Params`] and one line in [`Sampler::sample`].
+//! The order, in which TGI's parameters keep TGI's places:
+//!
+//! 1. logit bias: it is part of what the client takes for the model's logits;
+//! 2. watermark, repetition penalty, frequency penalty; then OpenAI's presence and occurrence penalties;
+//! 3. what must not come: ends before `min_tokens`, bad words, tokens that the grammar forbids;
+//! 4. if the row draws: temperature, top-k, top-p, min-p, typical-p. Min-p stands where transformers has it; vLLM has it before
+//!    top-k, which differs only in what the later ones take for the whole;
+//! 5. the draw, or the mode. Log-probabilities are the log-softmax of the processed scores.
+//!
+//! Steps 1 to 3 hold for greedy rows too. A new parameter is one file here, one field of [`Params`] and one line in
+//! [`Sampler::sample`].
 
+mod bad_words;
 mod candidates;
 mod frequency_penalty;
+mod grammar_mask;
+mod history;
+mod logit_bias;
+mod min_p;
+mod min_tokens;
+mod occurrence_penalty;
 mod params;
+mod presence_penalty;
+mod prompt_logprobs;
 mod repetition_penalty;
 mod select;
 mod temperature;
@@ -18,10 +35,14 @@ mod top_k;
 mod top_n_tokens;
 mod top_p;
 mod typical_p;
+mod watermark;
 
+pub use grammar_mask::mask_bytes;
+pub use history::History;
 pub use params::{InvalidParam, Params};
 pub use token_counts::TokenCounts;
 pub use top_n_tokens::TopTokens;
+pub use watermark::Watermark;
 
 use candidates::Candidates;
 use kernels::Device;
@@ -48,6 +69,15 @@ pub enum RowFailure {
         /// log-sum-exp of the processed scores.
         sum: String,
     },
+    /// What is forbidden leaves nothing.
+    #[error(
+        "no token is allowed at position {position}: the grammar, `min_tokens`, `bad_words` and `logit_bias` together \
+         forbid all of them"
+    )]
+    NothingAllowed {
+        /// Position of the token that was to be sampled.
+        position: u32,
+    },
     /// A defect of ours, contained in the row that met it.
     #[error("sampling panicked: {0}")]
     Panic(String),
@@ -69,8 +99,12 @@ pub struct Row<'a> {
     pub logits: &'a [f32],
     /// Its request's parameters.
     pub params: &'a Params,
-    /// The tokens before the one to sample; only read if a penalty is on.
-    pub counts: &'a TokenCounts,
+    /// The tokens before the one to sample, as far as the parameters need them.
+    pub history: &'a History,
+    /// The model's end-of-sequence tokens.
+    pub eos_token_ids: &'a [u32],
+    /// The mask of a row whose parameters say `masked`: bit `id % 8` of byte `id / 8` allows a token.
+    pub allowed: Option<&'a [u8]>,
     /// Absolute position of the token to sample, which is also the number of tokens before it.
     pub position: u32,
 }
@@ -92,21 +126,38 @@ impl Sampler {
     /// # Errors
     /// [`RowFailure`] if the logits or the processed scores are no distribution.
     pub fn sample(&mut self, row: Row<'_>, top: &mut TopTokens) -> Result<Choice, RowFailure> {
-        let Row { logits, params, counts, position } = row;
+        let Row { logits, params, history, eos_token_ids, allowed, position } = row;
         check_scores(logits, position)?;
 
         let Sampler { device, candidates } = self;
         // Most rows are greedy, or draw from the model's own distribution: those are scored where they lie.
-        if params.is_plain() {
+        if params.is_plain(position) {
             return choose(device, logits, None, params, position, top);
         }
         candidates.load(logits);
-        repetition_penalty::apply(candidates, params.repetition_penalty, counts);
-        frequency_penalty::apply(candidates, params.frequency_penalty, counts, position);
+        logit_bias::apply(candidates, &params.logit_bias);
+        if let (Some(watermark), Some(&previous)) = (&params.watermark, history.recent().last()) {
+            watermark::apply(candidates, watermark, previous);
+        }
+        repetition_penalty::apply(candidates, params.repetition_penalty, &history.all);
+        frequency_penalty::apply(candidates, params.frequency_penalty, &history.all, position);
+        presence_penalty::apply(candidates, params.presence_penalty, &history.reply);
+        occurrence_penalty::apply(candidates, params.occurrence_penalty, &history.reply);
+        if min_tokens::applies(params.min_tokens, params.reply_tokens(position)) {
+            min_tokens::apply(candidates, eos_token_ids);
+        }
+        bad_words::apply(candidates, &params.bad_words, history.recent());
+        if let Some(allowed) = allowed {
+            grammar_mask::apply(candidates, allowed);
+        }
+        if !candidates.is_any_possible() {
+            return Err(RowFailure::NothingAllowed { position });
+        }
         if params.do_sample {
             temperature::apply(candidates, params.temperature);
             top_k::apply(candidates, params.top_k);
             top_p::apply(candidates, params.top_p);
+            min_p::apply(candidates, params.min_p);
             typical_p::apply(candidates, params.typical_p, device);
         }
         choose(device, candidates.scores(), Some(candidates.ids()), params, position, top)

@@ -22,21 +22,56 @@ fn device() -> Device {
     DEVICE.get_or_init(|| Device::cpu(1)).clone()
 }
 
+/// Token 0 ends a sequence.
+const EOS: [u32; 1] = [0];
+
 fn sample(logits: &[f32], params: &Params, tokens: &[u32], position: u32) -> Result<Choice, RowFailure> {
-    let mut counts = TokenCounts::default();
-    counts.extend(tokens.iter().copied());
-    Sampler::new(device()).sample(Row { logits, params, counts: &counts, position }, &mut TopTokens::default())
+    sample_allowed(logits, params, tokens, position, None)
+}
+
+fn sample_allowed(
+    logits: &[f32],
+    params: &Params,
+    tokens: &[u32],
+    position: u32,
+    allowed: Option<&[u8]>,
+) -> Result<Choice, RowFailure> {
+    let mut history = History::default();
+    (0..).zip(tokens).for_each(|(position, &token_id)| history.push(params, position, token_id));
+    let row = Row { logits, params, history: &history, eos_token_ids: &EOS, allowed, position };
+    Sampler::new(device()).sample(row, &mut TopTokens::default())
 }
 
 /// What the parameters mean, in f64 with sorts: the log-probability of every token, minus infinity for the removed.
-fn definition(logits: &[f32], params: &Params, tokens: &[u32]) -> Vec<f64> {
+fn definition(logits: &[f32], params: &Params, tokens: &[u32], allowed: Option<&[u8]>) -> Vec<f64> {
     let mut scores: Vec<f64> = logits.iter().map(|&logit| logit.into()).collect();
+    params.logit_bias.iter().for_each(|&(id, bias)| scores[id as usize] += f64::from(bias));
+    if let Some(Watermark { delta, .. }) = &params.watermark {
+        // Which tokens are green is for the watermark's own tests.
+        let mut candidates = Candidates::default();
+        candidates.load(&vec![0.0; logits.len()]);
+        watermark::apply(&mut candidates, params.watermark.as_ref().unwrap(), *tokens.last().unwrap());
+        let green = |id: &usize| candidates.scores()[*id] != 0.0;
+        (0..scores.len()).filter(green).for_each(|id| scores[id] += f64::from(*delta));
+    }
     for (id, score) in scores.iter_mut().enumerate() {
         let count = tokens.iter().filter(|&&token| token as usize == id).count();
         if count > 0 {
             let penalty = f64::from(params.repetition_penalty);
             *score = if *score > 0.0 { *score / penalty } else { *score * penalty };
             *score -= f64::from(params.frequency_penalty) * count as f64 / tokens.len() as f64;
+        }
+        let reply = &tokens[params.prompt_tokens as usize..];
+        let count = reply.iter().filter(|&&token| token as usize == id).count() as f64;
+        *score -= f64::from(params.presence_penalty) * count.min(1.0) + f64::from(params.occurrence_penalty) * count;
+        let too_short = EOS.contains(&(id as u32)) && reply.len() < params.min_tokens as usize;
+        let follows = |word: &&Vec<u32>| {
+            let sequence = [tokens, &[id as u32]].concat();
+            sequence.ends_with(word)
+        };
+        let is_bad = params.bad_words.iter().any(|word| follows(&word));
+        if too_short || is_bad || allowed.is_some_and(|allowed| allowed[id / 8] >> (id % 8) & 1 == 0) {
+            *score = f64::NEG_INFINITY;
         }
     }
     if params.do_sample {
@@ -59,6 +94,11 @@ fn definition(logits: &[f32], params: &Params, tokens: &[u32]) -> Vec<f64> {
                 }
                 ahead += probabilities[id];
             }
+        }
+        if params.min_p > 0.0 {
+            let probabilities = softmax(&scores);
+            let least = f64::from(params.min_p) * probabilities.iter().copied().fold(0.0, f64::max);
+            (0..scores.len()).filter(|&id| probabilities[id] < least).for_each(|id| scores[id] = f64::NEG_INFINITY);
         }
         if params.typical_p < 1.0 {
             let probabilities = softmax(&scores);
@@ -86,7 +126,21 @@ fn softmax(scores: &[f64]) -> Vec<f64> {
 }
 
 /// Parameters of every kind, each on in half of the cases.
-fn random_params(random: &mut impl FnMut() -> u32) -> Params {
+fn random_params(random: &mut impl FnMut() -> u32, vocab_size: u32, tokens: &[u32]) -> Params {
+    let prompt_tokens = random() % (tokens.len() as u32 + 1);
+    let mut logit_bias: Vec<(u32, f32)> = vec![];
+    for id in 0..vocab_size {
+        if random().is_multiple_of(40) {
+            logit_bias.push((id, [-3.0, 2.0, f32::NEG_INFINITY][random() as usize % 3]));
+        }
+    }
+    // What the sequence ends with, followed by something; and a word that does not occur.
+    let mut bad_words = vec![];
+    if random().is_multiple_of(2) {
+        let before = random() as usize % tokens.len().min(4);
+        bad_words.push([&tokens[tokens.len() - before..], &[random() % vocab_size]].concat());
+        bad_words.push(vec![u32::MAX, random() % vocab_size]);
+    }
     let mut maybe = |off: f32, choices: [f32; 3]| {
         let at = random() as usize % 6;
         choices.get(at).copied().unwrap_or(off)
@@ -98,9 +152,20 @@ fn random_params(random: &mut impl FnMut() -> u32) -> Params {
         typical_p: maybe(1.0, [0.2, 0.6, 0.95]),
         repetition_penalty: maybe(1.0, [0.8, 1.2, 2.0]),
         frequency_penalty: maybe(0.0, [-1.0, 0.5, 2.0]),
+        min_p: maybe(0.0, [0.01, 0.1, 0.5]),
+        presence_penalty: maybe(0.0, [-1.0, 0.5, 2.0]),
+        occurrence_penalty: maybe(0.0, [-0.25, 0.125, 0.5]),
+        min_tokens: maybe(0.0, [1.0, 10.0, 100.0]) as u32,
+        watermark: Some(maybe(0.0, [0.25, 0.5, 0.9]).into())
+            .filter(|&gamma| gamma > 0.0)
+            .map(|gamma| Watermark { gamma, delta: 1.5 }),
         do_sample: maybe(0.0, [1.0; 3]) > 0.0,
         seed: random().into(),
         top_n_tokens: random() % 4,
+        prompt_tokens,
+        logit_bias,
+        bad_words,
+        ..Params::default()
     }
 }
 
@@ -113,10 +178,18 @@ fn every_combination_of_parameters_agrees_with_its_definition() {
         let mut grid: Vec<f32> = (0..vocab_size).map(|step| step as f32 * 0.07 - 5.0).collect();
         (1..vocab_size).rev().for_each(|at| grid.swap(at, random() as usize % (at + 1)));
         let tokens: Vec<u32> = (0..1 + random() % 30).map(|_| random() % vocab_size as u32).collect();
-        let params = random_params(&mut random);
+        let params = random_params(&mut random, vocab_size as u32, &tokens);
+        let mask: Vec<u8> = (0..mask_bytes(vocab_size)).map(|_| (random() | random()) as u8).collect();
+        let allowed = if random().is_multiple_of(2) { Some(&mask[..]) } else { None };
+        let params = Params { masked: allowed.is_some(), ..params };
 
-        let expected = definition(&grid, &params, &tokens);
-        let choice = sample(&grid, &params, &tokens, tokens.len() as u32).unwrap();
+        let expected = definition(&grid, &params, &tokens, allowed);
+        let choice = sample_allowed(&grid, &params, &tokens, tokens.len() as u32, allowed);
+        if expected.iter().all(|logprob| logprob.is_nan()) {
+            assert!(matches!(choice, Err(RowFailure::NothingAllowed { .. })), "seed {seed} {params:?}: {choice:?}");
+            continue;
+        }
+        let choice = choice.unwrap();
         let at = expected[choice.token_id as usize];
         // f32 scores up to 20 carry an error of 1e-6; a log-sum-exp over 200 of them adds as much again.
         assert!((f64::from(choice.logprob) - at).abs() < 2e-5, "seed {seed} {params:?}: {choice:?}, expected {at}");
@@ -144,6 +217,38 @@ fn penalties_apply_to_greedy_rows_in_order() {
 }
 
 #[test]
+fn greedy_rows_obey_what_is_forced_and_forbidden() {
+    let logits = [5.0, 4.0, 3.0, 2.0];
+    let takes = |params: Params| sample(&logits, &params, &[1, 2], 2).unwrap().token_id;
+    let params = || Params { prompt_tokens: 2, ..Params::default() };
+    assert_eq!(takes(params()), 0);
+    assert_eq!(takes(Params { min_tokens: 1, ..params() }), 1);
+    assert_eq!(takes(Params { min_tokens: 1, prompt_tokens: 1, ..params() }), 0, "one token of the reply is there");
+    assert_eq!(takes(Params { bad_words: vec![vec![2, 0], vec![2, 1, 0]], ..params() }), 1);
+    assert_eq!(takes(Params { logit_bias: vec![(3, 100.0)], ..params() }), 3);
+    // 4 − 2 and 3 − 2: the reply is [1, 2]; of OpenAI's penalties the prompt knows nothing.
+    let penalised = Params { logit_bias: vec![(0, f32::NEG_INFINITY)], presence_penalty: 2.5, ..params() };
+    assert_eq!(takes(Params { prompt_tokens: 0, ..penalised.clone() }), 3);
+    assert_eq!(takes(penalised), 1);
+    let masked = Params { masked: true, temperature: 0.5, ..params() };
+    let allowed = |bits: u8| sample_allowed(&logits, &masked, &[1, 2], 2, Some(&[bits, 0, 0, 0]));
+    assert_eq!(allowed(0b1100), Ok(Choice { token_id: 2, logprob: allowed(0b1100).unwrap().logprob }));
+    assert_eq!(allowed(0b1000), Ok(Choice { token_id: 3, logprob: 0.0 }));
+    assert_eq!(allowed(0), Err(RowFailure::NothingAllowed { position: 2 }));
+}
+
+#[test]
+fn a_mask_that_allows_everything_changes_no_bit() {
+    let logits: Vec<f32> = (0..100).map(|id| (id * 37 % 101) as f32 * 0.1).collect();
+    let params = Params { do_sample: true, temperature: 0.8, top_p: 0.9, ..Params::default() };
+    for position in 0..20 {
+        let masked = Params { masked: true, ..params.clone() };
+        let with = sample_allowed(&logits, &masked, &[], position, Some(&[0xFF; 16])).unwrap();
+        assert_eq!(with, sample(&logits, &params, &[], position).unwrap());
+    }
+}
+
+#[test]
 fn the_draw_depends_on_seed_position_and_token_only() {
     let logits: Vec<f32> = (0..100).map(|id| (id % 7) as f32 * 0.1).collect();
     let draw = |seed, position, params: Params| {
@@ -164,7 +269,7 @@ fn the_draw_depends_on_seed_position_and_token_only() {
 #[track_caller]
 fn check_distribution(logits: &[f32], params: Params, upper: f64) {
     const DRAWS: u32 = 20_000;
-    let expected = definition(logits, &params, &[]);
+    let expected = definition(logits, &params, &[], None);
     let mut drawn = vec![0_u32; logits.len()];
     for position in 0..DRAWS {
         // Half over positions with one seed, half over seeds at one position: both must be independent.
@@ -213,7 +318,15 @@ fn what_is_no_distribution_fails_with_its_place() {
 fn top_tokens_are_of_the_processed_scores() {
     let params = Params { do_sample: true, temperature: 0.5, top_k: 2, top_n_tokens: 3, ..Params::default() };
     let mut top = TopTokens::default();
-    let row = Row { logits: &[1.0, 2.0, 0.0], params: &params, counts: &TokenCounts::default(), position: 0 };
+    let history = History::default();
+    let row = Row {
+        logits: &[1.0, 2.0, 0.0],
+        params: &params,
+        history: &history,
+        eos_token_ids: &EOS,
+        allowed: None,
+        position: 0,
+    };
     Sampler::new(device()).sample(row, &mut top).unwrap();
     let [(1, first), (0, second)] = top.tokens() else { panic!("{top:?}") };
     assert!((first - -(1.0_f32 + (-2.0_f32).exp()).ln()).abs() < 1e-6 && (first - second - 2.0).abs() < 1e-6);

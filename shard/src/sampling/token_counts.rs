@@ -5,7 +5,7 @@ use std::collections::HashMap;
 /// Occurrences per token id of the prompt and the generated tokens.
 ///
 /// Kept only for slots whose parameters have a penalty; the map's memory is reused by the slot's next request.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TokenCounts(HashMap<u32, u32>);
 
 impl TokenCounts {

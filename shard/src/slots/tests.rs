@@ -5,8 +5,15 @@ use proto::v1::SamplingParams;
 
 use super::*;
 
-const LIMITS: SlotLimits =
-    SlotLimits { max_slots: 4, num_blocks: 8, block_size: 4, max_context: 12, max_step_tokens: 10, vocab_size: 100 };
+const LIMITS: SlotLimits = SlotLimits {
+    max_slots: 4,
+    num_blocks: 8,
+    block_size: 4,
+    max_context: 12,
+    max_step_tokens: 10,
+    max_logit_rows: 4,
+    vocab_size: 100,
+};
 
 fn new_slot(slot: u32, blocks: &[u32]) -> NewSlot {
     NewSlot { slot, block_table: pack_u32(blocks.iter().copied()), request_id: slot.into(), ..NewSlot::default() }
@@ -14,6 +21,10 @@ fn new_slot(slot: u32, blocks: &[u32]) -> NewSlot {
 
 fn chunk(slot: u32, start_position: u32, ids: &[u32], sample: bool) -> Chunk {
     Chunk { slot, start_position, ids: pack_u32(ids.iter().copied()), sample }
+}
+
+fn sampled(slot: u32, position: u32, logits: usize) -> SampledRow {
+    SampledRow { slot, position, logits }
 }
 
 fn packed_u32(values: &[u32]) -> bytes::Bytes {
@@ -41,7 +52,7 @@ fn rows_are_laid_out_in_plan_order() {
     assert_eq!(rows.input_ids, [1, 2, 3, 4, 5]);
     assert_eq!(rows.positions, [0, 1, 2, 0, 1]);
     assert_eq!(rows.slot_mapping, [20, 21, 22, 24, 25]);
-    assert_eq!((&rows.sample_rows[..], &rows.sampled[..]), (&[2][..], &[(0, 3)][..]));
+    assert_eq!((&rows.logit_rows[..], &rows.sampled[..]), (&[2][..], &[sampled(0, 3, 0)][..]));
 
     let plan = Plan {
         seq: 2,
@@ -61,7 +72,8 @@ fn rows_are_laid_out_in_plan_order() {
         Span { slot: 1, first_row: 1, num_rows: 3, start_position: 2 },
     ];
     assert_eq!(rows.spans, spans);
-    assert_eq!((&rows.sample_rows[..], &rows.sampled[..]), (&[0, 3][..], &[(0, 4), (1, 5)][..]));
+    assert_eq!((&rows.logit_rows[..], &rows.sampled[..]), (&[0, 3][..], &[sampled(0, 4, 0), sampled(1, 5, 1)][..]));
+    assert!(rows.scored.is_empty() && rows.kept.is_empty());
 }
 
 #[test]
@@ -95,10 +107,16 @@ fn a_slot_can_be_freed_and_filled_by_one_plan() {
 }
 
 #[test]
-fn counts_hold_what_a_penalty_must_see() {
-    let penalty = SamplingParams { repetition_penalty: 1.5, ..SamplingParams::default() };
+fn the_history_holds_cached_computed_and_sampled_tokens() {
+    let penalty = SamplingParams {
+        repetition_penalty: 1.5,
+        presence_penalty: 1.0,
+        prompt_tokens: 3,
+        bad_words: vec![pack_u32([1, 2, 3])],
+        ..SamplingParams::default()
+    };
     let new = NewSlot {
-        params: Some(penalty),
+        params: Some(penalty.clone()),
         cached_tokens: 4,
         cached_ids: packed_u32(&[1, 1, 2, 3]),
         ..new_slot(0, &[0, 1])
@@ -111,9 +129,51 @@ fn counts_hold_what_a_penalty_must_see() {
     let plan = Plan { seq: 2, continues: packed_u32(&[0]), ..Plan::default() };
     slots.check(&plan).unwrap();
     slots.apply(&plan, &mut rows);
-    let mut counts: Vec<_> = slots.get(0).counts.iter().collect();
-    counts.sort_unstable();
-    assert_eq!(counts, [(1, 3), (2, 1), (3, 1), (9, 1)]);
+
+    let params = Params::parse(&penalty, LIMITS.vocab_size).unwrap();
+    let mut expected = History::default();
+    (0..).zip([1, 1, 2, 3, 1, 9]).for_each(|(position, id)| expected.push(&params, position, id));
+    assert_eq!(slots.get(0).history, expected);
+}
+
+/// What a slot with `prompt_tokens` = 6 asks for when its chunk of `ids` at `start` is applied after the plans before.
+#[test]
+fn prompt_tokens_are_scored_by_the_row_before_them() {
+    let params = SamplingParams { prompt_logprobs: true, prompt_tokens: 6, ..SamplingParams::default() };
+    let (mut slots, mut rows) = (Slots::new(LIMITS), Rows::default());
+    let mut seq = 0;
+    let mut apply = |slots: &mut Slots, chunk: Chunk, new_slots: Vec<NewSlot>| {
+        seq += 1;
+        let plan = Plan { seq, chunks: vec![chunk], new_slots, ..Plan::default() };
+        slots.check(&plan).unwrap();
+        slots.apply(&plan, &mut rows);
+        let scored = rows.scored.iter().map(|token| (token.position, token.token_id, token.logits)).collect::<Vec<_>>();
+        (rows.logit_rows.clone(), scored, rows.kept.clone(), rows.sampled.clone())
+    };
+    let new = NewSlot { params: Some(params.clone()), ..new_slot(0, &[0, 1]) };
+    // The first token has no prediction; the last row predicts the first token of the next chunk.
+    let (logit_rows, scored, kept, _) = apply(&mut slots, chunk(0, 0, &[10, 11, 12], false), vec![new.clone()]);
+    assert_eq!(logit_rows, [0, 1, 2]);
+    assert_eq!(scored, [(1, 11, Some(0)), (2, 12, Some(1))]);
+    assert_eq!(kept, [(0, 2)]);
+    slots.get_mut(0).kept_logits = vec![0.0; 100];
+    // The prompt ends: its last row is sampled, and no row of the reply is scored.
+    let (logit_rows, scored, kept, samples) = apply(&mut slots, chunk(0, 3, &[13, 14, 15, 16], true), vec![]);
+    assert_eq!(logit_rows, [0, 1, 3]);
+    assert_eq!(scored, [(3, 13, None), (4, 14, Some(0)), (5, 15, Some(1))]);
+    assert!(kept.is_empty());
+    assert_eq!(samples, [sampled(0, 7, 2)]);
+    // Behind a cached prefix nothing predicted the first token.
+    let cached = NewSlot { slot: 1, cached_tokens: 4, ..NewSlot { params: Some(params), ..new_slot(1, &[2, 3]) } };
+    let (logit_rows, scored, kept, _) = apply(&mut slots, chunk(1, 4, &[14, 15], true), vec![cached]);
+    assert_eq!((logit_rows, scored), (vec![0, 1], vec![(5, 15, Some(0))]));
+    assert!(kept.is_empty());
+    // What was kept goes with its slot.
+    slots.get_mut(0).kept_logits = vec![0.0; 100];
+    let plan = Plan { seq: 4, freed_slots: packed_u32(&[0]), new_slots: vec![new], ..Plan::default() };
+    slots.check(&plan).unwrap();
+    slots.apply(&plan, &mut Rows::default());
+    assert!(slots.get(0).kept_logits.is_empty());
 }
 
 #[test]
@@ -244,6 +304,25 @@ fn a_step_has_a_budget() {
         ..Plan::default()
     };
     check(plan, "the plan has 11 tokens; a step computes at most 10");
+}
+
+#[test]
+fn rows_with_logits_have_a_budget() {
+    let params = SamplingParams { prompt_logprobs: true, prompt_tokens: 9, ..SamplingParams::default() };
+    let plan = |ids: &[u32], prompt_tokens| Plan {
+        new_slots: vec![NewSlot {
+            params: Some(SamplingParams { prompt_tokens, ..params.clone() }),
+            ..new_slot(2, &[0, 1])
+        }],
+        chunks: vec![chunk(2, 0, ids, false)],
+        continues: packed_u32(&[0]),
+        ..Plan::default()
+    };
+    check(plan(&[1; 4], 9), "the plan needs the logits of 5 rows; a step has room for 4");
+    // Rows beyond the one that predicts the prompt's last token are not wanted.
+    let (mut slots, _) = started();
+    slots.check(&Plan { seq: 2, appended_blocks: packed_u32(&[0, 7]), ..plan(&[1; 5], 4) }).unwrap();
+    slots.check(&Plan { seq: 2, appended_blocks: packed_u32(&[0, 7]), ..plan(&[1; 3], 9) }).unwrap();
 }
 
 #[test]

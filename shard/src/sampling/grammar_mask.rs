@@ -1,0 +1,52 @@
+//! Grammar mask: only the tokens with which the text can still become what the grammar describes.
+//!
+//! The router walks the grammar and sends one bit per token (`Mask` of `shard.proto`).
+
+use super::candidates::Candidates;
+
+/// Bytes of a mask that has a bit for every token: whole 32-bit words.
+pub const fn mask_bytes(vocab_size: usize) -> usize {
+    vocab_size.div_ceil(32) * 4
+}
+
+/// Removes the tokens whose bit in `allowed` is zero or missing.
+pub(super) fn apply(candidates: &mut Candidates, allowed: &[u8]) {
+    // Bit id % 32 of little-endian word id / 32 is bit id % 8 of byte id / 8.
+    let is_allowed = |id: usize| allowed.get(id / 8).is_some_and(|byte| byte >> (id % 8) & 1 == 1);
+    debug_assert!(
+        candidates.ids().iter().copied().eq(0..candidates.ids().len() as u32),
+        "an index is an id up to here"
+    );
+    candidates.retain(|id, _, _| is_allowed(id));
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::pack_u32;
+
+    use super::super::candidates::check_kept;
+    use super::*;
+
+    #[track_caller]
+    fn check(words: &[u32], vocab_size: usize, expected: &[u32]) {
+        let logits: Vec<f32> = (0..vocab_size).map(|id| id as f32).collect();
+        check_kept(&logits, |candidates| apply(candidates, &pack_u32(words.iter().copied())), expected);
+    }
+
+    #[test]
+    fn a_bit_is_a_token() {
+        check(&[1 << 31 | 1 << 9 | 1, 1 << 3], 40, &[0, 9, 31, 35]);
+    }
+
+    #[test]
+    fn a_missing_word_forbids_and_a_bit_beyond_the_vocabulary_means_nothing() {
+        check(&[1 << 5], 40, &[5]);
+        check(&[], 40, &[]);
+        check(&[0, u32::MAX], 34, &[32, 33]);
+    }
+
+    #[test]
+    fn masks_are_whole_words() {
+        assert_eq!([1, 32, 33, 96].map(mask_bytes), [4, 4, 8, 12]);
+    }
+}
