@@ -35,7 +35,7 @@ pub(crate) mod wire;
 
 pub use error::{EngineError, RequestError, SubmitError};
 pub use facts::ShardFacts;
-pub use response::{Event, FinishReason, ResponseStream};
+pub use response::{Event, FinishReason, PromptLogprob, ResponseStream};
 
 use admission::Admission;
 use command::{Command, Commands, Submission};
@@ -195,5 +195,10 @@ impl Drop for Shared {
 }
 
 fn capacity(facts: &ShardFacts) -> Capacity {
-    Capacity { num_blocks: facts.num_blocks, max_slots: facts.max_slots, max_step_tokens: facts.max_step_tokens }
+    Capacity {
+        num_blocks: facts.num_blocks,
+        max_slots: facts.max_slots,
+        max_step_tokens: facts.max_step_tokens,
+        max_logit_rows: facts.max_logit_rows,
+    }
 }

@@ -166,6 +166,7 @@ impl Script {
             num_blocks: self.num_blocks.load(Ordering::SeqCst),
             max_slots: self.max_slots,
             max_step_tokens: self.max_step_tokens,
+            max_logit_rows: self.max_slots + 2,
             eos_token_ids: vec![EOS],
             max_top_n_tokens: 5,
             ..Default::default()

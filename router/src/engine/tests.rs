@@ -31,6 +31,7 @@ fn parts(seed: u64, input_tokens: u32, max_new_tokens: u32) -> RequestParts {
         ignore_eos: true,
         cache_prompt: true,
         salt: None,
+        constraint: None,
     }
 }
 
@@ -46,6 +47,7 @@ async fn finish(stream: &mut ResponseStream) -> (Vec<u32>, Event) {
         match stream.next().await.expect("a stream ends with a last event") {
             Event::Token { id, .. } => tokens.push(id),
             Event::Scheduled { .. } => assert!(tokens.is_empty(), "scheduled once, before the first token"),
+            Event::Prompt { .. } => assert!(tokens.is_empty(), "the prompt comes before the first token"),
             last => {
                 assert_eq!(stream.next().await, None, "nothing follows the last event");
                 return (tokens, last);

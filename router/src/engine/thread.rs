@@ -308,6 +308,7 @@ impl EngineThread {
                     metrics::request_scheduled(now - client.submitted);
                     Event::Scheduled { cached_tokens, at: now }
                 }
+                OutputEvent::Prompt { logprobs } => Event::Prompt { logprobs },
                 OutputEvent::Token { id, logprob, top } => Event::Token { id, logprob, top },
                 OutputEvent::Finished(reason) => Event::Finished { reason },
                 OutputEvent::Failed(failure) => Event::Failed(RequestError::Failure(failure)),

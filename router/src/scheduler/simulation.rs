@@ -60,6 +60,7 @@ impl Simulation {
             num_blocks: rng.random_range(2..=24),
             max_slots: rng.random_range(1..=8),
             max_step_tokens: rng.random_range(3..=40),
+            max_logit_rows: rng.random_range(1..=12),
         };
         let config = SchedulerConfig {
             block_size,
@@ -135,6 +136,7 @@ impl Simulation {
             ignore_eos: self.rng.random_bool(0.2),
             cache_prompt: self.rng.random_bool(0.9),
             salt: self.rng.random_bool(0.2).then(|| Arc::from("tenant")),
+            constraint: None,
         };
         let limits = RequestLimits { max_total_tokens: total, vocab_size: VOCAB_SIZE, max_top_n_tokens: 5 };
         let request = GenerateRequest::new(parts.clone(), &limits).unwrap();
@@ -200,6 +202,7 @@ impl Simulation {
                     assert!(cached_tokens < client.parts.input_ids.len() as u32);
                     client.scheduled += 1;
                 }
+                OutputEvent::Prompt { .. } => {}
                 OutputEvent::Token { id, logprob: actual, top } => {
                     assert_eq!(client.scheduled, 1);
                     client.reply.push(id);
@@ -294,7 +297,7 @@ impl Simulation {
                     assert!(*crashes >= 2 && *crashes <= self.met_crashes[id], "{}", context());
                     assert!(reference.starts_with(&client.reply), "{}", context());
                 }
-                End::Failed(Failure::Misfit(_)) => panic!("{}", context()),
+                End::Failed(Failure::Misfit(_) | Failure::Grammar { .. }) => panic!("{}", context()),
             }
         }
     }
@@ -340,7 +343,7 @@ fn rows_that_fail_alone_poison_nobody() {
 fn a_poisoned_request_is_found_and_fails_alone() {
     for seed in 30_000..30_200 {
         let mut simulation = Simulation::new(Weather { seed, ..CALM });
-        simulation.capacity = Capacity { num_blocks: 32, max_slots: 8, max_step_tokens: 24 };
+        simulation.capacity = Capacity { num_blocks: 32, max_slots: 8, max_step_tokens: 24, max_logit_rows: 8 };
         simulation.crash();
         simulation.epochs = 0;
         (0..6).for_each(|_| simulation.submit());
