@@ -93,7 +93,7 @@ pub const RETRY_AFTER: std::ops::RangeInclusive<Duration> = Duration::from_secs(
 /// Shard messages that may wait for the scheduler thread, per rank, beside the commands of clients. 8: one per plan in
 /// flight, a pong, an end of stream, and room; beyond it the reader waits and gRPC's flow control stops the shard.
 pub const SHARD_MESSAGES_PER_RANK: usize = 8;
-/// Messages to a rank that wait for its stream. 8: Hello, the plans in flight and pings; a full queue means that the
+/// Messages to a rank that wait for its stream. 8: Hello, the plans in flight, the masks of each and pings; a full queue means that the
 /// rank does not read, and the epoch ends.
 pub const MESSAGES_TO_RANK: usize = 8;
 /// An unanswered plan ends the epoch after this long, or 20 predicted steps if that is longer. 10 s: longer than any
@@ -103,6 +103,12 @@ pub const WATCHDOG_FLOOR: Duration = Duration::from_secs(10);
 pub const WATCHDOG_STEPS: u32 = 20;
 /// The scheduler thread looks at its clocks at least this often. 500 ms: a twentieth of [`WATCHDOG_FLOOR`].
 pub const WATCHDOG_TICK: Duration = Duration::from_millis(500);
+/// Threads that compute grammar masks, if there are as many cores. 4: at 100 µs a mask, 40 000 tokens a second; more would
+/// take cores from the shards where those compute on them.
+pub const MASK_WORKERS: usize = 4;
+/// The shards wait this long for the mask of one row; then its request fails alone. 5 s: a mask takes milliseconds, and
+/// everybody in the batch waits with it.
+pub const MASK_PATIENCE: Duration = Duration::from_secs(5);
 /// An idle rank is pinged this often; a plan is as good as a ping.
 pub const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// Pause before the n-th attempt to reconnect: doubled from the first value up to the last. The launcher paces restarts;

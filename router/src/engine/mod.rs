@@ -4,6 +4,7 @@
 //! EngineHandle::submit ─▶ Command ─▶ scheduler thread ─▶ Plan ─▶ one stream per rank ─▶ shards
 //! ResponseStream::next ◀─ Event  ◀──        │         ◀─ StepResult, Ack ◀─┘
 //! ```
+//! The tokens of a reply under a grammar go to the mask workers too (`masks.rs`), whose masks follow the plans.
 //! The thread (`thread.rs`) owns the pure [`Scheduler`](crate::scheduler::Scheduler) and everything that has a clock; tasks
 //! (`link.rs`) only carry messages. When an epoch dies, clients see a pause, not an error.
 
@@ -24,6 +25,8 @@ mod error;
 mod facts;
 mod link;
 mod liveness;
+mod mask_workers;
+pub(crate) mod masks;
 pub mod metrics;
 mod response;
 #[cfg(test)]

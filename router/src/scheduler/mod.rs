@@ -205,6 +205,8 @@ pub struct Scheduler {
     logit_rows: u32,
     last_continues: Vec<SlotId>,
     in_flight: VecDeque<InFlight>,
+    /// Stays that the shards could not compute, while plans in flight still have them.
+    failed: Vec<Tenancy>,
     spare_in_flight: Vec<InFlight>,
     /// Scratch of the prefix lookup.
     found: Vec<BlockId>,
@@ -250,6 +252,7 @@ impl Scheduler {
             logit_rows: 0,
             last_continues: Vec::new(),
             in_flight: VecDeque::new(),
+            failed: Vec::new(),
             spare_in_flight: Vec::new(),
             found: Vec::new(),
             outputs: Vec::new(),
@@ -326,6 +329,8 @@ impl Scheduler {
             }
         }
         self.spare_in_flight.push(plan);
+        self.failed
+            .retain(|tenancy| self.in_flight.iter().any(|plan| plan.rows.iter().any(|row| row.tenancy == *tenancy)));
         match samples.next() {
             Some(extra) => Err(ApplyError::Row { actual: Some(extra.slot.0), expected: None }),
             None => Ok(()),
@@ -480,13 +485,30 @@ impl Scheduler {
 
     /// The shards could not compute a row.
     fn fail_row(&mut self, planned: PlannedRow, reason: &str) {
+        let has_been_dealt_with = self.failed.contains(&planned.tenancy);
+        self.failed.push(planned.tenancy);
         if !self.is_live(planned.slot, planned.tenancy) {
             self.counters.wasted_rows += u64::from(planned.samples);
+            if !has_been_dealt_with {
+                self.distrust_everything();
+            }
             return;
         }
         let sequence = self.leave_distrusted(planned.slot);
         let failure = Failure::Row { reason: reason.to_owned() };
         self.outputs.push(Output { request: sequence.id, event: OutputEvent::Failed(failure) });
+    }
+
+    /// A row failed that had left its slot by the time this became known, so nobody knows any more which blocks it has
+    /// offered to the index. It is rare enough to empty the index for it; whoever has taken a prefix from there starts again.
+    fn distrust_everything(&mut self) {
+        let blocks: Vec<BlockId> = (0..self.capacity.num_blocks).map(BlockId).collect();
+        self.cache.distrust(&blocks);
+        let readers: Vec<SlotId> = self.order.iter().copied().filter(|&slot| self.row(slot).cached > 0).collect();
+        for slot in readers {
+            let restarted = self.leave(slot);
+            self.requeue(restarted);
+        }
     }
 
     /// Takes out a row whose blocks may hold anything. Rows that have taken some of them as their prefix in the meantime
@@ -557,6 +579,7 @@ impl Scheduler {
         self.running_max_tokens = 0;
         self.seq = 0;
         self.last_continues.clear();
+        self.failed.clear();
     }
 }
 
