@@ -124,6 +124,15 @@ pub(crate) struct Limits {
     /// Rows one step may have [default: --max-concurrent-requests, at most 256].
     #[arg(long, env)]
     pub(crate) max_batch_size: Option<usize>,
+    /// Refuse requests with a grammar.
+    #[arg(long, env, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(crate) disable_grammar_support: bool,
+    /// Share of the vocabulary that a watermark makes likelier, between 0 and 1.
+    #[arg(long, env, default_value_t = 0.5)]
+    pub(crate) watermark_gamma: f32,
+    /// What a watermark adds to the scores of these tokens.
+    #[arg(long, env, default_value_t = 2.0, allow_negative_numbers = true)]
+    pub(crate) watermark_delta: f32,
     /// Most prompts in one /v1/completions call.
     #[arg(long, env, default_value_t = 4)]
     pub(crate) max_client_batch_size: usize,

@@ -92,8 +92,11 @@ pub(crate) fn router(settings: &Settings, model: &Model, uds_prefix: &str) -> Ve
         .number("validation-workers", router.validation_workers)
         .number("payload-limit", router.payload_limit)
         .number("max-client-batch-size", router.max_client_batch_size)
+        .number("watermark-gamma", router.watermark_gamma)
+        .number("watermark-delta", router.watermark_delta)
         .number("graceful-termination-timeout", settings.grace.as_secs())
         .option("tokenizer-config-path", router.tokenizer_config_path.as_ref());
+    let argv = if router.disable_grammar_support { argv.flag("disable-grammar-support") } else { argv };
     router
         .cors_allow_origin
         .iter()
@@ -120,7 +123,8 @@ mod tests {
 
     const EVERYTHING: &str = "--num-shard 2 --dtype bfloat16 --rope-scaling dynamic --rope-factor 2.5 --port 8080 \
         --max-input-tokens 100 --max-total-tokens 200 --max-batch-total-tokens 4000 --max-batch-size 8 \
-        --cors-allow-origin http://a --cors-allow-origin http://b --tokenizer-config-path /t.json";
+        --cors-allow-origin http://a --cors-allow-origin http://b --tokenizer-config-path /t.json \
+        --disable-grammar-support --watermark-gamma 0.25 --watermark-delta -1.5";
 
     fn model() -> Model {
         Model { dir: "/models/x".into(), id: "x".to_owned(), is_chat: false }

@@ -36,7 +36,7 @@ pub(crate) const NO_EFFECT: &[Knob] = &[
     knob("master-port", "MASTER_PORT", "shards meet in shared memory, not over TCP"),
     knob("usage-stats", "USAGE_STATS", "usage statistics are never sent"),
     knob("otlp-service-name", "OTLP_SERVICE_NAME", "traces are not exported"),
-    knob("disable-grammar-support", "DISABLE_GRAMMAR_SUPPORT", "requests with a grammar are refused anyway"),
+    knob("enable-prefill-logprobs", "ENABLE_PREFILL_LOGPROBS", "logprobs of prompt tokens need no flag"),
 ];
 
 /// Refused: the server would not do what was asked.
@@ -48,9 +48,6 @@ pub(crate) const NOT_SUPPORTED: &[Knob] = &[
     knob("lora-adapters", "LORA_ADAPTERS", "adapters cannot be loaded"),
     knob("weights-cache-override", "WEIGHTS_CACHE_OVERRIDE", "give the folder of the weights with --model-id"),
     knob("otlp-endpoint", "OTLP_ENDPOINT", "traces are not exported"),
-    knob("enable-prefill-logprobs", "ENABLE_PREFILL_LOGPROBS", "logprobs of prompt tokens are not computed"),
-    knob("watermark-gamma", "WATERMARK_GAMMA", "there is no watermark"),
-    knob("watermark-delta", "WATERMARK_DELTA", "there is no watermark"),
     knob("ngrok", "NGROK", "there is no tunnel; it did not work in TGI 3 either"),
     knob("ngrok-authtoken", "NGROK_AUTHTOKEN", "there is no tunnel"),
     knob("ngrok-edge", "NGROK_EDGE", "there is no tunnel"),

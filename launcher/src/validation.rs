@@ -54,6 +54,9 @@ pub(crate) struct RouterSettings {
     pub(crate) max_batch_total_tokens: Option<u32>,
     pub(crate) max_batch_size: usize,
     pub(crate) max_client_batch_size: usize,
+    pub(crate) disable_grammar_support: bool,
+    pub(crate) watermark_gamma: f32,
+    pub(crate) watermark_delta: f32,
     pub(crate) validation_workers: usize,
     pub(crate) payload_limit: usize,
     pub(crate) cors_allow_origin: Vec<String>,
@@ -98,6 +101,13 @@ pub(crate) fn settings(args: Args, warnings: &mut Vec<String>) -> Result<Setting
     positive("max_concurrent_requests", limits.max_concurrent_requests)?;
     positive("max_client_batch_size", limits.max_client_batch_size)?;
     positive("payload_limit", server.payload_limit)?;
+    let (gamma, delta) = (limits.watermark_gamma, limits.watermark_delta);
+    if !(gamma > 0.0 && gamma < 1.0) {
+        return Err(LauncherError::argument(format!("`watermark_gamma` must be > 0 and < 1. Given: {gamma}")));
+    }
+    if !delta.is_finite() {
+        return Err(LauncherError::argument(format!("`watermark_delta` must be a finite number. Given: {delta}")));
+    }
     positive("port", usize::from(server.port))?;
     let step_tokens = limits.max_batch_prefill_tokens.unwrap_or_else(|| {
         // A default must not contradict what was asked for: no step is larger than the cache.
@@ -140,6 +150,9 @@ pub(crate) fn settings(args: Args, warnings: &mut Vec<String>) -> Result<Setting
             max_batch_total_tokens: limits.max_batch_total_tokens,
             max_batch_size: slots,
             max_client_batch_size: limits.max_client_batch_size,
+            disable_grammar_support: limits.disable_grammar_support,
+            watermark_gamma: limits.watermark_gamma,
+            watermark_delta: limits.watermark_delta,
             validation_workers: limits.validation_workers,
             payload_limit: server.payload_limit,
             cors_allow_origin: server.cors_allow_origin,

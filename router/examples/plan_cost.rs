@@ -36,7 +36,7 @@ const ROWS: u32 = 256;
 const STEPS: u32 = 2_000;
 
 fn main() {
-    let capacity = Capacity { num_blocks: 64 * 1024, max_slots: ROWS, max_step_tokens: 8 * 1024 };
+    let capacity = Capacity { num_blocks: 64 * 1024, max_slots: ROWS, max_step_tokens: 8 * 1024, max_logit_rows: ROWS };
     let config = SchedulerConfig {
         block_size: 16,
         vocab_size: 100_000,
@@ -54,6 +54,7 @@ fn main() {
             ignore_eos: false,
             cache_prompt: true,
             salt: None,
+            constraint: None,
         };
         let request = GenerateRequest::new(parts, &limits).expect("within the limits above");
         scheduler.submit(RequestId(id.into()), request).expect("fits the cache");
@@ -89,7 +90,7 @@ fn answer(step: &StepPlan) -> StepOutcome {
     let sampling = step.chunks.iter().filter(|chunk| chunk.sample).map(|chunk| chunk.slot);
     let sample = |slot: SlotId| SampledRow { slot, token_id: 7 + slot.0, logprob: -1.0, top: None };
     let samples = step.continues.iter().copied().chain(sampling).map(sample).collect();
-    StepOutcome { seq: step.seq, samples, row_errors: Vec::new() }
+    StepOutcome { seq: step.seq, samples, row_errors: Vec::new(), prompt_runs: Vec::new() }
 }
 
 fn report(what: &str, times: &mut [Duration]) {

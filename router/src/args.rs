@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use clap::Parser;
 
 use crate::engine::ShardFacts;
-use crate::limits::MAX_GRACE_SECONDS;
+use crate::limits::{MAX_GRACE_SECONDS, MAX_N};
 use crate::params::ParamLimits;
+use crate::request::Watermark;
 
 /// Serves HTTP for one model that runs in the shards behind a unix-socket prefix.
 #[derive(Clone, Debug, Parser)]
@@ -76,6 +77,15 @@ pub struct Args {
     /// A tokenizer_config.json whose chat template is used instead of the model's.
     #[arg(long, env)]
     pub tokenizer_config_path: Option<PathBuf>,
+    /// Refuse requests with a grammar.
+    #[arg(long, env)]
+    pub disable_grammar_support: bool,
+    /// Share of the vocabulary that a watermark makes likelier, between 0 and 1.
+    #[arg(long, env, default_value_t = 0.5)]
+    pub watermark_gamma: f32,
+    /// What a watermark adds to the scores of these tokens.
+    #[arg(long, env, default_value_t = 2.0, allow_negative_numbers = true)]
+    pub watermark_delta: f32,
     /// Log one JSON object per line.
     #[arg(long, env)]
     pub json_output: bool,
@@ -126,6 +136,16 @@ pub enum ArgsError {
         /// `max_batch_total_tokens`.
         batch: u32,
     },
+    /// No share of a vocabulary, or no number.
+    #[error("Argument validation error: `{field}` must be {expected}. Given: {value}")]
+    Watermark {
+        /// The flag.
+        field: &'static str,
+        /// The rule in words.
+        expected: &'static str,
+        /// What was given.
+        value: f32,
+    },
     /// The shards' context or cache is too small for any request.
     #[error("Not enough memory to handle `max_total_tokens={total}`")]
     TooSmall {
@@ -163,6 +183,15 @@ impl Args {
         {
             return Err(ArgsError::InputTokens { input, total });
         }
+        let (gamma, delta) = (self.watermark_gamma, self.watermark_delta);
+        for (field, value, is_valid, expected) in [
+            ("watermark_gamma", gamma, gamma > 0.0 && gamma < 1.0, "> 0 and < 1"),
+            ("watermark_delta", delta, delta.is_finite(), "a finite number"),
+        ] {
+            if !is_valid {
+                return Err(ArgsError::Watermark { field, expected, value });
+            }
+        }
         Ok(())
     }
 
@@ -192,6 +221,9 @@ impl Args {
             max_top_n_tokens: self.max_top_n_tokens.min(facts.max_top_n_tokens),
             max_input_tokens,
             max_total_tokens,
+            max_n: MAX_N.min(self.max_concurrent_requests),
+            has_grammars: !self.disable_grammar_support,
+            watermark: Watermark { gamma: self.watermark_gamma, delta: self.watermark_delta },
         })
     }
 
@@ -225,6 +257,7 @@ pub(crate) mod tests {
             num_blocks,
             max_slots: 8,
             max_step_tokens: 512,
+            max_logit_rows: 64,
             eos_token_ids: vec![],
             max_top_n_tokens: 5,
             weights_bytes: 0,
@@ -256,6 +289,8 @@ pub(crate) mod tests {
         let error = |text: &str| format!("Argument validation error: {text}");
         check(&["--validation-workers", "0"], &error("`validation_workers` must be > 0"));
         check(&["--max-batch-size", "0"], &error("`max_batch_size` must be > 0"));
+        check(&["--watermark-gamma", "1"], &error("`watermark_gamma` must be > 0 and < 1. Given: 1"));
+        check(&["--watermark-delta", "inf"], &error("`watermark_delta` must be a finite number. Given: inf"));
         check(
             &["--max-input-tokens", "20", "--max-total-tokens", "20"],
             &error("`max_input_tokens` must be < `max_total_tokens`. Given: 20 and 20"),

@@ -63,6 +63,30 @@ pub(crate) enum ValidationError {
     NoContent { index: usize },
     #[error("`messages[{index}].content` of type `{kind}` is not supported by this version")]
     ContentPart { index: usize, kind: String },
+    #[error("`{field}` must be >= {least:?} and <= {most:?}. Given: {given:?}")]
+    OutOfRange { field: &'static str, least: f32, most: f32, given: f32 },
+    #[error("`{field}` names token {token_id} twice")]
+    Repeated { field: &'static str, token_id: u32 },
+    #[error("`{field}` names token {token_id}; the model's tokens are 0 to {last}")]
+    UnknownToken { field: &'static str, token_id: u32, last: u32 },
+    #[error("`bad_words` must not contain an empty list")]
+    EmptyBadWord,
+    #[error("`min_tokens` must be <= {limit}, the most tokens that this reply may have. Given: {given}")]
+    MinTokens { limit: u32, given: u32 },
+    #[error("`n` must be >= 1 and <= {limit}. Given: {given}")]
+    N { limit: usize, given: usize },
+    #[error("`n` must be <= `best_of`. Given: {n} and {best_of}")]
+    NBeyondBestOf { n: usize, best_of: usize },
+    #[error("adapter `{given}` is not loaded; this server has no adapters")]
+    Adapter { given: String },
+    #[error("`decoder_input_details` == true is not supported when streaming tokens")]
+    PromptLogprobsStream,
+    #[error("grammar is not supported")]
+    NoGrammar,
+    #[error("grammar is not valid: {reason}")]
+    Grammar { reason: String },
+    #[error("the shortest reply that `grammar` allows has {needed} tokens. This reply may have {limit}")]
+    GrammarTooLong { needed: u32, limit: u32 },
 }
 
 impl ValidationError {
@@ -83,6 +107,14 @@ impl ValidationError {
             Self::EmptyInput | Self::Tokenizer { .. } | Self::InputTokens { .. } => "inputs",
             Self::TotalTokens { .. } => "max_new_tokens",
             Self::NoContent { .. } | Self::ContentPart { .. } => "messages",
+            Self::OutOfRange { field, .. } | Self::Repeated { field, .. } | Self::UnknownToken { field, .. } => field,
+            Self::EmptyBadWord => "bad_words",
+            Self::MinTokens { .. } => "min_tokens",
+            Self::N { .. } | Self::NBeyondBestOf { .. } => "n",
+            Self::Adapter { .. } => "adapter_id",
+            Self::PromptLogprobsStream => "decoder_input_details",
+            Self::NoGrammar | Self::Grammar { .. } => "grammar",
+            Self::GrammarTooLong { .. } => "max_new_tokens",
         }
     }
 }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::engine::{Event, FinishReason, ResponseStream};
+use crate::engine::{Event, FinishReason, PromptLogprob, ResponseStream};
 use crate::error::Error;
 use crate::metrics::{self, FailureKind};
 use crate::text::{Position, ReplyText, StopText, TextTokenizer, TokenText};
@@ -45,6 +45,10 @@ pub(crate) struct Generation<E: Events = ResponseStream> {
     cached_tokens: u32,
     generated_tokens: u32,
     clock: Clock,
+    /// The prompt, if its log-probabilities are reported.
+    prompt_ids: Option<Arc<[u32]>>,
+    /// What the first step will say of the prompt.
+    prompt: Vec<PromptToken>,
     has_ended: bool,
 }
 
@@ -58,6 +62,18 @@ pub(crate) struct Token {
     pub(crate) is_special: bool,
 }
 
+/// One token of the prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct PromptToken {
+    pub(crate) id: u32,
+    /// The token's text, outside any other.
+    pub(crate) text: String,
+    /// Given the tokens before it; `None` for the first.
+    pub(crate) logprob: Option<f32>,
+    /// The most likely tokens in its place, best first, if they were asked for.
+    pub(crate) top_tokens: Vec<Token>,
+}
+
 /// One step of a generation.
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
@@ -66,6 +82,8 @@ pub(crate) struct Step {
     pub(crate) delta: String,
     /// The most likely tokens, best first, if they were asked for.
     pub(crate) top_tokens: Vec<Token>,
+    /// The prompt's tokens with their log-probabilities: on the first step, if they were asked for.
+    pub(crate) prompt: Vec<PromptToken>,
     /// Present on the last step.
     pub(crate) end: Option<End>,
 }
@@ -128,6 +146,8 @@ impl<E: Events> Generation<E> {
             cached_tokens: 0,
             generated_tokens: 0,
             clock: Clock { arrived, queued: Instant::now(), scheduled: None },
+            prompt_ids: parts.sampling.prompt_logprobs.then(|| parts.input_ids.clone()),
+            prompt: Vec::new(),
             has_ended: false,
         }
     }
@@ -152,6 +172,7 @@ impl<E: Events> Generation<E> {
                     self.cached_tokens = cached_tokens;
                     self.clock.scheduled.get_or_insert(at);
                 }
+                Some(Event::Prompt { logprobs }) => self.prompt = self.prompt_tokens(logprobs),
                 Some(Event::Token { id, logprob, top }) => return self.token(id, logprob, top.as_deref()).await,
                 Some(Event::Failed(error)) => return Err(error.into()),
                 Some(Event::Finished { .. }) | None => return Err(Error::Incomplete),
@@ -183,7 +204,20 @@ impl<E: Events> Generation<E> {
         let token = Token { id, text, logprob, is_special: self.tokenizer.special(id).is_some() };
         let top_tokens = top.unwrap_or_default().iter().map(|&(id, logprob)| self.lone_token(id, logprob)).collect();
         let end = finish.map(|finish| self.end(finish));
-        Ok(Step { token, delta, top_tokens, end })
+        Ok(Step { token, delta, top_tokens, prompt: std::mem::take(&mut self.prompt), end })
+    }
+
+    /// The prompt's tokens: the first has no log-probability, the others those of `logprobs`.
+    fn prompt_tokens(&mut self, logprobs: Vec<PromptLogprob>) -> Vec<PromptToken> {
+        let ids = self.prompt_ids.take().unwrap_or_default();
+        let logprobs = std::iter::once(None).chain(logprobs.into_iter().map(Some));
+        let tokens = ids.iter().zip(logprobs).map(|(&id, known)| {
+            let (logprob, top) = known.map(|known| (known.logprob, known.top)).unzip();
+            let top = top.flatten().unwrap_or_default();
+            let top_tokens = top.iter().map(|&(id, logprob)| self.lone_token(id, logprob)).collect();
+            PromptToken { id, text: self.tokenizer.token_text(id), logprob, top_tokens }
+        });
+        tokens.collect()
     }
 
     /// A token outside any text.
@@ -298,12 +332,14 @@ mod tests {
             ignore_eos: false,
             cache_prompt: true,
             salt: None,
+            constraint: None,
         };
         let limits = RequestLimits { max_total_tokens: 100, vocab_size: 300, max_top_n_tokens: 5 };
         let valid = Validated {
             request: GenerateRequest::new(parts, &limits).unwrap(),
             stop: stop.iter().map(|stop| (*stop).to_owned()).collect(),
             best_of: 1,
+            n: 1,
             seed: None,
             characters: 1,
         };

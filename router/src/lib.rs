@@ -5,6 +5,7 @@
 
 pub mod args;
 mod chat;
+pub mod constraint;
 pub mod engine;
 mod error;
 mod generation;

@@ -20,6 +20,15 @@ pub const MAX_REPORTED_FIELDS: usize = 16;
 /// context limit instead of being refused.
 pub const CHECKED_NEW_TOKENS: u32 = 1024;
 
+/// Tokens that `logit_bias` may name. 1024: more than any published use; each costs every step of the row.
+pub const MAX_LOGIT_BIASES: usize = 1024;
+/// Lists in `bad_words`. 1024: a long word list in all its spellings; each costs every step of the row.
+pub const MAX_BAD_WORDS: usize = 1024;
+/// Token ids in one list of `bad_words`. 32: a long phrase; each is compared at every step of the row.
+pub const MAX_BAD_WORD_TOKENS: usize = 32;
+/// Answers to one request (`n`). 128: OpenAI's own bound; each answer takes a place of `--max-concurrent-requests`.
+pub const MAX_N: usize = 128;
+
 // Queues and work.
 
 /// Tokenizer and template jobs that wait, per worker. 128: at about 100 µs a job a full queue is 13 ms of work; beyond
@@ -84,7 +93,7 @@ pub const RETRY_AFTER: std::ops::RangeInclusive<Duration> = Duration::from_secs(
 /// Shard messages that may wait for the scheduler thread, per rank, beside the commands of clients. 8: one per plan in
 /// flight, a pong, an end of stream, and room; beyond it the reader waits and gRPC's flow control stops the shard.
 pub const SHARD_MESSAGES_PER_RANK: usize = 8;
-/// Messages to a rank that wait for its stream. 8: Hello, the plans in flight and pings; a full queue means that the
+/// Messages to a rank that wait for its stream. 8: Hello, the plans in flight, the masks of each and pings; a full queue means that the
 /// rank does not read, and the epoch ends.
 pub const MESSAGES_TO_RANK: usize = 8;
 /// An unanswered plan ends the epoch after this long, or 20 predicted steps if that is longer. 10 s: longer than any
@@ -94,6 +103,12 @@ pub const WATCHDOG_FLOOR: Duration = Duration::from_secs(10);
 pub const WATCHDOG_STEPS: u32 = 20;
 /// The scheduler thread looks at its clocks at least this often. 500 ms: a twentieth of [`WATCHDOG_FLOOR`].
 pub const WATCHDOG_TICK: Duration = Duration::from_millis(500);
+/// Threads that compute grammar masks, if there are as many cores. 4: at 100 µs a mask, 40 000 tokens a second; more would
+/// take cores from the shards where those compute on them.
+pub const MASK_WORKERS: usize = 4;
+/// The shards wait this long for the mask of one row; then its request fails alone. 5 s: a mask takes milliseconds, and
+/// everybody in the batch waits with it.
+pub const MASK_PATIENCE: Duration = Duration::from_secs(5);
 /// An idle rank is pinged this often; a plan is as good as a ping.
 pub const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// Pause before the n-th attempt to reconnect: doubled from the first value up to the last. The launcher paces restarts;

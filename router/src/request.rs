@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use crate::constraint::SharedConstraint;
+
 /// What a client asked for, in token ids. Becomes a [`GenerateRequest`] by validation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RequestParts {
@@ -21,10 +23,12 @@ pub struct RequestParts {
     /// Separates cached prefixes: requests with different salts never share a block, so one tenant cannot time what
     /// another has asked.
     pub salt: Option<Arc<str>>,
+    /// What the reply must match: every sampled token waits for its mask.
+    pub constraint: Option<SharedConstraint>,
 }
 
 /// How a row's tokens are chosen; the zero value of a field means "off". Mirrors `SamplingParams` of `shard.proto`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct SamplingParams {
     /// False: greedy (arg max, ties to the lowest id).
     pub do_sample: bool,
@@ -44,12 +48,39 @@ pub struct SamplingParams {
     pub seed: u64,
     /// Also return the n most likely tokens.
     pub top_n_tokens: u32,
+    /// Remove tokens below this share of the largest probability.
+    pub min_p: f32,
+    /// OpenAI's: subtracted once from the score of every id in the reply.
+    pub presence_penalty: f32,
+    /// OpenAI's `frequency_penalty`: subtracted per occurrence in the reply.
+    pub occurrence_penalty: f32,
+    /// Added to the scores of these ids, before anything else; ids ascend.
+    pub logit_bias: Arc<[(u32, f32)]>,
+    /// No end-of-sequence token before the reply has this many.
+    pub min_tokens: u32,
+    /// The last id of each is forbidden where the others come before it.
+    pub bad_words: Arc<[Box<[u32]>]>,
+    /// Mark the reply.
+    pub watermark: Option<Watermark>,
+    /// Also return the log-probability of every prompt token (and its `top_n_tokens`).
+    pub prompt_logprobs: bool,
+}
+
+/// The green-list watermark of arXiv:2301.10226.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Watermark {
+    /// Share of the vocabulary that is green, within (0, 1).
+    pub gamma: f32,
+    /// Added to the scores of green tokens.
+    pub delta: f32,
 }
 
 impl SamplingParams {
     /// Whether the shard must know the ids of cached tokens too.
     pub fn needs_context_ids(&self) -> bool {
-        (self.repetition_penalty != 0.0 && self.repetition_penalty != 1.0) || self.frequency_penalty != 0.0
+        (self.repetition_penalty != 0.0 && self.repetition_penalty != 1.0)
+            || [self.frequency_penalty, self.presence_penalty, self.occurrence_penalty].iter().any(|p| *p != 0.0)
+            || !self.bad_words.is_empty()
     }
 }
 
@@ -92,6 +123,32 @@ pub enum InvalidRequest {
         token_id: u32,
         /// Ids are below it.
         vocab_size: u32,
+    },
+    /// A sampling parameter names a token that the model does not know.
+    #[error("`{field}` names token {token_id}, vocabulary size is {vocab_size}")]
+    UnknownToken {
+        /// Name of the parameter.
+        field: &'static str,
+        /// The id.
+        token_id: u32,
+        /// Ids are below it.
+        vocab_size: u32,
+    },
+    /// A list that means nothing to the sampler.
+    #[error("`{field}` must be {expected}")]
+    List {
+        /// Name of the parameter.
+        field: &'static str,
+        /// The rule in words.
+        expected: &'static str,
+    },
+    /// The reply must end before it may.
+    #[error("`min_tokens` is {min_tokens}, `max_new_tokens` {max_new_tokens}")]
+    MinTokens {
+        /// Tokens before the first end of sequence.
+        min_tokens: u32,
+        /// Upper bound of new tokens.
+        max_new_tokens: u32,
     },
     /// A sampling parameter out of its range.
     #[error("`{field}` is {value}, must be {expected}")]
@@ -143,6 +200,10 @@ impl GenerateRequest {
             return Err(InvalidRequest::TokenId { index, token_id, vocab_size: limits.vocab_size });
         }
         check_sampling(&parts.sampling, limits)?;
+        if parts.sampling.min_tokens > parts.max_new_tokens {
+            let (min_tokens, max_new_tokens) = (parts.sampling.min_tokens, parts.max_new_tokens);
+            return Err(InvalidRequest::MinTokens { min_tokens, max_new_tokens });
+        }
         Ok(Self { parts })
     }
 
@@ -166,6 +227,7 @@ impl GenerateRequest {
 fn check_sampling(params: &SamplingParams, limits: &RequestLimits) -> Result<(), InvalidRequest> {
     let probability = |value: f32| (0.0..=1.0).contains(&value);
     let positive_or_off = |value: f32| value >= 0.0 && value.is_finite();
+    let watermark = params.watermark.unwrap_or(Watermark { gamma: 0.5, delta: 0.0 });
     for (field, value, is_valid, expected) in [
         ("temperature", params.temperature, positive_or_off(params.temperature), "a finite number >= 0"),
         ("top_p", params.top_p, probability(params.top_p), "within [0, 1]"),
@@ -177,6 +239,11 @@ fn check_sampling(params: &SamplingParams, limits: &RequestLimits) -> Result<(),
             "a finite number >= 0",
         ),
         ("frequency_penalty", params.frequency_penalty, params.frequency_penalty.is_finite(), "a finite number"),
+        ("min_p", params.min_p, probability(params.min_p), "within [0, 1]"),
+        ("presence_penalty", params.presence_penalty, params.presence_penalty.is_finite(), "a finite number"),
+        ("occurrence_penalty", params.occurrence_penalty, params.occurrence_penalty.is_finite(), "a finite number"),
+        ("watermark.gamma", watermark.gamma, watermark.gamma > 0.0 && watermark.gamma < 1.0, "within (0, 1)"),
+        ("watermark.delta", watermark.delta, watermark.delta.is_finite(), "a finite number"),
     ] {
         if !is_valid {
             return Err(InvalidRequest::Sampling { field, value, expected });
@@ -185,7 +252,19 @@ fn check_sampling(params: &SamplingParams, limits: &RequestLimits) -> Result<(),
     if params.top_n_tokens > limits.max_top_n_tokens {
         return Err(InvalidRequest::TopNTokens { value: params.top_n_tokens, limit: limits.max_top_n_tokens });
     }
-    Ok(())
+    let biased = params.logit_bias.iter().map(|(id, _)| *id);
+    if !biased.clone().is_sorted_by(|a, b| a < b) || params.logit_bias.iter().any(|(_, bias)| bias.is_nan()) {
+        return Err(InvalidRequest::List { field: "logit_bias", expected: "numbers for ascending ids" });
+    }
+    if params.bad_words.iter().any(|word| word.is_empty()) {
+        return Err(InvalidRequest::List { field: "bad_words", expected: "lists of at least one token" });
+    }
+    let forbidden = params.bad_words.iter().flatten().copied();
+    let named = biased.map(|id| ("logit_bias", id)).chain(forbidden.map(|id| ("bad_words", id)));
+    match named.into_iter().find(|(_, id)| *id >= limits.vocab_size) {
+        Some((field, token_id)) => Err(InvalidRequest::UnknownToken { field, token_id, vocab_size: limits.vocab_size }),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -204,6 +283,7 @@ mod tests {
             ignore_eos: false,
             cache_prompt: true,
             salt: None,
+            constraint: None,
         };
         let outcome = GenerateRequest::new(parts, &LIMITS);
         expect.assert_eq(
@@ -213,13 +293,13 @@ mod tests {
 
     #[test]
     fn tokens_are_counted_and_bounded() {
-        let greedy = SamplingParams::default();
-        check(&[1, 2, 3], 5, greedy, expect!["8 total"]);
-        check(&[], 5, greedy, expect!["`input_ids` is empty"]);
-        check(&[1], 0, greedy, expect!["`max_new_tokens` is 0"]);
-        check(&[1, 2, 3], 6, greedy, expect!["3 input tokens + 6 `max_new_tokens` exceed 8 total tokens"]);
-        check(&[1], u32::MAX, greedy, expect!["1 input tokens + 4294967295 `max_new_tokens` exceed 8 total tokens"]);
-        check(&[1, 100], 1, greedy, expect!["`input_ids[1]` is 100, vocabulary size is 100"]);
+        let greedy = SamplingParams::default;
+        check(&[1, 2, 3], 5, greedy(), expect!["8 total"]);
+        check(&[], 5, greedy(), expect!["`input_ids` is empty"]);
+        check(&[1], 0, greedy(), expect!["`max_new_tokens` is 0"]);
+        check(&[1, 2, 3], 6, greedy(), expect!["3 input tokens + 6 `max_new_tokens` exceed 8 total tokens"]);
+        check(&[1], u32::MAX, greedy(), expect!["1 input tokens + 4294967295 `max_new_tokens` exceed 8 total tokens"]);
+        check(&[1, 100], 1, greedy(), expect!["`input_ids[1]` is 100, vocabulary size is 100"]);
     }
 
     #[test]
@@ -250,6 +330,30 @@ mod tests {
             expect!["`frequency_penalty` is NaN, must be a finite number"],
         );
         check(&[1], 1, with(|p| p.top_n_tokens = 6), expect!["`top_n_tokens` is 6, limit 5"]);
+        check(&[1], 1, with(|p| p.min_p = 1.5), expect!["`min_p` is 1.5, must be within [0, 1]"]);
+        check(
+            &[1],
+            1,
+            with(|p| p.watermark = Some(Watermark { gamma: 1.0, delta: 2.0 })),
+            expect!["`watermark.gamma` is 1, must be within (0, 1)"],
+        );
+        check(&[1], 2, with(|p| p.min_tokens = 3), expect!["`min_tokens` is 3, `max_new_tokens` 2"]);
+    }
+
+    #[test]
+    fn token_lists_name_tokens_of_the_vocabulary_in_order() {
+        let bias = |list: &[(u32, f32)]| SamplingParams { logit_bias: list.into(), ..Default::default() };
+        check(&[1], 1, bias(&[(3, 1.0), (99, -100.0)]), expect!["2 total"]);
+        check(&[1], 1, bias(&[(3, 1.0), (3, 2.0)]), expect!["`logit_bias` must be numbers for ascending ids"]);
+        check(&[1], 1, bias(&[(3, f32::NAN)]), expect!["`logit_bias` must be numbers for ascending ids"]);
+        check(&[1], 1, bias(&[(100, 1.0)]), expect!["`logit_bias` names token 100, vocabulary size is 100"]);
+        let words = |list: &[&[u32]]| SamplingParams {
+            bad_words: list.iter().map(|word| Box::from(*word)).collect(),
+            ..Default::default()
+        };
+        check(&[1], 1, words(&[&[1], &[2, 99]]), expect!["2 total"]);
+        check(&[1], 1, words(&[&[]]), expect!["`bad_words` must be lists of at least one token"]);
+        check(&[1], 1, words(&[&[2, 100]]), expect!["`bad_words` names token 100, vocabulary size is 100"]);
     }
 
     #[test]
@@ -257,5 +361,8 @@ mod tests {
         assert!(!SamplingParams { repetition_penalty: 1.0, top_p: 0.5, ..Default::default() }.needs_context_ids());
         assert!(SamplingParams { repetition_penalty: 1.1, ..Default::default() }.needs_context_ids());
         assert!(SamplingParams { frequency_penalty: -0.5, ..Default::default() }.needs_context_ids());
+        assert!(SamplingParams { presence_penalty: 0.5, ..Default::default() }.needs_context_ids());
+        assert!(SamplingParams { occurrence_penalty: 0.5, ..Default::default() }.needs_context_ids());
+        assert!(SamplingParams { bad_words: [[1].into()].into(), ..Default::default() }.needs_context_ids());
     }
 }

@@ -34,9 +34,11 @@ pub(crate) struct Validated {
     pub(crate) stop: Vec<String>,
     /// Generations to run; each but the first takes a new seed ([`Validated::with_new_seed`]).
     pub(crate) best_of: usize,
+    /// Answers wanted ([`Validated::sibling`]).
+    pub(crate) n: usize,
     /// Reported to the client; `None` when greedy.
     pub(crate) seed: Option<u64>,
-    /// Unicode scalar values of the prompt, before truncation.
+    /// Unicode scalar values of the prompt, before truncation; 0 if it came as token ids.
     pub(crate) characters: usize,
 }
 
@@ -48,10 +50,11 @@ impl Validation {
     pub(crate) async fn validate(&self, asked: Asked, special_tokens: SpecialTokens) -> Result<Validated, Error> {
         metrics::request_arrived();
         let checked = params::check(&asked, &self.limits)?;
+        if checked.grammar.is_some() {
+            return Err(ValidationError::NoGrammar.into());
+        }
         let characters = asked.inputs.chars().count();
-        let tokenizer = self.tokenizer.clone();
-        let encode = move || tokenizer.encode(&asked.inputs, special_tokens == SpecialTokens::Add);
-        let mut ids = self.pool.run(encode).await??;
+        let mut ids = self.tokenize(asked, special_tokens).await?;
         // TGI keeps the end of the prompt: what the user said last.
         if let Some(truncate) = checked.truncate {
             ids.drain(..ids.len().saturating_sub(truncate));
@@ -63,14 +66,33 @@ impl Validation {
                 input_ids: ids.into(),
                 sampling: checked.sampling,
                 max_new_tokens,
-                ignore_eos: false,
+                ignore_eos: checked.ignore_eos,
                 cache_prompt: true,
                 salt: None,
+                constraint: None,
             },
             &self.request_limits,
         )
         .map_err(from_last_gate)?;
-        Ok(Validated { request, stop: checked.stop, best_of: checked.best_of, seed: checked.seed, characters })
+        Ok(Validated {
+            request,
+            stop: checked.stop,
+            best_of: checked.best_of,
+            n: checked.n,
+            seed: checked.seed,
+            characters,
+        })
+    }
+
+    /// The prompt's token ids: those that were given, or those of its text.
+    async fn tokenize(&self, asked: Asked, special_tokens: SpecialTokens) -> Result<Vec<u32>, Error> {
+        let Asked { inputs, input_ids, .. } = asked;
+        if let Some(ids) = input_ids {
+            return Ok(ids);
+        }
+        let tokenizer = self.tokenizer.clone();
+        let encode = move || tokenizer.encode(&inputs, special_tokens == SpecialTokens::Add);
+        Ok(self.pool.run(encode).await??)
     }
 
     /// The tokens a reply may have.
@@ -101,6 +123,15 @@ impl Validated {
         let request = GenerateRequest::new(parts, limits).expect("only the seed has changed, and every seed is valid");
         Self { request, seed: Some(seed), ..self.clone() }
     }
+
+    /// Answer `index` of `n`: the same request with the `index`-th seed after this one's.
+    pub(crate) fn sibling(&self, index: usize, limits: &RequestLimits) -> Self {
+        let next = |seed: u64| seed.wrapping_add(index as u64);
+        let mut parts = self.request.parts().clone();
+        parts.sampling.seed = next(parts.sampling.seed);
+        let request = GenerateRequest::new(parts, limits).expect("only the seed has changed, and every seed is valid");
+        Self { request, seed: self.seed.map(next), ..self.clone() }
+    }
 }
 
 /// The engine's own gate found what the rules above should have: say it in their words.
@@ -108,6 +139,15 @@ fn from_last_gate(error: InvalidRequest) -> Error {
     match error {
         InvalidRequest::NoInput => ValidationError::EmptyInput,
         InvalidRequest::TopNTokens { value, limit } => ValidationError::TopNTokens { limit, given: value },
+        InvalidRequest::TokenId { token_id, vocab_size, .. } => {
+            ValidationError::UnknownToken { field: "inputs", token_id, last: vocab_size.saturating_sub(1) }
+        }
+        InvalidRequest::UnknownToken { field, token_id, vocab_size } => {
+            ValidationError::UnknownToken { field, token_id, last: vocab_size.saturating_sub(1) }
+        }
+        InvalidRequest::MinTokens { min_tokens, max_new_tokens } => {
+            ValidationError::MinTokens { limit: max_new_tokens, given: min_tokens }
+        }
         other => ValidationError::Tokenizer { reason: other.to_string() },
     }
     .into()
@@ -177,6 +217,63 @@ mod tests {
         let valid = validation.validate(asked, SpecialTokens::Add).await.unwrap();
         assert_eq!(validation.tokenizer.decode(&valid.request.parts().input_ids), "ef");
         assert_eq!(valid.characters, 6);
+    }
+
+    #[tokio::test]
+    async fn a_prompt_of_token_ids_is_taken_as_it_is() {
+        let ids = |ids: Vec<u32>| Asked { input_ids: Some(ids), ..Asked::default() };
+        let valid = validation().validate(ids(vec![7, 299, 7]), SpecialTokens::Add).await.unwrap();
+        assert_eq!(valid.request.parts().input_ids.as_ref(), [7, 299, 7], "nothing is added");
+        let cut = Asked { truncate: Some(2), ..ids(vec![7, 299, 8]) };
+        let valid = validation().validate(cut, SpecialTokens::Add).await.unwrap();
+        assert_eq!(valid.request.parts().input_ids.as_ref(), [299, 8]);
+        assert_eq!(
+            outcome(ids(vec![7, 300]), SpecialTokens::Add).await,
+            "Input validation error: `inputs` names token 300; the model's tokens are 0 to 299"
+        );
+        assert_eq!(
+            outcome(ids(vec![7; 64]), SpecialTokens::Add).await,
+            "Input validation error: `inputs` must have less than 63 tokens. Given: 64"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_needs_the_prompt_or_the_vocabulary_is_checked_at_the_last_gate() {
+        use SpecialTokens::Present;
+        let base = || asked(10, Some(5));
+        assert_eq!(
+            outcome(Asked { min_tokens: Some(6), ..base() }, Present).await,
+            "Input validation error: `min_tokens` must be <= 5, the most tokens that this reply may have. Given: 6"
+        );
+        assert_eq!(outcome(Asked { min_tokens: Some(5), ..base() }, Present).await, "10 + 5");
+        assert_eq!(
+            outcome(Asked { logit_bias: vec![(300, 1.0)], ..base() }, Present).await,
+            "Input validation error: `logit_bias` names token 300; the model's tokens are 0 to 299"
+        );
+        assert_eq!(
+            outcome(Asked { bad_words: vec![vec![1, 300]], ..base() }, Present).await,
+            "Input validation error: `bad_words` names token 300; the model's tokens are 0 to 299"
+        );
+        let valid = validation().validate(Asked { ignore_eos: true, ..base() }, Present).await.unwrap();
+        assert!(valid.request.parts().ignore_eos);
+    }
+
+    #[tokio::test]
+    async fn siblings_have_the_seeds_that_follow() {
+        let validation = validation();
+        let asked =
+            Asked { inputs: "abc".into(), do_sample: true, seed: Some(u64::MAX), n: Some(3), ..Asked::default() };
+        let first = validation.validate(asked, SpecialTokens::Add).await.unwrap();
+        assert_eq!(first.n, 3);
+        let seeds = (0..3).map(|index| {
+            let sibling = first.sibling(index, &validation.request_limits);
+            assert_eq!(sibling.seed, Some(sibling.request.parts().sampling.seed));
+            sibling.seed.unwrap()
+        });
+        assert_eq!(seeds.collect::<Vec<_>>(), [u64::MAX, 0, 1]);
+        let greedy = Asked { inputs: "abc".into(), n: Some(2), ..Asked::default() };
+        let first = validation.validate(greedy, SpecialTokens::Add).await.unwrap();
+        assert_eq!(first.sibling(1, &validation.request_limits).seed, None, "greedy answers report no seed");
     }
 
     #[tokio::test]

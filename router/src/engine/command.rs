@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::admission::Permit;
 use super::error::{EngineError, SubmitError};
 use super::link::Group;
+use super::masks::Computed;
 use super::response::Event;
 use crate::limits;
 use crate::request::GenerateRequest;
@@ -26,6 +27,8 @@ pub(super) enum Command {
     Closed { epoch: u64, error: EngineError },
     /// All ranks have said Welcome to a new epoch.
     Reconnected(Group),
+    /// A mask worker has done a job.
+    Computed(Computed),
     /// Finish what runs, then end; answer when done.
     Drain(oneshot::Sender<()>),
     /// End now: nobody is left who could ask for anything.
@@ -45,10 +48,10 @@ pub(super) struct Submission {
 #[derive(Clone)]
 pub(super) struct Commands(Sender<Command>);
 
-/// The channel. Its bound: each of `max_concurrent_requests` can have a Submit and a Cancel waiting (a request keeps its
-/// permit until the thread has let go of it), every rank a few messages, and there is one Drain and one Stop.
+/// The channel. Its bound: each of `max_concurrent_requests` can have a Submit, a Cancel and two Computed waiting (a
+/// request keeps its permit until the thread has let go of it), every rank a few messages, and there is one Drain and one Stop.
 pub(super) fn channel(max_concurrent_requests: usize, world_size: u32) -> (Commands, Receiver<Command>) {
-    let bound = 2 * max_concurrent_requests + limits::SHARD_MESSAGES_PER_RANK * world_size as usize + 2;
+    let bound = 4 * max_concurrent_requests + limits::SHARD_MESSAGES_PER_RANK * world_size as usize + 2;
     let (sender, receiver) = crossbeam_channel::bounded(bound);
     (Commands(sender), receiver)
 }
@@ -66,6 +69,11 @@ impl Commands {
 
     pub(super) fn stop(&self) {
         let _ = self.0.try_send(Command::Stop);
+    }
+
+    /// Sends from a thread that may wait. False if the scheduler thread is gone.
+    pub(super) fn send_blocking(&self, command: Command) -> bool {
+        self.0.send(command).is_ok()
     }
 
     /// Sends from a task: waits for room without holding a runtime thread. False if the scheduler thread is gone.

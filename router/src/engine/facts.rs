@@ -28,6 +28,8 @@ pub struct ShardFacts {
     pub max_slots: u32,
     /// Token rows one plan may compute.
     pub max_step_tokens: u32,
+    /// Rows of one plan whose logits can be computed.
+    pub max_logit_rows: u32,
     /// Ids that end a sequence.
     pub eos_token_ids: Vec<u32>,
     /// Largest `top_n_tokens`.
@@ -63,6 +65,7 @@ impl ShardFacts {
                 ("num_blocks", info.num_blocks),
                 ("max_slots", info.max_slots),
                 ("max_step_tokens", info.max_step_tokens),
+                ("max_logit_rows", info.max_logit_rows),
                 ("max_position_embeddings", info.max_position_embeddings),
             ] {
                 if value == 0 {
@@ -83,6 +86,7 @@ impl ShardFacts {
             num_blocks: least(|info| info.num_blocks),
             max_slots: least(|info| info.max_slots),
             max_step_tokens: least(|info| info.max_step_tokens),
+            max_logit_rows: least(|info| info.max_logit_rows),
             eos_token_ids: first.eos_token_ids.clone(),
             max_top_n_tokens: least(|info| info.max_top_n_tokens),
             weights_bytes: infos.iter().map(|info| info.weights_bytes).sum(),
@@ -121,6 +125,7 @@ mod tests {
             num_blocks: 10 - rank,
             max_slots: 4 + rank,
             max_step_tokens: 32,
+            max_logit_rows: 16,
             weights_bytes: 5,
             ..Default::default()
         }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::try_join_all;
 use proto::v1::shard_client::ShardClient;
-use proto::v1::{FromShard, Hello, InfoResponse, Ping, Plan, ToShard, from_shard, to_shard};
+use proto::v1::{FromShard, Hello, InfoResponse, Masks, Ping, Plan, ToShard, from_shard, to_shard};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -89,6 +89,14 @@ impl Group {
     pub(super) fn send_plan(&self, plan: &Plan) -> Result<(), EngineError> {
         // Cloning shares the packed fields.
         (0..self.world_size()).try_for_each(|rank| self.send(rank, plan.seq, to_shard::Message::Plan(plan.clone())))
+    }
+
+    /// Sends the masks of a plan to every rank.
+    ///
+    /// # Errors
+    /// The rank that does not take them.
+    pub(super) fn send_masks(&self, masks: &Masks) -> Result<(), EngineError> {
+        (0..self.world_size()).try_for_each(|rank| self.send(rank, masks.seq, to_shard::Message::Masks(masks.clone())))
     }
 
     /// Asks a rank for a sign of life.

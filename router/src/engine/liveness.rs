@@ -1,7 +1,8 @@
 //! Is every rank making progress? Pure: the clock is an argument.
 //!
 //! A plan must be answered by every rank (rank 0 with a result, the others with an acknowledgement) in order, within
-//! max(10 s, 20 predicted steps) from the moment it could start. An idle rank must answer a ping in the same time.
+//! max(10 s, 20 predicted steps) from the moment it could start and had its grammar masks: until the router has sent
+//! those, the ranks may wait. An idle rank must answer a ping in the same time.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -12,9 +13,15 @@ use crate::limits;
 /// What has been sent to the ranks of one epoch and what they have answered.
 pub(super) struct Liveness {
     /// Plans that some rank has not answered, oldest first.
-    plans: VecDeque<(u64, Instant)>,
+    plans: VecDeque<SentPlan>,
     ranks: Vec<Rank>,
     predicted_step: Duration,
+}
+
+struct SentPlan {
+    seq: u64,
+    /// When the ranks had all they need for it; `None` while they wait for masks.
+    complete: Option<Instant>,
 }
 
 struct Rank {
@@ -33,7 +40,21 @@ impl Liveness {
     }
 
     pub(super) fn plan_sent(&mut self, seq: u64, now: Instant) {
-        self.plans.push_back((seq, now));
+        self.plans.push_back(SentPlan { seq, complete: Some(now) });
+    }
+
+    /// The plan that was sent last lacks its masks.
+    pub(super) fn masks_owed(&mut self) {
+        if let Some(plan) = self.plans.back_mut() {
+            plan.complete = None;
+        }
+    }
+
+    /// A plan has got its masks.
+    pub(super) fn masks_sent(&mut self, seq: u64, now: Instant) {
+        if let Some(plan) = self.plans.iter_mut().find(|plan| plan.seq == seq) {
+            plan.complete = Some(now);
+        }
     }
 
     /// A rank has answered a plan.
@@ -42,14 +63,14 @@ impl Liveness {
     /// [`EngineError::Protocol`] if it is not the next one.
     pub(super) fn answered(&mut self, rank: u32, seq: u64, now: Instant) -> Result<(), EngineError> {
         let state = &mut self.ranks[rank as usize];
-        let was_sent = self.plans.back().is_some_and(|(last, _)| seq <= *last);
+        let was_sent = self.plans.back().is_some_and(|last| seq <= last.seq);
         if seq != state.answered + 1 || !was_sent {
             let reason = format!("it answers plan {seq} after plan {}", state.answered);
             return Err(EngineError::Protocol { rank, seq, reason });
         }
         (state.answered, state.heard) = (seq, now);
         let by_all = self.ranks.iter().map(|rank| rank.answered).min().expect("a group has at least one rank");
-        while self.plans.pop_front_if(|(seq, _)| *seq <= by_all).is_some() {}
+        while self.plans.pop_front_if(|plan| plan.seq <= by_all).is_some() {}
         Ok(())
     }
 
@@ -85,7 +106,7 @@ impl Liveness {
     pub(super) fn check(&self, now: Instant) -> Result<(), EngineError> {
         let patience = self.patience();
         let (rank, slowest) = self.slowest();
-        if let Some((seq, sent)) = self.plans.front() {
+        if let Some(SentPlan { seq, complete: Some(sent) }) = self.plans.front() {
             // A plan can start when the one before it has been answered.
             let waited = now.duration_since((*sent).max(slowest.heard));
             if waited >= patience {
@@ -130,6 +151,19 @@ mod tests {
         liveness.check(start + 18 * SECOND).unwrap();
         let stalled = liveness.check(start + 19 * SECOND).unwrap_err();
         assert_eq!(stalled, EngineError::Stalled { rank: 0, seq: 2, waited: 10 * SECOND });
+    }
+
+    #[test]
+    fn a_rank_may_wait_for_masks_as_long_as_it_has_none() {
+        let start = Instant::now();
+        let mut liveness = Liveness::new(1, start);
+        liveness.plan_sent(1, start);
+        liveness.masks_owed();
+        liveness.check(start + 60 * SECOND).unwrap();
+        liveness.masks_sent(1, start + 60 * SECOND);
+        liveness.check(start + 69 * SECOND).unwrap();
+        let stalled = liveness.check(start + 70 * SECOND).unwrap_err();
+        assert_eq!(stalled, EngineError::Stalled { rank: 0, seq: 1, waited: 10 * SECOND });
     }
 
     #[test]

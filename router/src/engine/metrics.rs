@@ -58,6 +58,8 @@ table! {
     WASTED_ROWS Counter "tgi_wasted_rows" "Rows computed for requests that had already ended";
     PLANS_IN_FLIGHT Histogram "tgi_plan_queue_depth" "Plans ahead of the shards when a result arrives; 0 means they starve";
     PLAN_DURATION Histogram "tgi_plan_duration" "Seconds to decide one step";
+    MASK_DURATION Histogram "tgi_grammar_mask_duration" "Seconds to read a token and compute the mask that follows it";
+    GRAMMAR_FAILURES Counter "tgi_grammar_failures" "Requests that their grammar failed after they were queued";
     RECOVERIES Counter "tgi_engine_recoveries" "Shard epochs that ended and were replaced";
 }
 
@@ -104,6 +106,14 @@ pub(super) fn step_lost(method: Method) {
 
 pub(super) fn epoch_replaced() {
     metrics::counter!(RECOVERIES).increment(1);
+}
+
+pub(super) fn mask_computed(duration: Duration) {
+    metrics::histogram!(MASK_DURATION).record(duration.as_secs_f64());
+}
+
+pub(super) fn grammar_failed() {
+    metrics::counter!(GRAMMAR_FAILURES).increment(1);
 }
 
 pub(super) fn request_scheduled(queued: Duration) {

@@ -4,6 +4,7 @@
 //! EngineHandle::submit ─▶ Command ─▶ scheduler thread ─▶ Plan ─▶ one stream per rank ─▶ shards
 //! ResponseStream::next ◀─ Event  ◀──        │         ◀─ StepResult, Ack ◀─┘
 //! ```
+//! The tokens of a reply under a grammar go to the mask workers too (`masks.rs`), whose masks follow the plans.
 //! The thread (`thread.rs`) owns the pure [`Scheduler`](crate::scheduler::Scheduler) and everything that has a clock; tasks
 //! (`link.rs`) only carry messages. When an epoch dies, clients see a pause, not an error.
 
@@ -24,6 +25,8 @@ mod error;
 mod facts;
 mod link;
 mod liveness;
+mod mask_workers;
+pub(crate) mod masks;
 pub mod metrics;
 mod response;
 #[cfg(test)]
@@ -35,7 +38,7 @@ pub(crate) mod wire;
 
 pub use error::{EngineError, RequestError, SubmitError};
 pub use facts::ShardFacts;
-pub use response::{Event, FinishReason, ResponseStream};
+pub use response::{Event, FinishReason, PromptLogprob, ResponseStream};
 
 use admission::Admission;
 use command::{Command, Commands, Submission};
@@ -195,5 +198,10 @@ impl Drop for Shared {
 }
 
 fn capacity(facts: &ShardFacts) -> Capacity {
-    Capacity { num_blocks: facts.num_blocks, max_slots: facts.max_slots, max_step_tokens: facts.max_step_tokens }
+    Capacity {
+        num_blocks: facts.num_blocks,
+        max_slots: facts.max_slots,
+        max_step_tokens: facts.max_step_tokens,
+        max_logit_rows: facts.max_logit_rows,
+    }
 }

@@ -8,10 +8,10 @@ use super::command::Commands;
 use super::error::RequestError;
 use crate::scheduler::RequestId;
 
-pub use crate::scheduler::FinishReason;
+pub use crate::scheduler::{FinishReason, PromptLogprob};
 
-/// What happens to a request, in order: `Scheduled` once, `Token` per token, then `Finished` (sent together with the
-/// last token) or `Failed`.
+/// What happens to a request, in order: `Scheduled` once, `Prompt` once if it was asked for, `Token` per token, then
+/// `Finished` (sent together with the last token) or `Failed`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// The request entered a batch for the first time.
@@ -20,6 +20,11 @@ pub enum Event {
         cached_tokens: u32,
         /// When.
         at: Instant,
+    },
+    /// Log-probabilities of the prompt's tokens from the second on, if they were asked for.
+    Prompt {
+        /// One per token.
+        logprobs: Vec<PromptLogprob>,
     },
     /// One more token.
     Token {
@@ -57,10 +62,10 @@ pub struct ResponseStream {
 impl ResponseStream {
     /// The stream of `id` and the end the scheduler thread writes into.
     ///
-    /// It holds every event the request can ever have, `max_new_tokens` + `Scheduled` + the end, so a slow client never
+    /// It holds every event the request can ever have, `max_new_tokens` + `Scheduled` + `Prompt` + the end, so a slow client never
     /// blocks a step and never loses a token. The channel grows as it fills: an unread reply costs its own size.
     pub(super) fn new(id: RequestId, max_new_tokens: u32, commands: Commands) -> (mpsc::Sender<Event>, Self) {
-        let (sender, events) = mpsc::channel(max_new_tokens as usize + 2);
+        let (sender, events) = mpsc::channel(max_new_tokens as usize + 3);
         (sender, Self { id, events, commands, is_over: false })
     }
 

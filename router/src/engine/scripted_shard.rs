@@ -1,6 +1,6 @@
 //! A shard group in this process: real sockets and gRPC in front of the [`TinyShard`], with accidents by script.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::scheduler::Capacity;
 use crate::scheduler::tiny_shard::{EOS, Refusal, TinyShard, VOCAB_SIZE};
 
 /// What a rank does instead of executing a plan.
@@ -166,6 +167,7 @@ impl Script {
             num_blocks: self.num_blocks.load(Ordering::SeqCst),
             max_slots: self.max_slots,
             max_step_tokens: self.max_step_tokens,
+            max_logit_rows: self.max_slots + 2,
             eos_token_ids: vec![EOS],
             max_top_n_tokens: 5,
             ..Default::default()
@@ -181,50 +183,87 @@ impl Script {
         let mut epoch = 0;
         let info = self.info(rank);
         let mut is_wrecked = false;
-        let mut shard = TinyShard::new(info.num_blocks, info.block_size, info.max_slots, info.max_step_tokens);
+        let capacity = Capacity {
+            num_blocks: info.num_blocks,
+            max_slots: info.max_slots,
+            max_step_tokens: info.max_step_tokens,
+            max_logit_rows: info.max_logit_rows,
+        };
+        let mut shard = TinyShard::new(capacity, info.block_size);
+        let (mut waiting, mut masks) = (VecDeque::new(), HashMap::new());
         while let Some(message) = incoming.message().await? {
             let answer = match message.message {
                 Some(to_shard::Message::Hello(hello)) => {
                     epoch = hello.epoch;
                     self.epoch.store(epoch, Ordering::SeqCst);
-                    from_shard::Message::Welcome(v1::Welcome { epoch, info: Some(info.clone()) })
+                    Some(from_shard::Message::Welcome(v1::Welcome { epoch, info: Some(info.clone()) }))
                 }
-                // After its accident a rank listens to nothing more; the router must have ended the epoch.
-                Some(to_shard::Message::Plan(_)) if is_wrecked => continue,
                 Some(to_shard::Message::Plan(plan)) => {
-                    if rank == 0 {
-                        self.steps.acquire().await.expect("never closed").forget();
-                    }
-                    let accident = self.accidents.lock().unwrap().get(&(epoch, rank, plan.seq)).copied();
-                    is_wrecked = accident.is_some();
-                    match accident {
-                        Some(Accident::StreamDies) => return Err(Status::aborted("killed by the script")),
-                        Some(Accident::Fatal) => {
-                            from_shard::Message::Fatal(v1::Fatal { reason: "by the script".into() })
-                        }
-                        Some(Accident::WrongAck) => from_shard::Message::Ack(v1::Ack { seq: plan.seq + 1 }),
-                        Some(Accident::Garbage) => {
-                            let samples = vec![1, 2, 3].into();
-                            from_shard::Message::Result(v1::StepResult { seq: plan.seq, samples, ..Default::default() })
-                        }
-                        None => match shard.execute(&plan) {
-                            Ok(result) if rank == 0 => from_shard::Message::Result(result),
-                            Ok(_) => from_shard::Message::Ack(v1::Ack { seq: plan.seq }),
-                            Err(Refusal::Crash) => return Err(Status::aborted("poisoned")),
-                            Err(Refusal::Broken(rule)) => {
-                                self.broken.lock().unwrap().push(rule.clone());
-                                from_shard::Message::Fatal(v1::Fatal { reason: rule })
-                            }
-                        },
-                    }
+                    waiting.push_back(plan);
+                    None
                 }
-                Some(to_shard::Message::Ping(ping)) => from_shard::Message::Pong(v1::Pong { nonce: ping.nonce }),
-                Some(to_shard::Message::Masks(_)) | None => return Err(Status::invalid_argument("unexpected message")),
+                Some(to_shard::Message::Masks(of_plan)) => {
+                    masks.insert(of_plan.seq, of_plan.masks);
+                    None
+                }
+                Some(to_shard::Message::Ping(ping)) => Some(from_shard::Message::Pong(v1::Pong { nonce: ping.nonce })),
+                None => return Err(Status::invalid_argument("unexpected message")),
             };
-            if sender.send(Ok(FromShard { message: Some(answer) })).await.is_err() {
+            if let Some(message) = answer
+                && sender.send(Ok(FromShard { message: Some(message) })).await.is_err()
+            {
                 return Ok(());
+            }
+            // After its accident a rank executes nothing more; the router must have ended the epoch.
+            while let Some(plan) = waiting.pop_front_if(|_| !is_wrecked) {
+                let is_unmasked = shard.masked_rows(&plan).is_empty();
+                let masks = match masks.remove(&plan.seq) {
+                    Some(masks) => masks,
+                    None if is_unmasked => Vec::new(),
+                    None => {
+                        waiting.push_front(plan);
+                        break;
+                    }
+                };
+                if rank == 0 {
+                    self.steps.acquire().await.expect("never closed").forget();
+                }
+                let accident = self.accidents.lock().unwrap().get(&(epoch, rank, plan.seq)).copied();
+                is_wrecked = accident.is_some();
+                let message = self.answer(&mut shard, rank, &plan, &masks, accident)?;
+                if sender.send(Ok(FromShard { message: Some(message) })).await.is_err() {
+                    return Ok(());
+                }
             }
         }
         Ok(())
+    }
+
+    fn answer(
+        &self,
+        shard: &mut TinyShard,
+        rank: u32,
+        plan: &v1::Plan,
+        masks: &[v1::Mask],
+        accident: Option<Accident>,
+    ) -> Result<from_shard::Message, Status> {
+        Ok(match accident {
+            Some(Accident::StreamDies) => return Err(Status::aborted("killed by the script")),
+            Some(Accident::Fatal) => from_shard::Message::Fatal(v1::Fatal { reason: "by the script".into() }),
+            Some(Accident::WrongAck) => from_shard::Message::Ack(v1::Ack { seq: plan.seq + 1 }),
+            Some(Accident::Garbage) => {
+                let samples = vec![1, 2, 3].into();
+                from_shard::Message::Result(v1::StepResult { seq: plan.seq, samples, ..Default::default() })
+            }
+            None => match shard.execute(plan, masks) {
+                Ok(result) if rank == 0 => from_shard::Message::Result(result),
+                Ok(_) => from_shard::Message::Ack(v1::Ack { seq: plan.seq }),
+                Err(Refusal::Crash) => return Err(Status::aborted("poisoned")),
+                Err(Refusal::Broken(rule)) => {
+                    self.broken.lock().unwrap().push(rule.clone());
+                    from_shard::Message::Fatal(v1::Fatal { reason: rule })
+                }
+            },
+        })
     }
 }

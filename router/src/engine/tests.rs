@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use super::scripted_shard::{Accident, ScriptedGroup};
 use super::*;
+use crate::constraint::{Constraint, Matcher, SharedConstraint};
 use crate::request::{RequestParts, SamplingParams};
-use crate::scheduler::tiny_shard::{POISON, UNCOMPUTABLE, reference_reply};
+use crate::scheduler::tiny_shard::{POISON, TinyGrammar, UNCOMPUTABLE, reference_prompt, reference_reply};
 use crate::scheduler::{Failure, Misfit};
 
 async fn start(group: &ScriptedGroup, max_concurrent_requests: usize) -> EngineHandle {
@@ -31,6 +32,7 @@ fn parts(seed: u64, input_tokens: u32, max_new_tokens: u32) -> RequestParts {
         ignore_eos: true,
         cache_prompt: true,
         salt: None,
+        constraint: None,
     }
 }
 
@@ -46,6 +48,7 @@ async fn finish(stream: &mut ResponseStream) -> (Vec<u32>, Event) {
         match stream.next().await.expect("a stream ends with a last event") {
             Event::Token { id, .. } => tokens.push(id),
             Event::Scheduled { .. } => assert!(tokens.is_empty(), "scheduled once, before the first token"),
+            Event::Prompt { .. } => assert!(tokens.is_empty(), "the prompt comes before the first token"),
             last => {
                 assert_eq!(stream.next().await, None, "nothing follows the last event");
                 return (tokens, last);
@@ -121,6 +124,124 @@ async fn whatever_happens_to_a_rank_the_tokens_are_the_same() {
         assert_eq!(group.script.epoch.load(Ordering::SeqCst), 3, "{accident:?} of rank {rank}");
         assert_eq!(engine.health(), Health { live: true, ready: true, reason: None });
     }
+}
+
+/// The parts of a request whose every token waits for its mask.
+fn masked(seed: u64, input_tokens: u32, max_new_tokens: u32, fails_after: Option<u32>) -> RequestParts {
+    let constraint = SharedConstraint(Arc::new(TinyGrammar { seed, fails_after }));
+    RequestParts { constraint: Some(constraint), ..parts(seed, input_tokens, max_new_tokens) }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn masked_and_plain_replies_share_a_batch_that_is_too_small_for_them() {
+    let group = ScriptedGroup::start(2, 40, 6);
+    let engine = start(&group, 32).await;
+    let request = |seed: u64| match seed % 2 {
+        0 => masked(seed, 5 + seed as u32, 30, None),
+        _ => parts(seed, 5 + seed as u32, 30),
+    };
+    let all: Vec<RequestParts> = (0..12).map(request).collect();
+    let mut streams: Vec<ResponseStream> = all.iter().map(|parts| submit(&engine, parts).unwrap()).collect();
+    for (parts, stream) in all.iter().zip(&mut streams) {
+        assert_eq!(finish(stream).await, (reference_reply(parts), BY_LENGTH));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn masked_replies_survive_the_death_of_a_rank() {
+    for (rank, accident) in [(0, Accident::StreamDies), (1, Accident::Fatal)] {
+        let group = ScriptedGroup::start(2, 64, 4);
+        group.plan_accident(1, rank, 9, accident);
+        group.plan_accident(2, rank, 11, accident);
+        let engine = start(&group, 32).await;
+        let all: Vec<RequestParts> = (0..6).map(|seed| masked(seed, 5 + seed as u32, 30, None)).collect();
+        let mut streams: Vec<ResponseStream> = all.iter().map(|parts| submit(&engine, parts).unwrap()).collect();
+        for (parts, stream) in all.iter().zip(&mut streams) {
+            assert_eq!(finish(stream).await, (reference_reply(parts), BY_LENGTH), "{accident:?} of rank {rank}");
+        }
+        assert_eq!(group.script.epoch.load(Ordering::SeqCst), 3, "{accident:?} of rank {rank}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_grammar_that_fails_or_allows_nothing_fails_its_request_only() {
+    let group = ScriptedGroup::start(1, 64, 8);
+    let engine = start(&group, 32).await;
+    let good = masked(1, 6, 20, None);
+    let mut good_stream = submit(&engine, &good).unwrap();
+    for (fails_after, reason) in [(4, "tiny"), (5, "it allows no token here"), (0, "tiny")] {
+        let bad = masked(2, 6, 20, Some(fails_after));
+        let mut bad_stream = submit(&engine, &bad).unwrap();
+        let expected = Event::Failed(RequestError::Failure(Failure::Grammar { reason: reason.into() }));
+        let (tokens, end) = finish(&mut bad_stream).await;
+        assert_eq!((tokens.len() as u32, end), (fails_after, expected));
+        assert_eq!(tokens, reference_reply(&bad));
+    }
+    assert_eq!(finish(&mut good_stream).await, (reference_reply(&good), BY_LENGTH));
+}
+
+/// A matcher that panics, or does not come back before the test lets it.
+struct Trap {
+    gate: Option<Arc<std::sync::Barrier>>,
+}
+
+impl Constraint for Trap {
+    fn matcher(&self) -> Box<dyn Matcher> {
+        match &self.gate {
+            None => panic!("by the test"),
+            Some(gate) => {
+                gate.wait();
+                TinyGrammar { seed: 1, fails_after: None }.matcher()
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_matcher_that_panics_fails_its_request_only() {
+    let group = ScriptedGroup::start(1, 64, 8);
+    let engine = start(&group, 32).await;
+    for seed in 0..6 {
+        let constraint = Some(SharedConstraint(Arc::new(Trap { gate: None })));
+        let mut stream = submit(&engine, &RequestParts { constraint, ..parts(seed, 6, 20) }).unwrap();
+        let expected = Event::Failed(RequestError::Failure(Failure::Grammar { reason: "it panicked".into() }));
+        assert_eq!(finish(&mut stream).await, (vec![], expected));
+    }
+    let good = masked(1, 6, 20, None);
+    let mut stream = submit(&engine, &good).unwrap();
+    assert_eq!(finish(&mut stream).await, (reference_reply(&good), BY_LENGTH), "the workers go on");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_cancels_while_the_shards_wait_for_the_mask_releases_them() {
+    let group = ScriptedGroup::start(2, 64, 8);
+    let engine = start(&group, 32).await;
+    let gate = Arc::new(std::sync::Barrier::new(2));
+    let constraint = Some(SharedConstraint(Arc::new(Trap { gate: Some(gate.clone()) })));
+    let mut stuck = submit(&engine, &RequestParts { constraint, ..parts(3, 6, 20) }).unwrap();
+    assert!(matches!(stuck.next().await, Some(Event::Scheduled { .. })), "its prompt is with the shards");
+    let plain = parts(4, 6, 20);
+    let mut stream = submit(&engine, &plain).unwrap();
+    drop(stuck);
+    assert_eq!(finish(&mut stream).await, (reference_reply(&plain), BY_LENGTH));
+    tokio::task::spawn_blocking(move || gate.wait()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn prompt_logprobs_come_once_before_the_first_token() {
+    let group = ScriptedGroup::start(1, 64, 4);
+    group.plan_accident(1, 0, 3, Accident::StreamDies);
+    let engine = start(&group, 8).await;
+    let mut request = parts(1, 50, 6);
+    request.sampling.prompt_logprobs = true;
+    // The second run finds its prefix in the cache, and must not use it.
+    for _ in 0..2 {
+        let mut stream = submit(&engine, &request).unwrap();
+        assert!(matches!(stream.next().await, Some(Event::Scheduled { cached_tokens: 0, .. })));
+        assert_eq!(stream.next().await, Some(Event::Prompt { logprobs: reference_prompt(&request) }));
+        assert_eq!(finish(&mut stream).await, (reference_reply(&request), BY_LENGTH));
+    }
+    assert_eq!(group.script.epoch.load(Ordering::SeqCst), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

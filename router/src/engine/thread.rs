@@ -18,6 +18,8 @@ use super::command::{Command, Commands, Submission};
 use super::error::{EngineError, RequestError};
 use super::link::{Address, Group};
 use super::liveness::Liveness;
+use super::mask_workers::MaskWorkers;
+use super::masks::{Computed, Masks};
 use super::metrics::{self, Method};
 use super::response::Event;
 use super::{EngineConfig, Health, capacity, wire};
@@ -43,12 +45,15 @@ pub(super) struct Setup {
 /// [`EngineError::Thread`] if the system has none left.
 pub(super) fn spawn(setup: Setup) -> Result<(), EngineError> {
     let scheduler = Scheduler::new(setup.scheduler.clone(), capacity(&setup.group.facts));
+    let mask_workers = MaskWorkers::new(setup.config.max_concurrent_requests, &setup.commands)?;
     let now = Instant::now();
     let engine = EngineThread {
         epoch: setup.group.epoch,
         liveness: Liveness::new(setup.group.world_size(), now),
         group: Some(setup.group),
         scheduler,
+        masks: Masks::new(setup.scheduler.vocab_size, &setup.scheduler.eos_token_ids),
+        mask_workers,
         config: setup.config,
         address: setup.address,
         vocabulary: (setup.scheduler.vocab_size, setup.scheduler.block_size, setup.scheduler.eos_token_ids),
@@ -72,6 +77,8 @@ pub(super) fn spawn(setup: Setup) -> Result<(), EngineError> {
 
 struct EngineThread {
     scheduler: Scheduler,
+    masks: Masks,
+    mask_workers: MaskWorkers,
     /// The ranks of `epoch`; `None` while they are being reconnected.
     group: Option<Group>,
     epoch: u64,
@@ -131,8 +138,13 @@ impl EngineThread {
                 Err(RecvTimeoutError::Disconnected) => unreachable!("the thread holds a sender itself"),
             }
             self.watch();
+            self.masks.hear(self.scheduler.outputs());
+            self.queue_masks();
             self.send_plans();
+            self.send_masks();
             let finished = self.deliver();
+            // Clients that are found gone leave rows behind.
+            self.send_masks();
             self.publish(finished);
         }
         // Closes the streams to the shards before anybody is told.
@@ -160,6 +172,7 @@ impl EngineThread {
             // Late words of an epoch that is over.
             Command::FromShard { .. } | Command::Closed { .. } => {}
             Command::Reconnected(group) => self.begin_epoch(group),
+            Command::Computed(computed) => self.mask_computed(computed),
             Command::Drain(done) => {
                 self.drain = Some(done);
                 self.health.send_modify(|health| {
@@ -171,12 +184,14 @@ impl EngineThread {
     }
 
     fn submit(&mut self, Submission { id, request, events, permit, at }: Submission) {
+        self.masks.begin(id, &request);
         match self.scheduler.submit(id, request) {
             Ok(()) => {
                 self.clients.insert(id, Client { events, permit, submitted: at });
             }
             // The handle checks against the first epoch's capacity; this one may be smaller.
             Err(misfit) => {
+                self.masks.forget(id);
                 let _ = events.try_send(Event::Failed(RequestError::Failure(Failure::Misfit(misfit))));
             }
         }
@@ -184,6 +199,7 @@ impl EngineThread {
 
     fn cancel(&mut self, id: RequestId) {
         self.scheduler.cancel(id);
+        self.masks.forget(id);
         self.clients.remove(&id);
     }
 
@@ -212,6 +228,7 @@ impl EngineThread {
         let timings = result.timings.unwrap_or_default();
         let outcome = wire::decode(&result).map_err(protocol)?;
         self.scheduler.apply(outcome).map_err(|error| protocol(error.to_string()))?;
+        self.masks.answered(seq);
         let step = self.steps.pop_front().expect("the scheduler has accepted the result of a sent plan");
         // A plan starts when the one before it has ended.
         let duration = now.duration_since(step.at.max(self.last_result));
@@ -228,6 +245,7 @@ impl EngineThread {
         self.group = None;
         self.steps.drain(..).for_each(|step| metrics::step_lost(step.method));
         self.scheduler.reset(self.scheduler.capacity());
+        self.masks.end_epoch();
         self.health.send_replace(Health { live: true, ready: false, reason: Some(error.to_string()) });
         self.epoch += 1;
         self.reconnect();
@@ -287,9 +305,51 @@ impl EngineThread {
             let seq = step.seq;
             let sent = group.send_plan(&wire::encode(step));
             self.liveness.plan_sent(seq, at);
+            if !step.masked.is_empty() {
+                self.liveness.masks_owed();
+                self.masks.owe(seq, &step.masked);
+            }
             self.steps.push_back(SentStep { at, method });
             if let Err(error) = sent {
                 self.end_epoch(error);
+            }
+        }
+    }
+
+    /// Gives the workers what they can compute now.
+    fn queue_masks(&mut self) {
+        for job in self.masks.take_jobs(Instant::now()) {
+            if let Err(refused) = self.mask_workers.submit(job) {
+                self.mask_computed(refused);
+            }
+        }
+    }
+
+    fn mask_computed(&mut self, computed: Computed) {
+        if let Some((id, reason)) = self.masks.computed(computed) {
+            self.fail_grammar(id, reason);
+        }
+    }
+
+    fn fail_grammar(&mut self, id: RequestId, reason: String) {
+        metrics::grammar_failed();
+        self.masks.forget(id);
+        self.scheduler.fail(id, Failure::Grammar { reason });
+    }
+
+    /// Sends the masks that are complete.
+    fn send_masks(&mut self) {
+        while let Some(group) = &self.group {
+            if let Some(masks) = self.masks.next(&self.scheduler) {
+                let sent = group.send_masks(&masks);
+                self.liveness.masks_sent(masks.seq, Instant::now());
+                if let Err(error) = sent {
+                    self.end_epoch(error);
+                }
+            } else if let Some((id, waited)) = self.masks.overdue(Instant::now()) {
+                self.fail_grammar(id, format!("no mask within {} s", waited.as_secs()));
+            } else {
+                return;
             }
         }
     }
@@ -308,6 +368,7 @@ impl EngineThread {
                     metrics::request_scheduled(now - client.submitted);
                     Event::Scheduled { cached_tokens, at: now }
                 }
+                OutputEvent::Prompt { logprobs } => Event::Prompt { logprobs },
                 OutputEvent::Token { id, logprob, top } => Event::Token { id, logprob, top },
                 OutputEvent::Finished(reason) => Event::Finished { reason },
                 OutputEvent::Failed(failure) => Event::Failed(RequestError::Failure(failure)),
@@ -315,6 +376,7 @@ impl EngineThread {
             let sent = if event.is_last() {
                 finished += 1;
                 // The permit goes first: whoever reads the end may ask for the next reply at once.
+                self.masks.forget(id);
                 let Client { events, permit, .. } = self.clients.remove(&id).expect("the client was just found");
                 drop(permit);
                 events.try_send(event)

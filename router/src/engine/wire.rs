@@ -3,8 +3,8 @@
 use proto::v1::{self, Plan, StepResult};
 use proto::{PackedError, Sample, pack_u32, unpack_u32};
 
-use crate::request::SamplingParams;
-use crate::scheduler::{SampledRow, SlotId, StepOutcome, StepPlan};
+use crate::request::{SamplingParams, Watermark};
+use crate::scheduler::{NewSlot, PromptLogprob, PromptRun, SampledRow, SlotId, StepOutcome, StepPlan};
 
 /// A plan as it travels. A steady decode step is an empty message with a number and a flag.
 pub(crate) fn encode(step: &StepPlan) -> Plan {
@@ -27,7 +27,7 @@ pub(crate) fn encode(step: &StepPlan) -> Plan {
             .iter()
             .map(|new| v1::NewSlot {
                 slot: new.slot.0,
-                params: Some(sampling(&new.sampling)),
+                params: Some(sampling(new)),
                 block_table: pack_u32(new.block_table.iter().map(|block| block.0)),
                 cached_tokens: new.cached_tokens,
                 cached_ids: pack_u32(new.cached_ids.iter().copied()),
@@ -55,20 +55,43 @@ pub(crate) fn decode(result: &StepResult) -> Result<StepOutcome, String> {
         })
         .collect();
     for top in &result.top_tokens {
-        let ids = unpack_u32(&top.ids).map_err(|error| cut("top_tokens.ids", error))?;
-        let logprobs = unpack_u32(&top.logprobs).map_err(|error| cut("top_tokens.logprobs", error))?;
-        if ids.len() != logprobs.len() {
-            return Err(format!("top_tokens has {} ids and {} logprobs", ids.len(), logprobs.len()));
-        }
         let row = samples.iter_mut().find(|sample| sample.slot.0 == top.slot);
         let row = row.ok_or_else(|| format!("top_tokens of slot {}, which has no sample", top.slot))?;
-        row.top = Some(ids.zip(logprobs.map(f32::from_bits)).collect());
+        row.top = Some(top_tokens(top)?);
     }
     let row_errors = result.row_errors.iter().map(|error| (SlotId(error.slot), error.reason.clone())).collect();
-    Ok(StepOutcome { seq: result.seq, samples, row_errors })
+    let prompt_runs = result.prompt_logprobs.iter().map(prompt_run).collect::<Result<_, _>>()?;
+    Ok(StepOutcome { seq: result.seq, samples, row_errors, prompt_runs })
 }
 
-fn sampling(params: &SamplingParams) -> v1::SamplingParams {
+fn top_tokens(top: &v1::TopTokens) -> Result<Box<[(u32, f32)]>, String> {
+    let ids = unpack_u32(&top.ids).map_err(|error| format!("top_tokens.ids: {error}"))?;
+    let logprobs = unpack_u32(&top.logprobs).map_err(|error| format!("top_tokens.logprobs: {error}"))?;
+    match ids.len() == logprobs.len() {
+        true => Ok(ids.zip(logprobs.map(f32::from_bits)).collect()),
+        false => Err(format!("top_tokens has {} ids and {} logprobs", ids.len(), logprobs.len())),
+    }
+}
+
+fn prompt_run(run: &v1::PromptLogprobs) -> Result<PromptRun, String> {
+    let logprobs = unpack_u32(&run.logprobs).map_err(|error| format!("prompt_logprobs.logprobs: {error}"))?;
+    let (tokens, tops) = (logprobs.len(), run.top_tokens.len());
+    if tops != 0 && tops != tokens {
+        return Err(format!("prompt_logprobs has {tokens} logprobs and {tops} top_tokens"));
+    }
+    let mut tops = run.top_tokens.iter();
+    let logprobs = logprobs.map(|bits| {
+        let top = tops.next().map(top_tokens).transpose()?;
+        Ok(PromptLogprob { logprob: f32::from_bits(bits), top })
+    });
+    Ok(PromptRun {
+        slot: SlotId(run.slot),
+        first_position: run.first_token_position,
+        logprobs: logprobs.collect::<Result<_, String>>()?,
+    })
+}
+
+fn sampling(new: &NewSlot) -> v1::SamplingParams {
     let SamplingParams {
         do_sample,
         temperature,
@@ -79,7 +102,15 @@ fn sampling(params: &SamplingParams) -> v1::SamplingParams {
         frequency_penalty,
         seed,
         top_n_tokens,
-    } = *params;
+        min_p,
+        presence_penalty,
+        occurrence_penalty,
+        ref logit_bias,
+        min_tokens,
+        ref bad_words,
+        watermark,
+        prompt_logprobs,
+    } = new.sampling;
     v1::SamplingParams {
         do_sample,
         temperature,
@@ -90,7 +121,17 @@ fn sampling(params: &SamplingParams) -> v1::SamplingParams {
         frequency_penalty,
         seed,
         top_n_tokens,
-        ..Default::default()
+        prompt_tokens: new.prompt_tokens,
+        min_p,
+        presence_penalty,
+        occurrence_penalty,
+        logit_bias_ids: pack_u32(logit_bias.iter().map(|(id, _)| *id)),
+        logit_biases: pack_u32(logit_bias.iter().map(|(_, bias)| bias.to_bits())),
+        min_tokens,
+        bad_words: bad_words.iter().map(|word| pack_u32(word.iter().copied())).collect(),
+        watermark: watermark.map(|Watermark { gamma, delta }| v1::Watermark { gamma, delta }),
+        masked: new.masked,
+        prompt_logprobs,
     }
 }
 
@@ -144,5 +185,68 @@ mod tests {
         assert_eq!(decode(&cut).unwrap_err(), "samples: packed field of 11 bytes is not a multiple of 12");
         let stranger = StepResult { top_tokens: vec![v1::TopTokens { slot: 4, ..top }], ..result };
         assert_eq!(decode(&stranger).unwrap_err(), "top_tokens of slot 4, which has no sample");
+    }
+
+    #[test]
+    fn prompt_logprobs_keep_their_positions_and_alternatives() {
+        let bits = |values: &[f32]| pack_u32(values.iter().map(|value| value.to_bits()));
+        let top = |id: u32| v1::TopTokens { slot: 3, ids: pack_u32([id]), logprobs: bits(&[-0.25]) };
+        let run = v1::PromptLogprobs {
+            slot: 3,
+            first_token_position: 5,
+            logprobs: bits(&[-1.0, f32::NEG_INFINITY]),
+            top_tokens: vec![top(7), top(8)],
+        };
+        let result = StepResult { seq: 1, prompt_logprobs: vec![run.clone()], ..Default::default() };
+        let outcome = decode(&result).unwrap();
+        assert_eq!((outcome.prompt_runs[0].slot, outcome.prompt_runs[0].first_position), (SlotId(3), 5));
+        let logprobs = &outcome.prompt_runs[0].logprobs;
+        assert_eq!(logprobs[0], PromptLogprob { logprob: -1.0, top: Some([(7, -0.25)].into()) });
+        assert_eq!(logprobs[1], PromptLogprob { logprob: f32::NEG_INFINITY, top: Some([(8, -0.25)].into()) });
+
+        let lacking = v1::PromptLogprobs { top_tokens: vec![top(7)], ..run };
+        let result = StepResult { prompt_logprobs: vec![lacking], ..result };
+        assert_eq!(decode(&result).unwrap_err(), "prompt_logprobs has 2 logprobs and 1 top_tokens");
+    }
+
+    #[test]
+    fn every_sampling_parameter_travels() {
+        let sampling = SamplingParams {
+            min_p: 0.1,
+            presence_penalty: 0.2,
+            occurrence_penalty: 0.3,
+            logit_bias: [(2, 5.0), (9, -100.0)].into(),
+            min_tokens: 4,
+            bad_words: [[7, 8].into(), [9].into()].into(),
+            watermark: Some(Watermark { gamma: 0.5, delta: 2.0 }),
+            prompt_logprobs: true,
+            ..Default::default()
+        };
+        let new = NewSlot {
+            slot: SlotId(0),
+            request: crate::scheduler::RequestId(1),
+            sampling,
+            prompt_tokens: 17,
+            masked: true,
+            block_table: vec![],
+            cached_tokens: 0,
+            cached_ids: vec![],
+        };
+        let step = StepPlan { new_slots: vec![new], ..Default::default() };
+        let expected = v1::SamplingParams {
+            min_p: 0.1,
+            presence_penalty: 0.2,
+            occurrence_penalty: 0.3,
+            logit_bias_ids: pack_u32([2, 9]),
+            logit_biases: pack_u32([5.0f32.to_bits(), (-100.0f32).to_bits()]),
+            min_tokens: 4,
+            bad_words: vec![pack_u32([7, 8]), pack_u32([9])],
+            watermark: Some(v1::Watermark { gamma: 0.5, delta: 2.0 }),
+            prompt_tokens: 17,
+            masked: true,
+            prompt_logprobs: true,
+            ..Default::default()
+        };
+        assert_eq!(encode(&step).new_slots[0].params, Some(expected));
     }
 }

@@ -3,10 +3,21 @@
 //! Every protocol fills an [`Asked`] and [`check`] turns it into a [`Checked`], so that no two APIs can disagree about
 //! a rule. Where OpenAI's own rule differs from TGI's (`temperature: 0`, `top_p: 1`), the parameter's file says so.
 
+pub(crate) mod adapter_id;
+pub(crate) mod bad_words;
 pub(crate) mod best_of;
 pub(crate) mod frequency_penalty;
+pub(crate) mod grammar;
+pub(crate) mod ignore_eos;
 pub(crate) mod inputs;
+pub(crate) mod logit_bias;
 pub(crate) mod max_new_tokens;
+pub(crate) mod min_p;
+pub(crate) mod min_tokens;
+pub(crate) mod n;
+pub(crate) mod occurrence_penalty;
+pub(crate) mod presence_penalty;
+pub(crate) mod prompt_logprobs;
 pub(crate) mod repetition_penalty;
 pub(crate) mod seed;
 pub(crate) mod stop;
@@ -17,10 +28,11 @@ pub(crate) mod top_p;
 pub(crate) mod truncate;
 pub(crate) mod typical_p;
 pub(crate) mod unsupported;
+pub(crate) mod watermark;
 
 use crate::error::ValidationError;
 use crate::grammar::GrammarSpec;
-use crate::request::SamplingParams;
+use crate::request::{SamplingParams, Watermark};
 
 /// What a client asked for, in TGI's terms, before any rule ran. `None` is "not given".
 #[derive(Clone, Debug, Default)]
@@ -76,6 +88,12 @@ pub struct ParamLimits {
     pub max_input_tokens: usize,
     /// `--max-total-tokens`, or what the model and the cache allow.
     pub max_total_tokens: usize,
+    /// Answers of one request: OpenAI's bound, or `--max-concurrent-requests` if that is less.
+    pub max_n: usize,
+    /// Not `--disable-grammar-support`.
+    pub has_grammars: bool,
+    /// `--watermark-gamma`, `--watermark-delta`.
+    pub watermark: Watermark,
 }
 
 /// Parameters that passed every rule.
@@ -89,6 +107,11 @@ pub(crate) struct Checked {
     pub(crate) truncate: Option<usize>,
     /// Reported to the client; `None` when greedy.
     pub(crate) seed: Option<u64>,
+    pub(crate) ignore_eos: bool,
+    /// What the reply must match; a schema is no longer text.
+    pub(crate) grammar: Option<GrammarSpec>,
+    /// Answers wanted.
+    pub(crate) n: usize,
 }
 
 /// One parameter: its name on the native API and the one function that checks it and enters it.
@@ -99,7 +122,8 @@ pub(crate) struct Parameter {
     pub(crate) enter: fn(&Asked, &ParamLimits, &mut Checked) -> Result<(), ValidationError>,
 }
 
-/// All parameters in the order in which TGI checks them: a request with two faults gets TGI's error.
+/// All parameters in the order in which TGI checks them: a request with two faults gets TGI's error. Those that TGI does not
+/// know come last.
 pub(crate) const TABLE: &[Parameter] = &[
     best_of::PARAMETER,
     temperature::PARAMETER,
@@ -114,6 +138,18 @@ pub(crate) const TABLE: &[Parameter] = &[
     top_n_tokens::PARAMETER,
     inputs::PARAMETER,
     truncate::PARAMETER,
+    grammar::PARAMETER,
+    adapter_id::PARAMETER,
+    watermark::PARAMETER,
+    prompt_logprobs::PARAMETER,
+    min_p::PARAMETER,
+    presence_penalty::PARAMETER,
+    occurrence_penalty::PARAMETER,
+    logit_bias::PARAMETER,
+    min_tokens::PARAMETER,
+    ignore_eos::PARAMETER,
+    bad_words::PARAMETER,
+    n::PARAMETER,
 ];
 
 impl Asked {
@@ -139,6 +175,9 @@ pub(crate) fn check(asked: &Asked, limits: &ParamLimits) -> Result<Checked, Vali
         stop: Vec::new(),
         truncate: None,
         seed: None,
+        ignore_eos: false,
+        grammar: None,
+        n: 1,
     };
     for parameter in TABLE {
         (parameter.enter)(asked, limits, &mut checked).inspect_err(|error| {
@@ -153,6 +192,19 @@ fn finite(field: &'static str, value: f32) -> Result<f32, ValidationError> {
     if value.is_finite() { Ok(value) } else { Err(ValidationError::NotFinite { field }) }
 }
 
+/// The value if it is within `[least, most]`, which no NaN is.
+fn within(field: &'static str, value: f32, least: f32, most: f32) -> Result<f32, ValidationError> {
+    match (least..=most).contains(&value) {
+        true => Ok(value),
+        false => Err(ValidationError::OutOfRange { field, least, most, given: value }),
+    }
+}
+
+/// A list that is not too long.
+fn at_most(field: &'static str, unit: &'static str, limit: usize, given: usize) -> Result<(), ValidationError> {
+    if given > limit { Err(ValidationError::TooMany { field, unit, limit, given }) } else { Ok(()) }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -164,6 +216,9 @@ pub(crate) mod tests {
             max_top_n_tokens: 5,
             max_input_tokens: 63,
             max_total_tokens: 64,
+            max_n: 8,
+            has_grammars: true,
+            watermark: Watermark { gamma: 0.5, delta: 2.0 },
         }
     }
 
@@ -214,6 +269,103 @@ pub(crate) mod tests {
         for (asked, expected) in cases {
             assert_eq!(text(asked.clone()), expected, "{asked:?}");
         }
+    }
+
+    #[test]
+    fn rules_of_our_own_name_field_limit_and_value() {
+        let schema = |value| Some(GrammarSpec::JsonSchema(std::sync::Arc::new(value)));
+        let cases = [
+            (Asked { min_p: Some(-0.5), ..base() }, "`min_p` must be >= 0.0 and <= 1.0. Given: -0.5"),
+            (Asked { min_p: Some(f32::NAN), ..base() }, "`min_p` must be >= 0.0 and <= 1.0. Given: NaN"),
+            (
+                Asked { presence_penalty: Some(2.5), ..base() },
+                "`presence_penalty` must be >= -2.0 and <= 2.0. Given: 2.5",
+            ),
+            (Asked { occurrence_penalty: Some(-3.0), ..base() }, "`frequency_penalty` must be >= -2.0 and <= 2.0"),
+            (
+                Asked { logit_bias: vec![(1, 101.0)], ..base() },
+                "`logit_bias` must be >= -100.0 and <= 100.0. Given: 101.0",
+            ),
+            (Asked { logit_bias: vec![(1, 1.0), (1, 2.0)], ..base() }, "`logit_bias` names token 1 twice"),
+            (
+                Asked { logit_bias: vec![(1, 1.0); 1025], ..base() },
+                "`logit_bias` must have at most 1024 tokens. Given: 1025",
+            ),
+            (Asked { bad_words: vec![vec![]], ..base() }, "`bad_words` must not contain an empty list"),
+            (
+                Asked { bad_words: vec![vec![1]; 1025], ..base() },
+                "`bad_words` must have at most 1024 lists. Given: 1025",
+            ),
+            (Asked { bad_words: vec![vec![1; 33]], ..base() }, "`bad_words[]` must have at most 32 tokens. Given: 33"),
+            (Asked { n: Some(0), ..base() }, "`n` must be >= 1 and <= 8. Given: 0"),
+            (Asked { n: Some(9), ..base() }, "`n` must be >= 1 and <= 8. Given: 9"),
+            (
+                Asked { n: Some(3), best_of: Some(2), do_sample: true, ..base() },
+                "`n` must be <= `best_of`. Given: 3 and 2",
+            ),
+            (
+                Asked { adapter_id: Some("mine".into()), ..base() },
+                "adapter `mine` is not loaded; this server has no adapters",
+            ),
+            (Asked { input_ids: Some(vec![]), ..base() }, "`inputs` cannot be empty"),
+            (Asked { grammar: schema(serde_json::json!(7)), ..base() }, "grammar is not supported"),
+            (
+                Asked { grammar: schema(serde_json::json!("{")), ..base() },
+                "grammar is not valid: EOF while parsing an object at line 1 column 1",
+            ),
+            (
+                Asked { grammar: schema(serde_json::json!("[]")), ..base() },
+                "grammar is not valid: a JSON schema is an object or a boolean",
+            ),
+            (Asked { input_ids: Some(vec![1]), adapter_id: Some(String::new()), ..Asked::default() }, "ok"),
+            (Asked { n: Some(8), min_p: Some(1.0), presence_penalty: Some(-2.0), ..base() }, "ok"),
+        ];
+        for (asked, expected) in cases {
+            assert_eq!(text(asked.clone()), expected, "{asked:?}");
+        }
+    }
+
+    #[test]
+    fn grammars_are_read_and_can_be_switched_off() {
+        let schema = |value| Some(GrammarSpec::JsonSchema(std::sync::Arc::new(value)));
+        let asked = Asked { grammar: schema(serde_json::json!(r#"{"type": "object"}"#)), ignore_eos: true, ..base() };
+        let checked = check(&asked, &limits()).unwrap();
+        assert_eq!(checked.grammar, schema(serde_json::json!({"type": "object"})), "the text of a schema is read");
+        assert!(!checked.ignore_eos, "nothing follows the end of a grammar");
+        let error = check(&asked, &ParamLimits { has_grammars: false, ..limits() }).unwrap_err();
+        assert_eq!(error.to_string(), "grammar is not supported");
+    }
+
+    #[test]
+    fn what_is_asked_reaches_the_sampler() {
+        let asked = Asked {
+            min_p: Some(0.1),
+            presence_penalty: Some(0.2),
+            occurrence_penalty: Some(0.3),
+            logit_bias: vec![(9, -100.0), (2, 5.0)],
+            min_tokens: Some(4),
+            bad_words: vec![vec![7, 8]],
+            watermark: true,
+            prompt_logprobs: true,
+            ignore_eos: true,
+            ..base()
+        };
+        let checked = check(&asked, &limits()).unwrap();
+        let expected = SamplingParams {
+            temperature: 1.0,
+            repetition_penalty: 1.0,
+            min_p: 0.1,
+            presence_penalty: 0.2,
+            occurrence_penalty: 0.3,
+            logit_bias: [(2, 5.0), (9, -100.0)].into(),
+            min_tokens: 4,
+            bad_words: [[7, 8].into()].into(),
+            watermark: Some(Watermark { gamma: 0.5, delta: 2.0 }),
+            prompt_logprobs: true,
+            ..SamplingParams::default()
+        };
+        assert_eq!(checked.sampling, expected);
+        assert!(checked.ignore_eos);
     }
 
     #[test]

@@ -29,13 +29,8 @@ pub(crate) struct Unsupported {
     pub(crate) neutral: Neutral,
 }
 
-/// Of the native API's `parameters`.
-pub(crate) const NATIVE: &[Unsupported] = &[
-    Unsupported { field: "grammar", neutral: Neutral::Null },
-    Unsupported { field: "watermark", neutral: Neutral::False },
-    Unsupported { field: "decoder_input_details", neutral: Neutral::False },
-    Unsupported { field: "adapter_id", neutral: Neutral::Null },
-];
+/// Of the native API's `parameters`: all are served.
+pub(crate) const NATIVE: &[Unsupported] = &[];
 
 /// Of `/v1/chat/completions`.
 pub(crate) const CHAT: &[Unsupported] = &[
@@ -98,7 +93,6 @@ mod tests {
         let neutral = json!({"tools": [], "tool_choice": "auto", "response_format": {"type": "text"}, "n": 1,
             "logit_bias": {}, "presence_penalty": 0, "functions": null});
         assert_eq!(refused(CHAT, neutral), None);
-        assert_eq!(refused(NATIVE, json!({"watermark": false, "grammar": null})), None);
         assert_eq!(refused(COMPLETIONS, json!({"logprobs": null, "echo": false, "best_of": 1})), None);
     }
 
@@ -109,8 +103,6 @@ mod tests {
         assert_eq!(refused(CHAT, json!({"response_format": {"type": "json_object"}})), Some("response_format"));
         assert_eq!(refused(CHAT, json!({"n": 2})), Some("n"));
         assert_eq!(refused(CHAT, json!({"logit_bias": {"1": 5}})), Some("logit_bias"));
-        assert_eq!(refused(NATIVE, json!({"grammar": {"type": "regex", "value": "a"}})), Some("grammar"));
-        assert_eq!(refused(NATIVE, json!({"watermark": true})), Some("watermark"));
         assert_eq!(refused(COMPLETIONS, json!({"logprobs": 1})), Some("logprobs"));
     }
 }

@@ -217,7 +217,8 @@ mod tests {
     }
 
     impl Wire for Sample {
-        const UNSUPPORTED: &'static [Unsupported] = crate::params::unsupported::NATIVE;
+        const UNSUPPORTED: &'static [Unsupported] =
+            &[Unsupported { field: "audio", neutral: crate::params::unsupported::Neutral::False }];
         const PARAMETERS: Option<&'static str> = Some("parameters");
     }
 
@@ -234,12 +235,12 @@ mod tests {
 
     #[test]
     fn unsupported_fields_are_found_where_parameters_stand() {
-        check(r#"{"inputs":"a","parameters":{"watermark":false}}"#, "");
+        check(r#"{"inputs":"a","parameters":{"audio":false}}"#, "");
         check(
-            r#"{"inputs":"a","parameters":{"watermark":true}}"#,
-            "Input validation error: `watermark` is not supported by this version",
+            r#"{"inputs":"a","parameters":{"audio":true}}"#,
+            "Input validation error: `audio` is not supported by this version",
         );
-        check(r#"{"inputs":"a","watermark":true}"#, "watermark");
+        check(r#"{"inputs":"a","audio":true}"#, "audio");
         check(r#"{"inputs":"a","parameters":[]}"#, "");
     }
 

@@ -10,10 +10,11 @@ use futures::future::try_join_all;
 use serde::{Deserialize, Serialize};
 
 use super::body::{Body, Wire};
+use super::grammar::Grammar;
 use super::headers::Cost;
 use super::{json, to_json};
 use crate::error::{Error, NativeFailure};
-use crate::generation::{End, Generation, Token};
+use crate::generation::{End, Generation, PromptToken, Token};
 use crate::params::Asked;
 use crate::params::unsupported::{NATIVE, Unsupported};
 use crate::server::Server;
@@ -55,6 +56,12 @@ pub(super) struct GenerateParameters {
     pub(super) details: bool,
     seed: Option<u64>,
     top_n_tokens: Option<u32>,
+    #[serde(default)]
+    watermark: bool,
+    #[serde(default)]
+    decoder_input_details: bool,
+    grammar: Option<Grammar>,
+    adapter_id: Option<String>,
 }
 
 impl Wire for GenerateRequest {
@@ -75,7 +82,8 @@ impl GenerateRequest {
         let GenerateRequest { inputs, parameters } = self;
         let is_full_text = parameters.return_full_text.unwrap_or(full_text);
         let shape = AnswerShape {
-            details: parameters.details,
+            // The prompt's tokens are part of the details, so asking for them asks for those.
+            details: parameters.details || parameters.decoder_input_details,
             prefix: if is_full_text { inputs.clone() } else { String::new() },
         };
         let asked = Asked {
@@ -93,6 +101,10 @@ impl GenerateRequest {
             truncate: parameters.truncate,
             seed: parameters.seed,
             top_n_tokens: parameters.top_n_tokens,
+            prompt_logprobs: parameters.decoder_input_details,
+            watermark: parameters.watermark,
+            grammar: parameters.grammar.map(Into::into),
+            adapter_id: parameters.adapter_id,
             ..Asked::default()
         };
         (asked, shape)
@@ -111,7 +123,7 @@ struct Details {
     finish_reason: &'static str,
     generated_tokens: u32,
     seed: Option<u64>,
-    prefill: [(); 0],
+    prefill: Vec<PrefillToken>,
     tokens: Vec<NativeToken>,
     #[serde(skip_serializing_if = "Option::is_none")]
     best_of_sequences: Option<Vec<BestOfSequence>>,
@@ -125,10 +137,25 @@ struct BestOfSequence {
     finish_reason: &'static str,
     generated_tokens: u32,
     seed: Option<u64>,
-    prefill: [(); 0],
+    prefill: Vec<PrefillToken>,
     tokens: Vec<NativeToken>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     top_tokens: Vec<Vec<NativeToken>>,
+}
+
+/// A token of the prompt.
+#[derive(Serialize)]
+struct PrefillToken {
+    id: u32,
+    text: String,
+    /// Null for the first token, and where the model gives the token no chance at all.
+    logprob: Option<f32>,
+}
+
+impl From<PromptToken> for PrefillToken {
+    fn from(token: PromptToken) -> Self {
+        Self { id: token.id, text: token.text, logprob: token.logprob }
+    }
 }
 
 /// A token in native answers and events.
@@ -195,6 +222,7 @@ pub(super) async fn answer(
 
 /// A generation that has ended.
 struct Reply {
+    prefill: Vec<PrefillToken>,
     tokens: Vec<NativeToken>,
     top_tokens: Vec<Vec<NativeToken>>,
     end: End,
@@ -202,15 +230,16 @@ struct Reply {
 
 impl Reply {
     async fn collect(mut generation: Generation) -> Result<Self, Error> {
-        let (mut tokens, mut top_tokens) = (Vec::new(), Vec::new());
+        let (mut prefill, mut tokens, mut top_tokens) = (Vec::new(), Vec::new(), Vec::new());
         while let Some(step) = generation.next().await {
             let step = step?;
+            prefill.extend(step.prompt.into_iter().map(PrefillToken::from));
             tokens.push(NativeToken::from(step.token));
             if !step.top_tokens.is_empty() {
                 top_tokens.push(step.top_tokens.into_iter().map(NativeToken::from).collect());
             }
             if let Some(end) = step.end {
-                return Ok(Self { tokens, top_tokens, end });
+                return Ok(Self { prefill, tokens, top_tokens, end });
             }
         }
         Err(Error::Incomplete)
@@ -226,7 +255,7 @@ impl Reply {
             finish_reason: self.end.finish.native(),
             generated_tokens: self.end.generated_tokens,
             seed: self.end.seed,
-            prefill: [],
+            prefill: self.prefill,
             tokens: self.tokens,
             best_of_sequences,
             top_tokens: self.top_tokens,
@@ -239,7 +268,7 @@ impl Reply {
             finish_reason: self.end.finish.native(),
             generated_tokens: self.end.generated_tokens,
             seed: self.end.seed,
-            prefill: [],
+            prefill: self.prefill,
             tokens: self.tokens,
             top_tokens: self.top_tokens,
         }

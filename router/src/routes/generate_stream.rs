@@ -16,7 +16,7 @@ use super::generate::{AnswerShape, GenerateRequest, NativeToken};
 use super::{headers, sse};
 use crate::error::{Dialect, Error};
 use crate::generation::{Generation, Step};
-use crate::params::{Asked, best_of};
+use crate::params::{Asked, best_of, prompt_logprobs};
 use crate::server::Server;
 use crate::text::StopText;
 use crate::validation::SpecialTokens;
@@ -62,6 +62,7 @@ pub(super) async fn stream(server: &Server, asked: Asked, shape: AnswerShape, ar
 
 async fn start(server: &Server, asked: Asked, arrived: Instant) -> Result<Generation, Error> {
     best_of::check_stream(asked.best_of)?;
+    prompt_logprobs::check_stream(asked.prompt_logprobs)?;
     let valid = server.validation.validate(asked, SpecialTokens::Add).await?;
     server.submit(&valid, StopText::Keep, arrived)
 }

@@ -7,6 +7,7 @@ mod compat;
 mod completions;
 mod generate;
 mod generate_stream;
+mod grammar;
 mod headers;
 mod health;
 mod info;

@@ -121,6 +121,7 @@ fn info() -> InfoResponse {
         num_blocks: 64,
         max_slots: 8,
         max_step_tokens: 32,
+        max_logit_rows: 8,
         eos_token_ids: vec![EOS],
         max_top_n_tokens: 5,
         ..Default::default()

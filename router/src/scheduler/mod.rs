@@ -26,7 +26,9 @@ mod tests;
 #[cfg(test)]
 pub(crate) mod tiny_shard;
 
-pub use step::{ApplyError, Chunk, NewSlot, SampledRow, SlotId, StepOutcome, StepPlan};
+pub use step::{
+    ApplyError, Chunk, MaskedRow, NewSlot, PromptLogprob, PromptRun, SampledRow, SlotId, StepOutcome, StepPlan,
+};
 
 use row::{Row, Sequence, Tenancy};
 
@@ -43,6 +45,9 @@ pub struct Capacity {
     pub max_slots: u32,
     /// Token rows per step.
     pub max_step_tokens: u32,
+    /// Rows per step whose logits can be computed: sampled rows, and all rows of prompts whose log-probabilities are asked
+    /// for.
+    pub max_logit_rows: u32,
 }
 
 /// What stays the same for the scheduler's life.
@@ -77,6 +82,11 @@ pub enum OutputEvent {
         /// Tokens found in the prefix cache.
         cached_tokens: u32,
     },
+    /// The log-probabilities of its prompt's tokens from the second on; once, before its first token, if asked for.
+    Prompt {
+        /// One per token.
+        logprobs: Vec<PromptLogprob>,
+    },
     /// It has one more token.
     Token {
         /// The id.
@@ -108,6 +118,12 @@ pub enum Failure {
     #[error("the shard failed this request: {reason}")]
     Row {
         /// The shard's words.
+        reason: String,
+    },
+    /// Its grammar allows nothing, or has failed itself.
+    #[error("the grammar failed this request: {reason}")]
+    Grammar {
+        /// The grammar's words.
         reason: String,
     },
     /// It was in flight when the shards crashed, again and again; it is probably the cause.
@@ -185,8 +201,12 @@ pub struct Scheduler {
     /// The last plan's number.
     seq: u64,
     step: StepPlan,
+    /// Rows whose logits the step can still compute.
+    logit_rows: u32,
     last_continues: Vec<SlotId>,
     in_flight: VecDeque<InFlight>,
+    /// Stays that the shards could not compute, while plans in flight still have them.
+    failed: Vec<Tenancy>,
     spare_in_flight: Vec<InFlight>,
     /// Scratch of the prefix lookup.
     found: Vec<BlockId>,
@@ -229,8 +249,10 @@ impl Scheduler {
             next_tenancy: 0,
             seq: 0,
             step: StepPlan::default(),
+            logit_rows: 0,
             last_continues: Vec::new(),
             in_flight: VecDeque::new(),
+            failed: Vec::new(),
             spare_in_flight: Vec::new(),
             found: Vec::new(),
             outputs: Vec::new(),
@@ -265,6 +287,20 @@ impl Scheduler {
         slot.map(|slot| self.leave(slot)).is_some()
     }
 
+    /// Ends a request with a failure that the engine has found. False if it is not known (any more).
+    pub fn fail(&mut self, id: RequestId, failure: Failure) -> bool {
+        let was_known = self.cancel(id);
+        if was_known {
+            self.outputs.push(Output { request: id, event: OutputEvent::Failed(failure) });
+        }
+        was_known
+    }
+
+    /// Whether anybody still wants the token of a masked row of a plan in flight. If not, any mask will do for it.
+    pub fn is_awaited(&self, row: &MaskedRow) -> bool {
+        self.is_live(row.slot, row.tenancy)
+    }
+
     /// Takes the result of the oldest plan in flight.
     ///
     /// # Errors
@@ -275,6 +311,9 @@ impl Scheduler {
             return Err(ApplyError::Seq { actual: outcome.seq, expected });
         }
         let mut plan = self.in_flight.pop_front().expect("its number was just read");
+        for run in outcome.prompt_runs {
+            self.note_prompt(&plan, run)?;
+        }
         let mut samples = outcome.samples.into_iter().peekable();
         for planned in plan.rows.drain(..) {
             if let Some((_, reason)) = outcome.row_errors.iter().find(|(slot, _)| *slot == planned.slot) {
@@ -290,6 +329,8 @@ impl Scheduler {
             }
         }
         self.spare_in_flight.push(plan);
+        self.failed
+            .retain(|tenancy| self.in_flight.iter().any(|plan| plan.rows.iter().any(|row| row.tenancy == *tenancy)));
         match samples.next() {
             Some(extra) => Err(ApplyError::Row { actual: Some(extra.slot.0), expected: None }),
             None => Ok(()),
@@ -343,6 +384,11 @@ impl Scheduler {
         }
     }
 
+    /// What has happened since the last call of [`Scheduler::take_outputs`], in order.
+    pub fn outputs(&self) -> &[Output] {
+        &self.outputs
+    }
+
     /// What has happened since the last call, in order.
     pub fn take_outputs(&mut self) -> std::vec::Drain<'_, Output> {
         self.outputs.drain(..)
@@ -375,6 +421,28 @@ impl Scheduler {
         self.order.is_empty() && self.waiting.is_empty() && self.recovered.is_empty() && self.suspects.is_empty()
     }
 
+    /// Log-probabilities of a prompt have arrived.
+    fn note_prompt(&mut self, plan: &InFlight, run: PromptRun) -> Result<(), ApplyError> {
+        let planned = plan.rows.iter().find(|row| row.slot == run.slot);
+        let gap = |expected| ApplyError::Prompt { slot: run.slot.0, actual: run.first_position, expected };
+        let planned = planned.ok_or_else(|| gap(0))?;
+        if !self.is_live(planned.slot, planned.tenancy) {
+            return Ok(());
+        }
+        let sequence = &mut self.row_mut(run.slot).sequence;
+        let prompt_tokens = sequence.request.input_tokens();
+        let Some(known) = &mut sequence.prompt_logprobs else { return Err(gap(prompt_tokens)) };
+        // What an earlier stay has reported comes again, bit for bit.
+        let next = known.len() as u32 + 1;
+        if run.first_position == 0 || run.first_position > next {
+            return Err(gap(next));
+        }
+        let repeated = (next - run.first_position) as usize;
+        let missing = (prompt_tokens - next) as usize;
+        known.extend(run.logprobs.into_iter().skip(repeated).take(missing));
+        Ok(())
+    }
+
     /// A row's next token has arrived.
     fn accept(&mut self, planned: PlannedRow, sample: SampledRow) -> Result<(), ApplyError> {
         if sample.token_id >= self.config.vocab_size {
@@ -395,6 +463,13 @@ impl Scheduler {
         }
 
         let request = row.sequence.id;
+        if let Some(logprobs) = row.sequence.prompt_logprobs.take() {
+            let (reported, expected) = (logprobs.len() as u32 + 1, row.sequence.request.input_tokens());
+            if reported != expected {
+                return Err(ApplyError::Prompt { slot: planned.slot.0, actual: expected, expected: reported });
+            }
+            self.outputs.push(Output { request, event: OutputEvent::Prompt { logprobs } });
+        }
         let SampledRow { token_id, logprob, top, .. } = sample;
         self.outputs.push(Output { request, event: OutputEvent::Token { id: token_id, logprob, top } });
         let is_eos = !row.sequence.request.parts().ignore_eos && self.config.eos_token_ids.contains(&token_id);
@@ -410,13 +485,30 @@ impl Scheduler {
 
     /// The shards could not compute a row.
     fn fail_row(&mut self, planned: PlannedRow, reason: &str) {
+        let has_been_dealt_with = self.failed.contains(&planned.tenancy);
+        self.failed.push(planned.tenancy);
         if !self.is_live(planned.slot, planned.tenancy) {
             self.counters.wasted_rows += u64::from(planned.samples);
+            if !has_been_dealt_with {
+                self.distrust_everything();
+            }
             return;
         }
         let sequence = self.leave_distrusted(planned.slot);
         let failure = Failure::Row { reason: reason.to_owned() };
         self.outputs.push(Output { request: sequence.id, event: OutputEvent::Failed(failure) });
+    }
+
+    /// A row failed that had left its slot by the time this became known, so nobody knows any more which blocks it has
+    /// offered to the index. It is rare enough to empty the index for it; whoever has taken a prefix from there starts again.
+    fn distrust_everything(&mut self) {
+        let blocks: Vec<BlockId> = (0..self.capacity.num_blocks).map(BlockId).collect();
+        self.cache.distrust(&blocks);
+        let readers: Vec<SlotId> = self.order.iter().copied().filter(|&slot| self.row(slot).cached > 0).collect();
+        for slot in readers {
+            let restarted = self.leave(slot);
+            self.requeue(restarted);
+        }
     }
 
     /// Takes out a row whose blocks may hold anything. Rows that have taken some of them as their prefix in the meantime
@@ -487,6 +579,7 @@ impl Scheduler {
         self.running_max_tokens = 0;
         self.seq = 0;
         self.last_continues.clear();
+        self.failed.clear();
     }
 }
 

@@ -5,16 +5,21 @@
 //!    of what is left, so neither kind starves the other.
 //! 3. Longer prompts take the rest in chunks; few at a time, and shorter ones overtake them.
 //!
+//! Every sampled row also takes one of the step's logit rows, and a prompt whose log-probabilities are asked for takes
+//! one for each of its tokens: at most half of those that are left, and only one such prompt at a time, so that others
+//! go on beside it.
+//!
 //! Blocks are taken when a row crosses into them. When none is left, the youngest row that is younger than the asking one
 //! goes back to the queue; a row that finds nobody younger skips the step and keeps what it has, until an older one
 //! takes it. The oldest row always gets its blocks, so something always moves.
 
 use crate::kv::BlockId;
 use crate::limits;
+use crate::request::SamplingParams;
 
 use super::row::{Row, Sequence, Tenancy, Work};
 use super::step::{Chunk, NewSlot, SlotId, StepPlan};
-use super::{Output, OutputEvent, PlannedRow, Scheduler};
+use super::{MaskedRow, Output, OutputEvent, PlannedRow, Scheduler};
 
 /// Prompts by what is left of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +49,7 @@ impl Scheduler {
             return None;
         }
         self.step.clear();
+        self.logit_rows = self.capacity.max_logit_rows;
         self.step.seq = self.seq + 1;
         let a_suspect_is_next = self.recovered.is_empty() && !self.suspects.is_empty();
         if let Some(tenancy) = self.probation {
@@ -80,7 +86,7 @@ impl Scheduler {
         let mut idx = 0;
         let mut exhausted = false;
         // Victims are younger, that is behind `idx`, so removing one does not disturb the walk.
-        while idx < self.order.len() && budget > 0 {
+        while idx < self.order.len() && budget > 0 && self.logit_rows > 0 {
             let slot = self.order[idx];
             idx += 1;
             let row = self.row(slot);
@@ -122,7 +128,7 @@ impl Scheduler {
         let mut idx = 0;
         let mut reserved = None;
         while budget > 0 && self.may_admit(length) && idx < self.num_candidates() {
-            if self.length(self.candidate(idx).len()) != length {
+            if self.length(self.candidate(idx).len()) != length || self.must_wait_for_logits(self.candidate(idx)) {
                 idx += 1;
                 continue;
             }
@@ -141,8 +147,15 @@ impl Scheduler {
 
     fn may_admit(&self, length: Length) -> bool {
         // A step has a token for every row, or the youngest rows would hold blocks and never run.
-        let has_room = !self.free_slots.is_empty() && self.order.len() < self.capacity.max_step_tokens as usize;
+        let max_rows = self.capacity.max_step_tokens.min(self.capacity.max_logit_rows) as usize;
+        let has_room = !self.free_slots.is_empty() && self.order.len() < max_rows && self.logit_rows > 0;
         has_room && (length == Length::Short || self.longs_running() < limits::MAX_LONG_PREFILLS)
+    }
+
+    /// Whether another prompt's log-probabilities are being computed, and this one wants them too.
+    fn must_wait_for_logits(&self, sequence: &Sequence) -> bool {
+        let wants = |sequence: &Sequence| sequence.prompt_logprobs.is_some();
+        wants(sequence) && self.order.iter().any(|&slot| wants(&self.row(slot).sequence))
     }
 
     /// Admits candidate `idx` if its whole prompt fits beside what the running rows will need next (`reserved`).
@@ -220,12 +233,17 @@ impl Scheduler {
             self.outputs.push(Output { request: sequence.id, event: OutputEvent::Scheduled { cached_tokens } });
         }
 
-        let sampling = sequence.request.parts().sampling;
+        let parts = sequence.request.parts();
+        // What has been reported is not computed again.
+        let prompt_logprobs = sequence.prompt_logprobs.is_some();
+        let sampling = SamplingParams { prompt_logprobs, ..parts.sampling.clone() };
         let cached_ids = if sampling.needs_context_ids() { &sequence.tokens[..cached_tokens as usize] } else { &[] };
         self.step.new_slots.push(NewSlot {
             slot,
             request: sequence.id,
             sampling,
+            prompt_tokens: sequence.request.input_tokens(),
+            masked: parts.constraint.is_some(),
             block_table: prefix.to_vec(),
             cached_tokens,
             cached_ids: cached_ids.to_vec(),
@@ -258,6 +276,7 @@ impl Scheduler {
         row.computed += 1;
         row.in_flight += 1;
         row.planned_in = seq;
+        self.logit_rows -= 1;
         self.step.continues.push(slot);
     }
 
@@ -265,13 +284,18 @@ impl Scheduler {
     fn plan_chunk(&mut self, slot: SlotId, num_tokens: u32) -> u32 {
         let row = self.row(slot);
         let start_position = row.computed;
-        let end = self.grow(slot, row.sequence.len().min(start_position + num_tokens));
+        let wanted = row.sequence.len().min(start_position + num_tokens);
+        let end = self.grow(slot, self.end_within_logit_rows(slot, wanted));
         if end == start_position {
             return 0;
         }
         let seq = self.step.seq;
         let row = self.slots[slot.0 as usize].as_mut().expect("the row was just read");
         let sample = end == row.sequence.len();
+        self.logit_rows -= match row.sequence.prompt_logprobs {
+            Some(_) => end - start_position,
+            None => u32::from(sample),
+        };
         self.step.chunk_ids.extend_from_slice(&row.sequence.tokens[start_position as usize..end as usize]);
         self.step.chunks.push(Chunk { slot, start_position, num_tokens: end - start_position, sample });
         row.computed = end;
@@ -280,6 +304,17 @@ impl Scheduler {
         row.in_flight += u32::from(sample);
         row.commit_full_blocks(&mut self.cache, self.config.block_size, seq);
         end - start_position
+    }
+
+    /// Where a chunk that wants to reach `end` must end for want of logit rows.
+    fn end_within_logit_rows(&self, slot: SlotId, end: u32) -> u32 {
+        let row = self.row(slot);
+        match row.sequence.prompt_logprobs {
+            Some(_) => end.min(row.computed + self.logit_rows.div_ceil(2)),
+            // Without its last token a prompt needs no logits.
+            None if self.logit_rows == 0 => end.min(row.sequence.len() - 1),
+            None => end,
+        }
     }
 
     /// Appends blocks until the row has room for `tokens` tokens, preempting younger rows if it must. Returns the tokens
@@ -334,7 +369,13 @@ impl Scheduler {
         let chunks = self.step.chunks.iter().map(|chunk| (chunk.slot, chunk.sample));
         plan.rows.extend(continues.chain(chunks).map(|(slot, samples)| {
             let row = self.slots[slot.0 as usize].as_ref().expect("planned rows are live");
-            PlannedRow { slot, tenancy: row.tenancy, samples }
+            let (sequence, tenancy) = (&row.sequence, row.tenancy);
+            if samples && sequence.request.parts().constraint.is_some() {
+                // The token that this step samples is in flight already, and is not one of those before it.
+                let reply_len = sequence.reply_len() + row.in_flight - 1;
+                self.step.masked.push(MaskedRow { slot, request: sequence.id, reply_len, tenancy });
+            }
+            PlannedRow { slot, tenancy, samples }
         }));
         self.in_flight.push_back(plan);
         &self.step

@@ -3,7 +3,7 @@
 use crate::kv::{BlockHash, BlockId, KvCache};
 use crate::request::GenerateRequest;
 
-use super::RequestId;
+use super::{PromptLogprob, RequestId};
 
 /// The truth of a request. Everything else can be rebuilt from it.
 pub(super) struct Sequence {
@@ -13,6 +13,9 @@ pub(super) struct Sequence {
     pub(super) tokens: Vec<u32>,
     /// The root of its prefix chain, then one hash per full block of `tokens`; empty if it does not use the cache.
     pub(super) chain: Vec<BlockHash>,
+    /// Log-probabilities of its prompt's tokens from the second on, as far as they have arrived; `None` if nobody asks for
+    /// them, or has been told.
+    pub(super) prompt_logprobs: Option<Vec<PromptLogprob>>,
     /// Whether it has been in a batch before.
     pub(super) was_scheduled: bool,
     /// Crashes since its last token while it computed its first step.
@@ -30,7 +33,8 @@ impl Sequence {
             chain.push(cache.root(parts.salt.as_deref()));
             cache.extend_chain(&mut chain, &tokens);
         }
-        Self { id, request, tokens, chain, was_scheduled: false, strikes: 0, crashes: 0 }
+        let prompt_logprobs = parts.sampling.prompt_logprobs.then(Vec::new);
+        Self { id, request, tokens, chain, prompt_logprobs, was_scheduled: false, strikes: 0, crashes: 0 }
     }
 
     /// Tokens known, prompt and reply.
@@ -38,9 +42,18 @@ impl Sequence {
         self.tokens.len() as u32
     }
 
-    /// The part of the prompt that may come from the cache: all but the last token, whose logits are needed.
+    /// The part of the prompt that may come from the cache: all but the last token, whose logits are needed. Nothing, if
+    /// the logits of all are.
     pub(super) fn cacheable(&self) -> &[u32] {
-        &self.tokens[..self.tokens.len() - 1]
+        match self.prompt_logprobs {
+            None => &self.tokens[..self.tokens.len() - 1],
+            Some(_) => &[],
+        }
+    }
+
+    /// Tokens of its reply so far.
+    pub(super) fn reply_len(&self) -> u32 {
+        self.len() - self.request.input_tokens()
     }
 }
 

@@ -3,13 +3,18 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Instant;
 
-use proto::v1::StepResult;
+use proto::v1::{Mask, Plan, StepResult};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::tiny_shard::{EOS, POISON, Refusal, TinyShard, UNCOMPUTABLE, VOCAB_SIZE, logprob, reference_reply};
+use super::tiny_shard::{
+    EOS, POISON, Refusal, TinyGrammar, TinyShard, UNCOMPUTABLE, VOCAB_SIZE, logprob, reference_prompt, reference_reply,
+};
 use super::*;
+use crate::constraint::SharedConstraint;
+use crate::engine::masks::{Job, Masks};
 use crate::engine::wire;
 use crate::request::{RequestLimits, RequestParts, SamplingParams};
 
@@ -20,6 +25,7 @@ struct Weather {
     num_requests: usize,
     crashes: bool,
     bad_rows: bool,
+    grammars: bool,
 }
 
 struct Simulation {
@@ -29,6 +35,13 @@ struct Simulation {
     shard: TinyShard,
     capacity: Capacity,
     block_size: u32,
+    masks: Masks,
+    /// What the mask workers have to do.
+    jobs: Vec<Job>,
+    /// Plans the shard has not executed yet, because it waits for masks.
+    waiting: VecDeque<Plan>,
+    /// Masks that were sent for them.
+    sent_masks: HashMap<u64, Vec<Mask>>,
     /// Results the router has not seen yet.
     results: VecDeque<StepResult>,
     requests: BTreeMap<RequestId, Client>,
@@ -40,6 +53,7 @@ struct Simulation {
 #[derive(Debug)]
 struct Client {
     parts: RequestParts,
+    prompt: Option<Vec<PromptLogprob>>,
     reply: Vec<u32>,
     scheduled: u32,
     end: Option<End>,
@@ -60,6 +74,7 @@ impl Simulation {
             num_blocks: rng.random_range(2..=24),
             max_slots: rng.random_range(1..=8),
             max_step_tokens: rng.random_range(3..=40),
+            max_logit_rows: rng.random_range(1..=12),
         };
         let config = SchedulerConfig {
             block_size,
@@ -75,6 +90,10 @@ impl Simulation {
             shard: Self::shard(capacity, block_size),
             capacity,
             block_size,
+            masks: Masks::new(VOCAB_SIZE, &[EOS]),
+            jobs: Vec::new(),
+            waiting: VecDeque::new(),
+            sent_masks: HashMap::new(),
             results: VecDeque::new(),
             requests: BTreeMap::new(),
             epochs: 1,
@@ -83,7 +102,7 @@ impl Simulation {
     }
 
     fn shard(capacity: Capacity, block_size: u32) -> TinyShard {
-        TinyShard::new(capacity.num_blocks, block_size, capacity.max_slots, capacity.max_step_tokens)
+        TinyShard::new(capacity, block_size)
     }
 
     fn run(mut self) -> Counters {
@@ -93,15 +112,17 @@ impl Simulation {
                 0..15 if self.requests.len() < self.weather.num_requests => self.submit(),
                 15..17 => self.cancel(),
                 17 if self.weather.crashes && self.rng.random_bool(0.2) => self.crash(),
-                20..60 => self.plan(),
-                60..100 => self.apply(),
+                20..50 => self.plan(),
+                50..80 => self.apply(),
+                80..100 => self.compute_mask(),
                 _ => continue,
             }
             self.check_invariants();
             moves += 1;
             assert!(moves < 200_000, "{:?}: no end in sight, {:?}", self.weather, self.scheduler.load());
         }
-        while !self.results.is_empty() {
+        while !self.results.is_empty() || !self.waiting.is_empty() {
+            assert!(!self.results.is_empty(), "{:?}: the shard waits for masks that nobody wants", self.weather);
             self.apply();
         }
         self.check_replies();
@@ -123,23 +144,33 @@ impl Simulation {
             let at = self.rng.random_range(0..input_ids.len());
             input_ids[at] = UNCOMPUTABLE;
         }
+        let grammar = TinyGrammar {
+            seed: self.rng.random(),
+            fails_after: self.rng.random_bool(0.2).then(|| self.rng.random_range(0..10)),
+        };
+        let is_constrained = self.weather.grammars && self.rng.random_bool(0.5);
         let parts = RequestParts {
             input_ids: input_ids.into(),
             sampling: SamplingParams {
                 seed: self.rng.random_range(0..3),
                 repetition_penalty: if self.rng.random_bool(0.3) { 1.2 } else { 0.0 },
                 top_n_tokens: self.rng.random_range(0..2),
+                prompt_logprobs: self.rng.random_bool(0.2),
+                min_tokens: if is_constrained { self.rng.random_range(0..=max_new_tokens.min(5)) } else { 0 },
                 ..Default::default()
             },
             max_new_tokens,
             ignore_eos: self.rng.random_bool(0.2),
             cache_prompt: self.rng.random_bool(0.9),
             salt: self.rng.random_bool(0.2).then(|| Arc::from("tenant")),
+            constraint: is_constrained.then(|| SharedConstraint(Arc::new(grammar))),
         };
         let limits = RequestLimits { max_total_tokens: total, vocab_size: VOCAB_SIZE, max_top_n_tokens: 5 };
         let request = GenerateRequest::new(parts.clone(), &limits).unwrap();
+        self.masks.begin(id, &request);
+        self.jobs.extend(self.masks.take_jobs(Instant::now()));
         self.scheduler.submit(id, request).unwrap();
-        self.requests.insert(id, Client { parts, reply: Vec::new(), scheduled: 0, end: None });
+        self.requests.insert(id, Client { parts, prompt: None, reply: Vec::new(), scheduled: 0, end: None });
     }
 
     fn cancel(&mut self) {
@@ -150,6 +181,39 @@ impl Simulation {
         let client = self.requests.get_mut(&id).unwrap();
         assert_eq!(self.scheduler.cancel(id), client.end.is_none(), "{:?}: {id:?} is live or not", self.weather);
         client.end.get_or_insert(End::Cancelled);
+        self.masks.forget(id);
+        self.send_masks();
+    }
+
+    /// A mask worker does one of the jobs.
+    fn compute_mask(&mut self) {
+        if self.jobs.is_empty() {
+            return;
+        }
+        let job = self.jobs.swap_remove(self.rng.random_range(0..self.jobs.len()));
+        if let Some((id, reason)) = self.masks.computed(job.run()) {
+            self.scheduler.fail(id, Failure::Grammar { reason });
+        }
+        self.listen();
+    }
+
+    fn send_masks(&mut self) {
+        while let Some(masks) = self.masks.next(&self.scheduler) {
+            assert!(self.sent_masks.keys().all(|seq| *seq < masks.seq), "{:?}: masks come in order", self.weather);
+            self.sent_masks.insert(masks.seq, masks.masks);
+        }
+        while let Some(plan) = self.waiting.front() {
+            let masks = self.sent_masks.get(&plan.seq).map_or(&[][..], Vec::as_slice);
+            if masks.is_empty() && !self.shard.masked_rows(plan).is_empty() {
+                break;
+            }
+            match self.shard.execute(plan, masks) {
+                Ok(result) => self.results.push_back(result),
+                Err(refusal) => panic!("{:?}: {refusal:?}\n{plan:#?}", self.weather),
+            }
+            self.sent_masks.remove(&plan.seq);
+            self.waiting.pop_front();
+        }
     }
 
     fn crash(&mut self) {
@@ -165,6 +229,9 @@ impl Simulation {
         }
         self.met_crashes.values_mut().for_each(|count| *count += 1);
         self.results.clear();
+        self.waiting.clear();
+        self.sent_masks.clear();
+        self.masks.end_epoch();
         self.shard = Self::shard(self.capacity, self.block_size);
         self.scheduler.reset(self.capacity);
         self.listen();
@@ -175,10 +242,12 @@ impl Simulation {
         if let Some(step) = self.scheduler.plan() {
             let plan = wire::encode(step);
             assert!(step.num_tokens() <= self.capacity.max_step_tokens as usize);
-            match self.shard.execute(&plan) {
-                Ok(result) => self.results.push_back(result),
-                Err(refusal) => panic!("{:?}: {refusal:?}\n{plan:#?}", self.weather),
+            for new in &step.new_slots {
+                let prompt_tokens = self.requests[&new.request].parts.input_ids.len();
+                assert_eq!(new.prompt_tokens as usize, prompt_tokens, "{:?}: at every stay", self.weather);
             }
+            self.masks.owe(step.seq, &step.masked);
+            self.waiting.push_back(plan);
         }
         assert!(self.scheduler.in_flight.len() <= run_ahead);
         self.listen();
@@ -187,11 +256,14 @@ impl Simulation {
     fn apply(&mut self) {
         if let Some(result) = self.results.pop_front() {
             self.scheduler.apply(wire::decode(&result).unwrap()).unwrap();
+            self.masks.answered(result.seq);
             self.listen();
         }
     }
 
     fn listen(&mut self) {
+        self.masks.hear(self.scheduler.outputs());
+        self.jobs.extend(self.masks.take_jobs(Instant::now()));
         for output in self.scheduler.take_outputs() {
             let client = self.requests.get_mut(&output.request).unwrap();
             assert!(client.end.is_none(), "{:?}: {output:?} after the end", self.weather);
@@ -199,6 +271,10 @@ impl Simulation {
                 OutputEvent::Scheduled { cached_tokens } => {
                     assert!(cached_tokens < client.parts.input_ids.len() as u32);
                     client.scheduled += 1;
+                }
+                OutputEvent::Prompt { logprobs } => {
+                    assert!(client.reply.is_empty() && client.parts.sampling.prompt_logprobs, "{:?}", self.weather);
+                    assert_eq!(client.prompt.replace(logprobs), None, "{:?}: reported once", self.weather);
                 }
                 OutputEvent::Token { id, logprob: actual, top } => {
                     assert_eq!(client.scheduled, 1);
@@ -212,6 +288,7 @@ impl Simulation {
                 OutputEvent::Failed(failure) => client.end = Some(End::Failed(failure)),
             }
         }
+        self.send_masks();
     }
 
     /// What must be true between any two moves.
@@ -278,6 +355,11 @@ impl Simulation {
         for (id, client) in &self.requests {
             let context = || format!("{:?} {id:?} {client:?}", self.weather);
             let reference = reference_reply(&client.parts);
+            if let Some(prompt) = &client.prompt {
+                assert_eq!(*prompt, reference_prompt(&client.parts), "{}", context());
+            }
+            let has_prompt = client.prompt.is_some() || !client.parts.sampling.prompt_logprobs;
+            assert!(client.reply.is_empty() || has_prompt, "{}", context());
             let is_uncomputable = client.parts.input_ids.contains(&UNCOMPUTABLE);
             match client.end.as_ref().unwrap() {
                 End::Finished(reason) => {
@@ -293,6 +375,11 @@ impl Simulation {
                 End::Failed(Failure::Poison { crashes }) => {
                     assert!(*crashes >= 2 && *crashes <= self.met_crashes[id], "{}", context());
                     assert!(reference.starts_with(&client.reply), "{}", context());
+                }
+                End::Failed(Failure::Grammar { .. }) => {
+                    assert!(is_uncomputable || client.reply == reference, "{}", context());
+                    let is_complete = reference.len() as u32 == client.parts.max_new_tokens;
+                    assert!(client.parts.constraint.is_some() && !is_complete, "{}", context());
                 }
                 End::Failed(Failure::Misfit(_)) => panic!("{}", context()),
             }
@@ -313,7 +400,7 @@ fn simulate(seeds: std::ops::Range<u64>, weather: Weather) -> Counters {
     })
 }
 
-const CALM: Weather = Weather { seed: 0, num_requests: 20, crashes: false, bad_rows: false };
+const CALM: Weather = Weather { seed: 0, num_requests: 20, crashes: false, bad_rows: false, grammars: false };
 
 #[test]
 fn random_schedules_give_every_request_its_own_reply() {
@@ -335,12 +422,24 @@ fn rows_that_fail_alone_poison_nobody() {
     simulate(20_000..20_500, Weather { bad_rows: true, crashes: true, ..CALM });
 }
 
+/// Every token waits for its mask, which comes late or, for rows that nobody wants any more, at once.
+#[test]
+fn random_schedules_obey_grammars() {
+    let counters = simulate(40_000..41_000, Weather { grammars: true, ..CALM });
+    assert!(counters.preemptions > 100 && counters.wasted_rows > 500, "{counters:?}");
+}
+
+#[test]
+fn grammars_survive_crashes_and_bad_rows() {
+    simulate(50_000..51_000, Weather { grammars: true, crashes: true, bad_rows: true, ..CALM });
+}
+
 /// A request that kills the shards on sight fails after two crashes, alone; the others get their whole replies.
 #[test]
 fn a_poisoned_request_is_found_and_fails_alone() {
     for seed in 30_000..30_200 {
         let mut simulation = Simulation::new(Weather { seed, ..CALM });
-        simulation.capacity = Capacity { num_blocks: 32, max_slots: 8, max_step_tokens: 24 };
+        simulation.capacity = Capacity { num_blocks: 32, max_slots: 8, max_step_tokens: 24, max_logit_rows: 8 };
         simulation.crash();
         simulation.epochs = 0;
         (0..6).for_each(|_| simulation.submit());
@@ -349,11 +448,13 @@ fn a_poisoned_request_is_found_and_fails_alone() {
         let sequence = scheduler.waiting.iter_mut().find(|sequence| sequence.id == poisoned).unwrap();
         let at = simulation.rng.random_range(0..sequence.tokens.len());
         sequence.tokens[at] = POISON;
-        sequence.chain.truncate(1);
-        scheduler.cache.extend_chain(&mut sequence.chain, &sequence.tokens);
+        if !sequence.chain.is_empty() {
+            sequence.chain.truncate(1);
+            scheduler.cache.extend_chain(&mut sequence.chain, &sequence.tokens);
+        }
         while !simulation.scheduler.is_idle() {
             match simulation.scheduler.plan().map(wire::encode) {
-                Some(plan) => match simulation.shard.execute(&plan) {
+                Some(plan) => match simulation.shard.execute(&plan, &[]) {
                     Ok(result) => simulation.results.push_back(result),
                     Err(Refusal::Crash) => simulation.crash(),
                     Err(broken) => panic!("{seed}: {broken:?}"),

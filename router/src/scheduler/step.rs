@@ -7,6 +7,7 @@ use crate::kv::BlockId;
 use crate::request::SamplingParams;
 
 use super::RequestId;
+use super::row::Tenancy;
 
 /// A dense place for a live row on the shards, `0..max_slots`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,6 +32,21 @@ pub struct StepPlan {
     pub appended_blocks: Vec<(SlotId, BlockId)>,
     /// Rows that have left.
     pub freed_slots: Vec<SlotId>,
+    /// Sampled rows that wait for a mask, in row order.
+    pub masked: Vec<MaskedRow>,
+}
+
+/// A sampled row whose token must match a grammar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MaskedRow {
+    /// Where.
+    pub slot: SlotId,
+    /// Whose.
+    pub request: RequestId,
+    /// Tokens of the reply before the one that is sampled: the mask is the one that follows them.
+    pub reply_len: u32,
+    /// The stay in the slot, by which [`Scheduler::is_awaited`](super::Scheduler::is_awaited) recognises the row.
+    pub(super) tenancy: Tenancy,
 }
 
 /// A piece of a prompt.
@@ -55,6 +71,10 @@ pub struct NewSlot {
     pub request: RequestId,
     /// How its tokens are chosen.
     pub sampling: SamplingParams,
+    /// Tokens of the prompt: the same at every stay, so that penalties know where the reply begins.
+    pub prompt_tokens: u32,
+    /// Its sampled rows wait for masks.
+    pub masked: bool,
     /// Blocks of its cached prefix.
     pub block_table: Vec<BlockId>,
     /// Tokens in those blocks.
@@ -87,6 +107,7 @@ impl StepPlan {
         self.new_slots.clear();
         self.appended_blocks.clear();
         self.freed_slots.clear();
+        self.masked.clear();
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -103,6 +124,28 @@ pub struct StepOutcome {
     pub samples: Vec<SampledRow>,
     /// Rows that failed alone, with the shard's words.
     pub row_errors: Vec<(SlotId, String)>,
+    /// Log-probabilities of prompt tokens.
+    pub prompt_runs: Vec<PromptRun>,
+}
+
+/// Log-probabilities of consecutive tokens of one prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PromptRun {
+    /// The row.
+    pub slot: SlotId,
+    /// Position of the first of these tokens.
+    pub first_position: u32,
+    /// One per token.
+    pub logprobs: Vec<PromptLogprob>,
+}
+
+/// How likely a token of the prompt was, given those before it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PromptLogprob {
+    /// By the model's own distribution.
+    pub logprob: f32,
+    /// The most likely tokens in its place, best first, if asked for.
+    pub top: Option<Box<[(u32, f32)]>>,
 }
 
 /// One row's next token.
@@ -136,6 +179,16 @@ pub enum ApplyError {
         actual: Option<u32>,
         /// The next sampled row of the plan.
         expected: Option<u32>,
+    },
+    /// Log-probabilities of a prompt with a gap, or less than all of them.
+    #[error("prompt log-probabilities of slot {slot} at position {actual}, expected {expected}")]
+    Prompt {
+        /// The row.
+        slot: u32,
+        /// The position that came.
+        actual: u32,
+        /// The first one that is still missing.
+        expected: u32,
     },
     /// A token outside of the vocabulary.
     #[error("token id {token_id}, vocabulary size is {vocab_size}")]

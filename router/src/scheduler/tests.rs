@@ -21,7 +21,7 @@ const EOS: u32 = 0;
 /// enters with a prefix, `=` if the rows are those of the plan before, and `-` if there is no plan.
 #[track_caller]
 fn check([blocks, slots, budget, ahead]: [u32; 4], script: &str, expect: Expect) {
-    let capacity = Capacity { num_blocks: blocks, max_slots: slots, max_step_tokens: budget };
+    let capacity = Capacity { num_blocks: blocks, max_slots: slots, max_step_tokens: budget, max_logit_rows: slots };
     let config = SchedulerConfig {
         block_size: 16,
         vocab_size: 1 << 16,
@@ -105,6 +105,7 @@ impl Stage {
             ignore_eos: false,
             cache_prompt: true,
             salt: None,
+            constraint: None,
         };
         let limits = RequestLimits { max_total_tokens: 10_000, vocab_size: 1 << 16, max_top_n_tokens: 0 };
         let id = RequestId(self.names.len() as u64);
@@ -152,6 +153,7 @@ impl Stage {
             seq,
             samples: sampling.iter().filter(|slot| !is(slot, error)).map(sample).collect(),
             row_errors: failed.collect(),
+            prompt_runs: Vec::new(),
         };
         self.scheduler.apply(outcome).unwrap();
         self.show_ends();
@@ -161,6 +163,7 @@ impl Stage {
         for output in self.scheduler.take_outputs() {
             let name = &self.names[&output.request];
             match output.event {
+                OutputEvent::Prompt { .. } => {}
                 OutputEvent::Finished(reason) => self.shown.push(format!("{name}: {reason:?}")),
                 OutputEvent::Failed(failure) => self.shown.push(format!("{name}: {failure}")),
                 OutputEvent::Token { id, .. } => self.tokens.get_mut(&output.request).unwrap().push(id),
@@ -300,10 +303,13 @@ fn results_must_answer_the_oldest_plan_row_by_row() {
             .map(|&slot| SampledRow { slot: SlotId(slot), token_id, logprob: 0.0, top: None })
             .collect(),
         row_errors: Vec::new(),
+        prompt_runs: Vec::new(),
     };
     let apply = |outcome| {
-        let mut scheduler =
-            Scheduler::new(config.clone(), Capacity { num_blocks: 4, max_slots: 2, max_step_tokens: 8 });
+        let mut scheduler = Scheduler::new(
+            config.clone(),
+            Capacity { num_blocks: 4, max_slots: 2, max_step_tokens: 8, max_logit_rows: 2 },
+        );
         let parts = RequestParts {
             input_ids: [1, 2].into(),
             sampling: SamplingParams::default(),
@@ -311,6 +317,7 @@ fn results_must_answer_the_oldest_plan_row_by_row() {
             ignore_eos: true,
             cache_prompt: false,
             salt: None,
+            constraint: None,
         };
         let limits = RequestLimits { max_total_tokens: 10, vocab_size: 10, max_top_n_tokens: 0 };
         scheduler.submit(RequestId(1), GenerateRequest::new(parts, &limits).unwrap()).unwrap();

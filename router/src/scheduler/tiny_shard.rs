@@ -8,6 +8,8 @@
 use proto::v1::{self, Plan, RowError, StepResult};
 use proto::{Sample, pack_u32, unpack_u32};
 
+use super::{Capacity, PromptLogprob};
+use crate::constraint::{Constraint, Matcher};
 use crate::request::RequestParts;
 
 /// Token ids are below it.
@@ -31,6 +33,7 @@ pub(crate) enum Refusal {
 pub(crate) struct TinyShard {
     block_size: u32,
     max_step_tokens: usize,
+    max_logit_rows: usize,
     seq: u64,
     last_continues: Vec<u32>,
     slots: Vec<Option<Slot>>,
@@ -61,10 +64,12 @@ macro_rules! rule {
 }
 
 impl TinyShard {
-    pub(crate) fn new(num_blocks: u32, block_size: u32, max_slots: u32, max_step_tokens: u32) -> Self {
+    pub(crate) fn new(capacity: Capacity, block_size: u32) -> Self {
+        let Capacity { num_blocks, max_slots, max_step_tokens, max_logit_rows } = capacity;
         Self {
             block_size,
             max_step_tokens: max_step_tokens as usize,
+            max_logit_rows: max_logit_rows as usize,
             seq: 0,
             last_continues: Vec::new(),
             slots: (0..max_slots).map(|_| None).collect(),
@@ -73,7 +78,24 @@ impl TinyShard {
         }
     }
 
-    pub(crate) fn execute(&mut self, plan: &Plan) -> Result<StepResult, Refusal> {
+    /// The slots whose sampled rows in `plan`, the next one, wait for masks, in row order.
+    pub(crate) fn masked_rows(&self, plan: &Plan) -> Vec<u32> {
+        let continues = match plan.same_rows {
+            true => self.last_continues.clone(),
+            false => ids(&plan.continues).unwrap_or_default(),
+        };
+        let sampled = plan.chunks.iter().filter(|chunk| chunk.sample).map(|chunk| chunk.slot);
+        let is_masked = |slot: &u32| match plan.new_slots.iter().find(|new| new.slot == *slot) {
+            Some(new) => new.params.as_ref().is_some_and(|params| params.masked),
+            None => self.slot(*slot).as_ref().is_some_and(|slot| slot.params.masked),
+        };
+        continues.into_iter().chain(sampled).filter(is_masked).collect()
+    }
+
+    /// Executes the next plan. `masks` are those that were sent for it.
+    pub(crate) fn execute(&mut self, plan: &Plan, masks: &[v1::Mask]) -> Result<StepResult, Refusal> {
+        let masked: Vec<u32> = masks.iter().map(|mask| mask.slot).collect();
+        rule!(masked == self.masked_rows(plan), "masks of {masked:?}, expected {:?}", self.masked_rows(plan));
         rule!(plan.seq == self.seq + 1, "plan {} after plan {}", plan.seq, self.seq);
         self.seq = plan.seq;
         for slot in ids(&plan.freed_slots)? {
@@ -107,12 +129,19 @@ impl TinyShard {
         let num_tokens = continues.len() + plan.chunks.iter().map(|chunk| chunk.ids.len() / 4).sum::<usize>();
         rule!(num_tokens <= self.max_step_tokens, "{num_tokens} tokens exceed {}", self.max_step_tokens);
 
+        let logit_rows = plan.chunks.iter().map(|chunk| match self.slot(chunk.slot) {
+            Some(slot) if slot.params.prompt_logprobs => chunk.ids.len() / 4,
+            _ => usize::from(chunk.sample),
+        });
+        let logit_rows = continues.len() + logit_rows.sum::<usize>();
+        rule!(logit_rows <= self.max_logit_rows, "{logit_rows} logit rows exceed {}", self.max_logit_rows);
+
         let mut step = StepResult { seq: plan.seq, timings: Some(v1::Timings::default()), ..Default::default() };
         let mut samples = Vec::new();
         for &slot in &continues {
             let last = self.slot(slot).as_ref().and_then(|slot| slot.last_token);
             let Some(last) = last else { return Err(Refusal::Broken(format!("slot {slot} has nothing to continue"))) };
-            self.compute(slot, &[last], true, &mut samples, &mut step)?;
+            self.compute(slot, &[last], true, masks, &mut samples, &mut step)?;
         }
         for chunk in &plan.chunks {
             let chunk_ids = ids(&chunk.ids)?;
@@ -123,7 +152,7 @@ impl TinyShard {
             if chunk_ids.contains(&POISON) {
                 return Err(Refusal::Crash);
             }
-            self.compute(chunk.slot, &chunk_ids, chunk.sample, &mut samples, &mut step)?;
+            self.compute(chunk.slot, &chunk_ids, chunk.sample, masks, &mut samples, &mut step)?;
         }
         self.last_continues = continues;
         step.samples = Sample::pack(&samples);
@@ -148,6 +177,8 @@ impl TinyShard {
         }
         let needs_ids = needs_ids(&params);
         let expected = if needs_ids { new.cached_tokens as usize } else { 0 };
+        rule!(params.prompt_tokens > 0, "a request without a prompt");
+        rule!(!params.prompt_logprobs || table.is_empty(), "a cached prefix has no log-probabilities");
         rule!(cached_ids.len() == expected, "{} cached ids, expected {expected}", cached_ids.len());
         self.slots[new.slot as usize] = Some(Slot {
             params,
@@ -165,12 +196,15 @@ impl TinyShard {
         slot_id: u32,
         tokens: &[u32],
         sample: bool,
+        masks: &[v1::Mask],
         samples: &mut Vec<Sample>,
         step: &mut StepResult,
     ) -> Result<(), Refusal> {
         let mut slot = self.slots[slot_id as usize].take().expect("the caller has seen it");
         slot.has_failed |= tokens.contains(&UNCOMPUTABLE);
         self.has_holes |= slot.has_failed;
+        let mut prompt_logprobs = v1::PromptLogprobs { slot: slot_id, ..Default::default() };
+        let mut logprobs = Vec::new();
         for &token in tokens {
             let (block, offset) = ((slot.length / self.block_size) as usize, (slot.length % self.block_size) as usize);
             rule!(block < slot.table.len(), "slot {slot_id} has no block for position {}", slot.length);
@@ -178,7 +212,18 @@ impl TinyShard {
             let is_shared = self.slots.iter().flatten().any(|other| other.table.contains(&block));
             rule!(!is_shared, "slot {slot_id} writes into block {block}, which another row reads");
             let before = slot.length.checked_sub(1).map(|position| self.entry(&slot, position));
-            let entry = kv_entry(before.flatten().unwrap_or_default(), token, slot.length);
+            let before = before.flatten().unwrap_or_default();
+            if slot.params.prompt_logprobs && (1..slot.params.prompt_tokens).contains(&slot.length) {
+                if logprobs.is_empty() {
+                    prompt_logprobs.first_token_position = slot.length;
+                }
+                logprobs.push(prompt_logprob(before, token).to_bits());
+                if slot.params.top_n_tokens > 0 {
+                    let top = v1::TopTokens { slot: slot_id, ids: pack_u32([token]), logprobs: pack_u32([0]) };
+                    prompt_logprobs.top_tokens.push(top);
+                }
+            }
+            let entry = kv_entry(before, token, slot.length);
             self.kv[block as usize][offset] = (!slot.has_failed).then_some(entry);
             slot.length += 1;
         }
@@ -187,6 +232,9 @@ impl TinyShard {
             if slot.last_token.is_none() {
                 ids.extend(tokens);
             }
+        }
+        if !logprobs.is_empty() && !slot.has_failed {
+            step.prompt_logprobs.push(v1::PromptLogprobs { logprobs: pack_u32(logprobs), ..prompt_logprobs });
         }
         if slot.has_failed {
             step.row_errors.push(RowError { slot: slot_id, reason: "uncomputable".into() });
@@ -201,7 +249,10 @@ impl TinyShard {
                 );
                 state = mix(state ^ entry.unwrap_or_default());
             }
-            let token = next_token(state, &slot.params, slot.ids.as_deref(), slot.length);
+            let raw = next_token(state, &slot.params, slot.ids.as_deref(), slot.length);
+            let mask = masks.iter().find(|mask| mask.slot == slot_id);
+            let mask = mask.map(|mask| ids(&mask.allowed)).transpose()?;
+            let token = allowed_token(raw, mask.as_deref());
             samples.push(Sample { slot: slot_id, token_id: token, logprob: logprob(token, slot.length) });
             if slot.params.top_n_tokens > 0 {
                 let ids = pack_u32([token, 1]);
@@ -222,7 +273,7 @@ impl TinyShard {
     }
 }
 
-/// The tokens a request must get, computed alone and without any table.
+/// The tokens a request must get, computed alone and without any table. Under a grammar that fails: those before.
 pub(crate) fn reference_reply(parts: &RequestParts) -> Vec<u32> {
     let params = v1::SamplingParams {
         seed: parts.sampling.seed,
@@ -235,9 +286,24 @@ pub(crate) fn reference_reply(parts: &RequestParts) -> Vec<u32> {
         before = kv_entry(before, token, position as u32);
         state = mix(state ^ before);
     }
+    let mut matcher = parts.constraint.as_ref().map(|constraint| constraint.0.matcher());
     loop {
         let length = tokens.len() as u32;
-        let token = next_token(state, &params, needs_ids(&params).then_some(&tokens), length);
+        let reply_len = length - parts.input_ids.len() as u32;
+        let raw = next_token(state, &params, needs_ids(&params).then_some(&tokens), length);
+        let token = match &mut matcher {
+            None => raw,
+            Some(matcher) => {
+                let Ok(mut mask) = matcher.mask() else { return tokens.split_off(parts.input_ids.len()) };
+                mask[0] &= if reply_len < parts.sampling.min_tokens { !(1 << EOS) } else { u32::MAX };
+                if mask.iter().all(|word| *word == 0) {
+                    return tokens.split_off(parts.input_ids.len());
+                }
+                let token = allowed_token(raw, Some(&mask));
+                matcher.accept(token).unwrap();
+                token
+            }
+        };
         tokens.push(token);
         let reply = &tokens[parts.input_ids.len()..];
         if reply.len() == parts.max_new_tokens as usize || (token == EOS && !parts.ignore_eos) {
@@ -245,6 +311,77 @@ pub(crate) fn reference_reply(parts: &RequestParts) -> Vec<u32> {
         }
         before = kv_entry(before, token, length);
         state = mix(state ^ before);
+    }
+}
+
+/// The log-probabilities of a request's prompt, from its second token on.
+pub(crate) fn reference_prompt(parts: &RequestParts) -> Vec<PromptLogprob> {
+    let mut before = 0;
+    let logprobs = parts.input_ids.iter().enumerate().map(|(position, &token)| {
+        let logprob = prompt_logprob(before, token);
+        before = kv_entry(before, token, position as u32);
+        let top = (parts.sampling.top_n_tokens > 0).then(|| Box::from([(token, 0.0)]));
+        PromptLogprob { logprob, top }
+    });
+    logprobs.skip(1).collect()
+}
+
+/// Depends on all tokens up to this one, as `before` does.
+fn prompt_logprob(before: u64, token: u32) -> f32 {
+    -((mix(before ^ u64::from(token)) % 1024) as f32) / 64.0
+}
+
+/// The first token from `raw` on that the mask allows.
+fn allowed_token(raw: u32, mask: Option<&[u32]>) -> u32 {
+    let Some(mask) = mask else { return raw };
+    let is_allowed = |token: &u32| mask.get((token / 32) as usize).is_some_and(|word| word >> (token % 32) & 1 == 1);
+    (0..VOCAB_SIZE).map(|ahead| (raw + ahead) % VOCAB_SIZE).find(is_allowed).expect("a mask allows a token")
+}
+
+/// A grammar that allows some tokens; which ones depends on all that it has read.
+pub(crate) struct TinyGrammar {
+    pub(crate) seed: u64,
+    /// Tokens after which it fails: with an error, or with a mask that allows nothing.
+    pub(crate) fails_after: Option<u32>,
+}
+
+struct TinyMatcher {
+    state: u64,
+    read: u32,
+    fails_after: Option<u32>,
+}
+
+impl Constraint for TinyGrammar {
+    fn matcher(&self) -> Box<dyn Matcher> {
+        Box::new(TinyMatcher { state: mix(self.seed), read: 0, fails_after: self.fails_after })
+    }
+}
+
+impl TinyMatcher {
+    fn allows(&self, token: u32) -> bool {
+        token < VOCAB_SIZE - 2
+            && (token == 1 + (self.state % 60) as u32 || mix(self.state ^ u64::from(token)).is_multiple_of(4))
+    }
+}
+
+impl Matcher for TinyMatcher {
+    fn mask(&mut self) -> Result<Vec<u32>, String> {
+        match self.fails_after {
+            Some(after) if self.read >= after && after % 2 == 0 => Err("tiny".to_owned()),
+            Some(after) if self.read >= after => Ok(vec![0; 2]),
+            _ => Ok((0..2)
+                .map(|word| (0..32).fold(0, |bits, bit| bits | u32::from(self.allows(word * 32 + bit)) << bit))
+                .collect()),
+        }
+    }
+
+    fn accept(&mut self, token_id: u32) -> Result<(), String> {
+        if !self.allows(token_id) {
+            return Err(format!("token {token_id} is not allowed"));
+        }
+        self.state = mix(self.state ^ u64::from(token_id));
+        self.read += 1;
+        Ok(())
     }
 }
 
