@@ -116,3 +116,49 @@ pub const PING_INTERVAL: Duration = Duration::from_secs(5);
 pub const RECONNECT_BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 /// A shard that accepts the connection must say Welcome within this time. 10 s: its weights are loaded before it binds.
 pub const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
+
+// Structured output.
+
+/// Bytes of a JSON schema, of a Lark grammar or of all choices together. 256 KiB: four times the largest schema of the
+/// JSON-Schema-Store; beyond it compilation is an attack. A typed 422.
+pub const MAX_GRAMMAR_BYTES: usize = 256 << 10;
+/// Bytes of a regular expression, alone or in a schema. 16 KiB: longer than any written by hand.
+pub const MAX_GRAMMAR_REGEX_BYTES: usize = 16 << 10;
+/// Nested groups and repetitions of a regular expression. 64: the parser of the automaton recurses into them.
+pub const MAX_GRAMMAR_REGEX_NESTING: u32 = 64;
+/// Choices of one request. 4096: a vocabulary of labels, not a dictionary.
+pub const MAX_GRAMMAR_CHOICES: usize = 4096;
+/// Nested arrays and objects of a JSON schema. 128: what `serde_json` reads.
+pub const MAX_SCHEMA_DEPTH: usize = 128;
+/// Subschemas and constants of one JSON schema. 20 000: a schema of [`MAX_GRAMMAR_BYTES`] has fewer in practice.
+pub const MAX_SCHEMA_PLACES: usize = 20_000;
+/// Alternatives that Boolean keywords may multiply into at one place. 256: an `anyOf` of that many objects.
+pub const MAX_SCHEMA_ALTERNATIVES: usize = 256;
+/// Subschemas looked at while a schema is compiled. 200 000: ten times per place; reached in about a second.
+pub const MAX_SCHEMA_EXPANSIONS: usize = 200_000;
+/// `minItems`, `maxLength` and their like. A million: beyond any context; the automaton counts in logarithmic space.
+pub const MAX_SCHEMA_COUNT: usize = 1_000_000;
+/// Items told apart one by one under `contains`. 64: each is a state.
+pub const MAX_COUNTED_ITEMS: usize = 64;
+/// Values of the items of a `uniqueItems` array. 10: every subset of them is a state.
+pub const MAX_UNIQUE_VALUES: usize = 10;
+/// Rules of one grammar. 30 000: half of what llguidance's 16-bit symbols hold.
+pub const MAX_GRAMMAR_RULES: usize = 30_000;
+/// Fuel to decide whether an expression matches anything. 20 000: llguidance's own is 10 000; a millisecond or two.
+pub const GRAMMAR_EMPTINESS_FUEL: u64 = 20_000;
+/// Threads that compile grammars. 2: a hard grammar must not hold back all others.
+pub const GRAMMAR_WORKERS: usize = 2;
+/// Grammars that may wait for compilation. 64: at some 10 ms each a second of work; beyond it the answer is 429.
+pub const QUEUED_GRAMMARS: usize = 64;
+/// A grammar that is not compiled after this long is refused. 10 s: only grammars at the edge of the limits come near it.
+pub const GRAMMAR_COMPILE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Stack of a compiling thread. 64 MiB of address space: recursion is bounded by the limits above at some 10 MiB.
+pub const GRAMMAR_STACK_BYTES: usize = 64 << 20;
+/// Bytes of compiled grammars kept for reuse. 256 MiB: hundreds of schemas; the least recently used goes first.
+pub const GRAMMAR_CACHE_BYTES: usize = 256 << 20;
+/// Fuel of one token mask, in llguidance's units (about 14 000 a millisecond). 400 000: about 30 ms, one decode step.
+pub const GRAMMAR_MASK_FUEL: u64 = 400_000;
+/// Parser items of one token mask (about 20 000 a millisecond). See [`GRAMMAR_MASK_FUEL`].
+pub const GRAMMAR_MASK_ITEMS: usize = 200_000;
+/// Lexer states of one reply, about 2 kB each. 50 000: 100 MB is the most one reply may take.
+pub const GRAMMAR_LEXER_STATES: usize = 50_000;

@@ -51,7 +51,32 @@ const METRICS: &[Metric] = &[
     metric(Kind::Histogram, "tgi_request_generated_tokens", "Generated tokens per request"),
     metric(Kind::Histogram, "tgi_request_input_length", "Input token length per request"),
     metric(Kind::Histogram, "tgi_request_max_new_tokens", "Maximum new tokens per request"),
+    metric(Kind::Counter, "tgi_grammar_cache_hits", "Grammars found compiled or being compiled"),
+    metric(Kind::Counter, "tgi_grammar_cache_misses", "Grammars that had to be compiled"),
+    metric(Kind::Gauge, "tgi_grammar_cache_bytes", "Approximate bytes of the compiled grammars kept"),
+    metric(Kind::Histogram, "tgi_grammar_compile_duration", "Seconds to compile one grammar, refused ones included"),
 ];
+
+/// A grammar needed no compilation of its own.
+pub(crate) fn grammar_cache_hit() {
+    metrics::counter!("tgi_grammar_cache_hits").increment(1);
+}
+
+/// A grammar is compiled for the first time, or again.
+pub(crate) fn grammar_cache_miss() {
+    metrics::counter!("tgi_grammar_cache_misses").increment(1);
+}
+
+/// The compiled grammars take this much.
+pub(crate) fn grammar_cache_bytes(bytes: usize) {
+    // Far below 2^52, so the conversion is exact.
+    metrics::gauge!("tgi_grammar_cache_bytes").set(bytes as f64);
+}
+
+/// A compilation ended, well or not.
+pub(crate) fn grammar_compiled(duration: std::time::Duration) {
+    metrics::histogram!("tgi_grammar_compile_duration").record(duration.as_secs_f64());
+}
 
 /// A request for one generation arrived.
 pub(crate) fn request_arrived() {

@@ -1,6 +1,26 @@
 //! Structured output: from what a client asks (a schema, a regex, a list of choices, a grammar) to the token masks that
 //! the sampler obeys.
+//!
+//! A [`GrammarSpec`] is compiled once ([`GrammarEngine`]); every reply walks its own [`Matcher`]. The automata are
+//! llguidance's (Earley parser over derivatives of regular expressions); what JSON Schema means is ours (`json`).
 
+mod cache;
+mod compiled;
+mod engine;
+mod error;
+mod json;
+mod lark;
+mod matcher;
+mod regex;
+mod rules;
 mod spec;
+#[cfg(test)]
+mod tests;
+mod vocabulary;
+mod weight;
 
+pub(crate) use compiled::CompiledGrammar;
+pub(crate) use engine::GrammarEngine;
+pub(crate) use error::{GrammarError, MatcherError};
+pub(crate) use matcher::Matcher;
 pub(crate) use spec::GrammarSpec;

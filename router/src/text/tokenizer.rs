@@ -104,6 +104,11 @@ impl TextTokenizer {
         self.special(id).map_or_else(|| self.decode(&[id]), str::to_owned)
     }
 
+    /// The tokenizer itself, for whoever needs its whole vocabulary.
+    pub(crate) fn inner(&self) -> &Tokenizer {
+        &self.inner
+    }
+
     /// The id of a token by its exact content.
     #[cfg(test)]
     pub(crate) fn token_to_id(&self, token: &str) -> Option<u32> {
