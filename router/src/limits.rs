@@ -41,6 +41,10 @@ pub const TEMPLATE_FUEL: u64 = 10_000_000;
 pub const TEMPLATE_RECURSION: usize = 64;
 /// Bytes one rendering may write. 16 MiB: eight times the default request body; beyond it rendering stops.
 pub const TEMPLATE_OUTPUT_BYTES: usize = 16 << 20;
+/// Named chat templates of one model. 32: published models have at most four.
+pub const MAX_NAMED_TEMPLATES: usize = 32;
+/// Entries of `chat_template_kwargs`. 64: the longest published template reads about twenty variables.
+pub const MAX_TEMPLATE_VARIABLES: usize = 64;
 /// Bytes of a chat template file or of a tokenizer_config.json. 16 MiB: the largest published ones are below 1 MiB.
 pub const MODEL_TEXT_FILE_BYTES: u64 = 16 << 20;
 /// Bytes of a tokenizer.json. 256 MiB: the largest published one (a 256k vocabulary) is 34 MiB.

@@ -17,7 +17,7 @@ use crate::engine::{EngineConfig, EngineHandle};
 use crate::error::Error;
 use crate::generation::Generation;
 use crate::limits::CONNECT_TIMEOUT;
-use crate::template::{ChatTemplate, TemplateMessage, TemplateSource};
+use crate::template::{ChatTemplate, RenderRequest, TemplateMessage, TemplateSource};
 use crate::text::{Pool, StopText, TextTokenizer};
 use crate::validation::{Validated, Validation};
 use crate::{logging, metrics, routes};
@@ -173,9 +173,24 @@ impl Server {
     /// # Errors
     /// [`Error::Template`] if there is no template or it refuses the messages.
     pub(crate) async fn render_chat(&self, messages: Vec<TemplateMessage>) -> Result<String, Error> {
-        let template =
-            self.template.clone().ok_or_else(|| Error::Template { reason: "template not found".to_owned() })?;
-        self.validation.pool.run(move || template.render(&messages)).await?
+        self.render_prompt(RenderRequest::of_texts(messages)).await
+    }
+
+    /// The prompt of a whole chat request: messages, tools, documents and the client's own variables.
+    ///
+    /// # Errors
+    /// As [`Self::render_chat`].
+    pub(crate) async fn render_prompt(&self, request: RenderRequest) -> Result<String, Error> {
+        let template = self.chat_template()?.clone();
+        Ok(self.validation.pool.run(move || template.render(&request)).await??)
+    }
+
+    /// The model's chat template.
+    ///
+    /// # Errors
+    /// [`Error::Template`] if it has none.
+    pub(crate) fn chat_template(&self) -> Result<&Arc<ChatTemplate>, Error> {
+        self.template.as_ref().ok_or_else(|| Error::Template { reason: "template not found".to_owned() })
     }
 }
 

@@ -1,123 +1,182 @@
 //! Chat templates: the model's own Jinja template turns messages into the prompt it was trained on.
 //!
-//! The dialect is transformers': `trim_blocks`, `lstrip_blocks`, `\r\n` read as `\n`, Python's string and dict methods,
-//! `raise_exception`, `strftime_now`, `tojson` without HTML escapes. Rendering has fuel and an output limit.
+//! The dialect is Jinja2's as transformers sets it up ([`dialect`]). Rendering has fuel, a recursion limit and an output
+//! limit. A template that does not compile leaves the server without chat, not without service.
 
-mod functions;
+mod continuation;
+mod dialect;
+mod facts;
+#[cfg(test)]
+mod goldens;
+mod request;
 mod source;
+#[cfg(test)]
+pub(crate) mod tests;
 
+use std::collections::BTreeMap;
 use std::io;
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Serde;
 use minijinja::{Environment, Value};
-use serde::Serialize;
+use serde_json::{Map, Value as Json};
 
+pub(crate) use facts::{ContentFormat, ReasoningMarks, TemplateFacts};
+pub(crate) use request::{Ending, RenderRequest, TemplateMessage};
 pub(crate) use source::TemplateSource;
 
 use crate::error::Error;
-use crate::limits::{TEMPLATE_FUEL, TEMPLATE_OUTPUT_BYTES, TEMPLATE_RECURSION};
+use crate::limits::TEMPLATE_OUTPUT_BYTES;
 
-/// The name templates carry in error texts, as in TGI.
-const NAME: &str = "<string>";
+/// The name of the default template in error texts, as in TGI.
+const DEFAULT_NAME: &str = "<string>";
 
-/// A compiled chat template with the special tokens it may print.
+/// The chat templates of a model with the special tokens they may print.
 pub(crate) struct ChatTemplate {
     environment: Environment<'static>,
-    bos_token: Option<String>,
-    eos_token: Option<String>,
+    /// By name: what a template is like, or why it does not compile.
+    templates: BTreeMap<String, Result<TemplateFacts, TemplateError>>,
+    special_tokens: Map<String, Json>,
 }
 
-/// A message as templates see it.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct TemplateMessage {
-    pub(crate) role: String,
-    pub(crate) content: String,
+/// Why there is no prompt. Clients see the text behind `Template error: `.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum TemplateError {
+    /// It does not compile, refuses the conversation (`raise_exception`), fails, or is over a limit: what and where.
+    #[error("{reason}")]
+    Template { reason: String },
+    #[error("the model has several chat templates and none is named `default`: {names}")]
+    NoDefault { names: String },
+    #[error("`chat_template_kwargs` must not set `{name}`: it has a field of its own or belongs to the model")]
+    Variable { name: String },
+    #[error("`{field}` must have at most {limit} entries. Given: {given}")]
+    TooMany { field: &'static str, limit: usize, given: usize },
+    #[error("`messages[{index}]` must be an object")]
+    Message { index: usize },
+    #[error("`messages[{index}].content` has a part of type `{kind}`, but the chat template shows text only")]
+    ContentPart { index: usize, kind: String },
+    #[error("the final message cannot be continued: {reason}")]
+    Continuation { reason: &'static str },
 }
 
-/// What a rendering sees. `tools` is not there: without tools, templates test `tools is defined`.
-#[derive(Serialize)]
-struct Context<'a> {
-    messages: &'a [TemplateMessage],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    bos_token: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    eos_token: Option<&'a str>,
-    add_generation_prompt: bool,
+impl From<TemplateError> for Error {
+    fn from(error: TemplateError) -> Self {
+        Error::Template { reason: error.to_string() }
+    }
+}
+
+impl From<minijinja::Error> for TemplateError {
+    fn from(error: minijinja::Error) -> Self {
+        // An error inside a macro call wraps the cause; the innermost one names the line that is at fault.
+        let mut cause: &dyn std::error::Error = &error;
+        while let Some(source) = cause.source() {
+            cause = source;
+        }
+        Self::Template { reason: cause.to_string() }
+    }
 }
 
 impl ChatTemplate {
-    /// Compiles a template.
+    /// Compiles the templates of a model. One that is broken is told in the log, and to those who ask for it.
     ///
     /// # Errors
-    /// [`Error::Template`] with the line, if it is not valid Jinja.
-    pub(crate) fn new(source: TemplateSource) -> Result<Self, Error> {
-        let mut environment = Environment::new();
-        environment.set_fuel(Some(TEMPLATE_FUEL));
-        environment.set_recursion_limit(TEMPLATE_RECURSION);
-        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|error| template_error(&error))?);
-        functions::register(&mut environment, jiff::Zoned::now);
-        environment.add_template_owned(NAME, translate(&source.template)).map_err(|error| template_error(&error))?;
-        Ok(Self { environment, bos_token: source.bos_token, eos_token: source.eos_token })
+    /// [`TemplateError::Template`] if minijinja refuses the dialect's syntax, whatever the template.
+    pub(crate) fn new(source: TemplateSource) -> Result<Self, TemplateError> {
+        Self::with_clock(source, jiff::Zoned::now)
     }
 
-    /// The prompt for `messages`. If the last one is the assistant's, the prompt ends with it, so that the model goes on
-    /// writing it.
+    fn with_clock(source: TemplateSource, now: fn() -> jiff::Zoned) -> Result<Self, TemplateError> {
+        let mut template = Self {
+            environment: dialect::environment(now)?,
+            templates: BTreeMap::new(),
+            special_tokens: source.special_tokens,
+        };
+        for (name, text) in source.templates {
+            let facts = template.compile(&name, &text);
+            if let Err(error) = &facts {
+                tracing::warn!("the chat template `{name}` cannot be used: {error}");
+            }
+            template.templates.insert(name, facts);
+        }
+        Ok(template)
+    }
+
+    fn compile(&mut self, name: &str, text: &str) -> Result<TemplateFacts, TemplateError> {
+        let text = dialect::rewrite(text);
+        self.environment.add_template_owned(inner_name(name).to_owned(), text.clone())?;
+        let variables = self.environment.get_template(inner_name(name))?.undeclared_variables(false);
+        Ok(TemplateFacts::find(&text, variables, &|context| self.render_context(name, context).ok()))
+    }
+
+    /// What the template is like that a request with or without tools is rendered by.
     ///
     /// # Errors
-    /// [`Error::Template`] with the template's own words (`raise_exception`) or the fault and its line.
-    pub(crate) fn render(&self, messages: &[TemplateMessage]) -> Result<String, Error> {
-        let mut prompt = self.render_context(Value::from(Serde(Context {
-            messages,
-            bos_token: self.bos_token.as_deref(),
-            eos_token: self.eos_token.as_deref(),
-            add_generation_prompt: true,
-        })))?;
-        if let Some(last) = messages.last().filter(|message| message.role == "assistant")
-            && let Some(start) = prompt.rfind(&last.content)
-        {
-            prompt.truncate(start + last.content.len());
-            prompt.truncate(prompt.trim_end().len());
+    /// The reason why there is no such template.
+    pub(crate) fn facts(&self, has_tools: bool) -> Result<&TemplateFacts, TemplateError> {
+        Ok(self.choose(has_tools)?.1)
+    }
+
+    /// The prompt.
+    ///
+    /// # Errors
+    /// [`TemplateError`] with the template's own words or the fault and its line, or with the field that is wrong.
+    pub(crate) fn render(&self, request: &RenderRequest) -> Result<String, TemplateError> {
+        request.check(&self.special_tokens)?;
+        let (name, facts) = self.choose(!request.tools.is_empty())?;
+        let mut messages = request.adapted_messages(facts)?;
+        let text = match request.ending {
+            Ending::ContinueFinalMessage => Some(continuation::mark(&mut messages)?),
+            _ => None,
+        };
+        let is_prompt = matches!(request.ending, Ending::Automatic | Ending::GenerationPrompt);
+        let mut context = request.variables.clone();
+        context.insert("messages".to_owned(), Json::Array(messages));
+        // transformers passes both always; None says that there are none.
+        let list = |items: &[Json]| if items.is_empty() { Json::Null } else { Json::from(items) };
+        context.insert("tools".to_owned(), list(&request.tools));
+        context.insert("documents".to_owned(), list(request.documents.as_deref().unwrap_or_default()));
+        context.insert("add_generation_prompt".to_owned(), Json::Bool(is_prompt));
+        let mut prompt = self.render_context(name, &context)?;
+        match text {
+            Some(text) => continuation::cut(&mut prompt, &text)?,
+            None if request.ending == Ending::Automatic => cut_at_assistant(&mut prompt, request.messages.last()),
+            None => {}
         }
         Ok(prompt)
     }
 
-    fn render_context(&self, context: Value) -> Result<String, Error> {
-        let template = self.environment.get_template(NAME).map_err(|error| template_error(&error))?;
-        let mut output = Bounded { bytes: Vec::new() };
-        template.render_captured_to(context, &mut output).map_err(|error| template_error(&error))?;
-        String::from_utf8(output.bytes).map_err(|error| Error::Template { reason: error.to_string() })
-    }
-}
-
-/// Rewrites what minijinja reads differently from Jinja2 as transformers runs it.
-fn translate(template: &str) -> String {
-    let mut text = template.replace("\r\n", "\n");
-    // Marks for training only; Jinja2 needs an extension for them and prints nothing.
-    for name in ["generation", "endgeneration"] {
-        for (open, close) in [("{% ", " %}"), ("{%- ", " %}"), ("{% ", " -%}"), ("{%- ", " -%}"), ("{%", "%}")] {
-            text = text.replace(
-                &format!("{open}{name}{close}"),
-                // An empty block trims the same neighbours as the mark did.
-                &format!("{open}if false{close}{}", "{% endif %}"),
-            );
+    /// transformers' choice among named templates: `tool_use` if there are tools and it exists, else `default`.
+    fn choose(&self, has_tools: bool) -> Result<(&str, &TemplateFacts), TemplateError> {
+        let tool_use = self.templates.get_key_value("tool_use").filter(|_| has_tools);
+        match tool_use.or_else(|| self.templates.get_key_value("default")) {
+            Some((name, Ok(facts))) => Ok((name, facts)),
+            Some((_, Err(error))) => Err(error.clone()),
+            None => Err(TemplateError::NoDefault { names: self.templates.keys().cloned().collect::<Vec<_>>().join(", ") }),
         }
     }
-    // Content is always a string here (parts are joined), while some templates index into a list of parts.
-    text.replace("messages[0]['content'][0]['text']", "messages[0]['content']")
+
+    fn render_context(&self, name: &str, context: &Map<String, Json>) -> Result<String, TemplateError> {
+        let template = self.environment.get_template(inner_name(name))?;
+        let variables = self.special_tokens.iter().chain(context);
+        let context = Value::from_pairs(variables.map(|(name, value)| (name.as_str(), dialect::from_json(value))));
+        let mut output = Bounded { bytes: Vec::new() };
+        template.render_captured_to(context, &mut output)?;
+        String::from_utf8(output.bytes).map_err(|error| TemplateError::Template { reason: error.to_string() })
+    }
 }
 
-/// A template's fault as the client sees it: what, and in which line.
-fn template_error(error: &minijinja::Error) -> Error {
-    // An error inside a macro call wraps the cause; the innermost one names the line that is at fault.
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
+fn inner_name(name: &str) -> &str {
+    if name == "default" { DEFAULT_NAME } else { name }
+}
+
+/// TGI's rule: if the last message is the assistant's and the prompt shows its text, the prompt ends there, so that the
+/// model goes on writing it.
+fn cut_at_assistant(prompt: &mut String, last: Option<&Json>) {
+    let last = last.filter(|message| message["role"] == "assistant");
+    if let Some(text) = last.and_then(|message| message["content"].as_str())
+        && let Some(start) = prompt.rfind(text)
+    {
+        prompt.truncate(start + text.len());
+        prompt.truncate(prompt.trim_end().len());
     }
-    Error::Template { reason: cause.to_string() }
 }
 
 /// A buffer that refuses to grow beyond [`TEMPLATE_OUTPUT_BYTES`].
@@ -137,136 +196,4 @@ impl io::Write for Bounded {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-#[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-
-    /// A template with `<s>` and `</s>`.
-    pub(crate) fn template(text: &str) -> Result<ChatTemplate, Error> {
-        ChatTemplate::new(TemplateSource {
-            template: text.to_owned(),
-            bos_token: Some("<s>".to_owned()),
-            eos_token: Some("</s>".to_owned()),
-        })
-    }
-
-    fn message(role: &str, content: &str) -> TemplateMessage {
-        TemplateMessage { role: role.to_owned(), content: content.to_owned() }
-    }
-
-    #[track_caller]
-    fn check(source: &str, messages: &[TemplateMessage], expected: &str) {
-        let outcome = template(source).and_then(|template| template.render(messages));
-        assert_eq!(outcome.unwrap_or_else(|error| error.to_string()), expected);
-    }
-
-    const CHATML: &str = "{% for m in messages %}\n<|{{ m.role }}|>{{ m['content'] | trim }}\n{% endfor %}\n{% if add_generation_prompt %}<|assistant|>{% endif %}";
-
-    #[test]
-    fn blocks_are_trimmed_as_in_transformers() {
-        check(CHATML, &[message("user", " hi ")], "<|user|>hi\n<|assistant|>");
-        check("a\r\n  {% if true %}\r\nb\r\n  {% endif %}\r\nc", &[], "a\nb\nc");
-    }
-
-    #[test]
-    fn a_final_assistant_message_is_continued() {
-        check(
-            CHATML,
-            &[message("user", "hi"), message("assistant", "Well, ")],
-            "<|user|>hi\n<|assistant|>Well,\n<|assistant|>",
-        );
-        check(CHATML, &[message("user", "hi"), message("assistant", "Well,")], "<|user|>hi\n<|assistant|>Well,");
-    }
-
-    #[test]
-    fn python_methods_and_loop_controls_work() {
-        check(
-            "{% for m in messages[::-1] %}{% if loop.index0 == 1 %}{% break %}{% endif %}{{ m.content.strip().upper() }}{{ m.get('x', 'none') }}{% endfor %}",
-            &[message("user", "a"), message("user", " b ")],
-            "Bnone",
-        );
-        check(
-            "{{ bos_token }}{{ messages | tojson }}",
-            &[message("user", "<é>")],
-            "<s>[{\"role\": \"user\", \"content\": \"<é>\"}]",
-        );
-        check("{% generation %}x{% endgeneration %}", &[], "x");
-        check("{{ tools is defined }}", &[], "False");
-    }
-
-    #[test]
-    fn faults_name_what_and_where() {
-        check(
-            "a\n{{ raise_exception('roles must alternate') }}",
-            &[],
-            "Template error: syntax error: roles must alternate (in <string>:2)",
-        );
-        check("a\n\n{{ x.y.z }}", &[], "Template error: undefined value (in <string>:3)");
-        let error = template("a\n{% if %}").err().unwrap().to_string();
-        assert!(error.contains("(in <string>:2)"), "{error}");
-    }
-
-    #[test]
-    fn endless_loops_and_floods_end() {
-        check(
-            "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
-            &[],
-            "Template error: engine ran out of fuel (in <string>:1)",
-        );
-        let flood = "{% for a in range(99999) %}{{ messages[0].content }}{% endfor %}";
-        let outcome = template(flood).unwrap().render(&[message("user", &"x".repeat(1000))]);
-        assert!(outcome.unwrap_err().to_string().contains("more than 16777216 bytes"));
-    }
-
-    /// The measuring test against transformers' renderer: published templates, conversations without tools.
-    #[test]
-    fn published_templates_render_as_in_transformers() {
-        let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data/chat_templates"));
-        let read = |name: &str| std::fs::read_to_string(folder.join(name));
-        let (Ok(goldens), Ok(conversations)) = (read("goldens.json"), read("conversations.json")) else {
-            println!("skipped: {} is not there", folder.display());
-            return;
-        };
-        let goldens: Vec<serde_json::Value> = serde_json::from_str(&goldens).unwrap();
-        let conversations: serde_json::Value = serde_json::from_str(&conversations).unwrap();
-        let (mut same, mut total) = (0, 0);
-        for golden in &goldens {
-            let conversation = &conversations[golden["conversation"].as_str().unwrap()];
-            if conversation.get("tools").is_some() {
-                continue;
-            }
-            let name = golden["template"].as_str().unwrap();
-            let outcome = template(&read(&format!("templates/{name}.jinja")).unwrap()).and_then(|mut template| {
-                functions::register(&mut template.environment, functions::tests::noon);
-                let mut context = conversation.clone();
-                let defaults = serde_json::json!({"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>",
-                    "unk_token": "<unk>", "add_generation_prompt": true});
-                for (key, value) in defaults.as_object().unwrap() {
-                    context.as_object_mut().unwrap().entry(key).or_insert_with(|| value.clone());
-                }
-                template.render_context(Value::from(Serde(context)))
-            });
-            total += 1;
-            let is_same = match (&outcome, golden["output"].as_str()) {
-                (Ok(prompt), Some(expected)) => prompt == expected,
-                (Err(_), None) => true,
-                _ => false,
-            };
-            same += usize::from(is_same);
-            if !is_same {
-                println!(
-                    "differs: {name} / {}: {:?}",
-                    golden["conversation"],
-                    outcome.err().map(|error| error.to_string())
-                );
-            }
-        }
-        println!("{same} of {total} renderings equal transformers'");
-        assert!(same * 100 >= total * GOLDEN_PERCENT, "{same} of {total}");
-    }
-
-    /// What today's dialect reaches; raise it with the dialect.
-    const GOLDEN_PERCENT: usize = 90;
 }

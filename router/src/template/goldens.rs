@@ -1,0 +1,59 @@
+//! The measure of the dialect: published templates against transformers' renderings, byte for byte.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Map, Value as Json, json};
+
+use super::dialect::tests_clock;
+use super::request::with_reasoning;
+use super::{ChatTemplate, TemplateSource};
+
+#[test]
+fn published_templates_render_as_in_transformers() {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data/chat_templates"));
+    let read = |name: &str| std::fs::read_to_string(folder.join(name));
+    let (Ok(goldens), Ok(conversations)) = (read("goldens.json"), read("conversations.json")) else {
+        println!("skipped: {} is not there", folder.display());
+        return;
+    };
+    let goldens: Vec<Json> = serde_json::from_str(&goldens).unwrap();
+    let conversations: BTreeMap<String, Map<String, Json>> = serde_json::from_str(&conversations).unwrap();
+    let special_tokens = json!({"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"});
+    let mut templates = BTreeMap::new();
+    let mut different = Vec::new();
+    for golden in &goldens {
+        let (name, conversation) = (golden["template"].as_str().unwrap(), golden["conversation"].as_str().unwrap());
+        let template = templates.entry(name).or_insert_with(|| {
+            let text = read(&format!("templates/{name}.jinja")).unwrap();
+            let special_tokens = special_tokens.as_object().unwrap().clone();
+            let source = TemplateSource { templates: BTreeMap::from([("default".to_owned(), text)]), special_tokens };
+            ChatTemplate::with_clock(source, tests_clock).unwrap()
+        });
+        // The goldens show what transformers does with a conversation as it is: nothing is adapted to the template.
+        let mut context = conversations[conversation].clone();
+        for message in context["messages"].as_array_mut().unwrap() {
+            *message = Json::Object(with_reasoning(message.as_object().unwrap().clone()));
+        }
+        for (name, value) in [("tools", Json::Null), ("documents", Json::Null), ("add_generation_prompt", json!(true))] {
+            context.entry(name).or_insert(value);
+        }
+        let outcome = template.choose(false).and_then(|(name, _)| template.render_context(name, &context));
+        match (&outcome, golden["output"].as_str()) {
+            (Ok(prompt), Some(expected)) if prompt == expected => {}
+            (Err(_), None) => {}
+            (Ok(prompt), Some(expected)) => {
+                let same = prompt.chars().zip(expected.chars()).take_while(|(ours, theirs)| ours == theirs).count();
+                let around = |text: &str| text.chars().skip(same.saturating_sub(40)).take(160).collect::<String>();
+                let (ours, theirs) = (around(prompt), around(expected));
+                different.push(format!("{name} / {conversation}:\n  ours   {ours:?}\n  theirs {theirs:?}"));
+            }
+            (outcome, expected) => different.push(format!(
+                "{name} / {conversation}: {outcome:?}, transformers: {}",
+                expected.unwrap_or(&golden["error"].to_string())
+            )),
+        }
+    }
+    println!("{} of {} renderings equal transformers'", goldens.len() - different.len(), goldens.len());
+    assert!(different.is_empty(), "{} of {} differ:\n{}", different.len(), goldens.len(), different.join("\n"));
+}
