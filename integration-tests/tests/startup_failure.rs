@@ -119,7 +119,12 @@ fn a_hub_id_gets_advice() {
 #[test]
 fn flags_of_tgi_that_cannot_be_honoured_are_refused_by_name() {
     fails(Setup::new().args(&["--quantize", "eetq"]), &["`--quantize` (or QUANTIZE) is not supported yet"]);
-    fails(Setup::new().env("API_KEY", "secret"), &["`--api-key` (or API_KEY) is not supported yet"]);
+    fails(Setup::new().env("QUANTIZE", "eetq"), &["`--quantize` (or QUANTIZE) is not supported yet"]);
+}
+
+#[test]
+fn an_empty_key_neither_opens_nor_closes_the_server() {
+    fails(Setup::new().env("API_KEY", ""), &["Invalid argument: `api_key` number 1 is empty"]);
 }
 
 #[test]

@@ -6,7 +6,8 @@ use clap::builder::BoolishValueParser;
 use clap::{ArgAction, CommandFactory, FromArgMatches, ValueEnum};
 use std::ffi::OsString;
 
-use router::limits::MAX_GRACE_SECONDS;
+use router::api_key::ApiKey;
+use router::limits::{MAX_GRACE_SECONDS, MAX_REQUEST_TIMEOUT_SECONDS};
 
 use crate::compatibility::{self, Knob};
 
@@ -87,6 +88,24 @@ pub(crate) struct Server {
     /// Largest request body in bytes; beyond it 413.
     #[arg(long, env, value_name = "BYTES", default_value_t = 2_000_000)]
     pub(crate) payload_limit: usize,
+    /// Key that clients must send, as `Authorization: Bearer KEY` or `x-api-key: KEY`; may be repeated, or a list with
+    /// commas [default: none, everyone is served]. Prefer the environment: other users of the machine can read a command
+    /// line.
+    #[arg(long, env, value_name = "KEY", value_delimiter = ',', hide_env_values = true)]
+    pub(crate) api_key: Vec<ApiKey>,
+    /// Seconds a request may take until its answer is complete; then 504, or an error event if it streams [default: no
+    /// limit].
+    #[arg(long, env, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=MAX_REQUEST_TIMEOUT_SECONDS))]
+    pub(crate) request_timeout: Option<u64>,
+    /// Path of predictions on Vertex AI, which sets the variable: the same as /vertex.
+    #[arg(long, env, value_name = "PATH", hide_short_help = true)]
+    pub(crate) aip_predict_route: Option<String>,
+    /// Path of health checks on Vertex AI, which sets the variable: the same as /health.
+    #[arg(long, env, value_name = "PATH", hide_short_help = true)]
+    pub(crate) aip_health_route: Option<String>,
+    /// Port that Vertex AI connects to (it sets the variable); it wins over --port.
+    #[arg(long, env, value_name = "PORT", hide_short_help = true)]
+    pub(crate) aip_http_port: Option<u16>,
 }
 
 /// What one request, and all of them together, may take.

@@ -28,7 +28,7 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    /// Starts `executable` with `argv`. Its output goes to `logs`; `on_exit` is called once it has ended and its pipes
+    /// Starts `executable` with `argv`, and with API_KEY set to `api_keys` or absent. Its output goes to `logs`; `on_exit` is called once it has ended and its pipes
     /// are read.
     ///
     /// Must be called from a thread that lives as long as the process: Linux sends the parent-death signal when the
@@ -40,11 +40,14 @@ impl Child {
         member: Member,
         executable: &Path,
         argv: &[OsString],
+        api_keys: Option<OsString>,
         logs: &Logs,
         on_exit: impl FnOnce() + Send + 'static,
     ) -> io::Result<Child> {
         let mut command = Command::new(executable);
         command.args(argv).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // Never the launcher's own variable: a shard has no use for keys, and a flag may have overruled it.
+        command.env_remove("API_KEY").envs(api_keys.map(|keys| ("API_KEY", keys)));
         // A group of its own: Ctrl-C in a terminal reaches only the launcher, which then stops everything in order.
         command.process_group(0);
         tie_to_launcher(&mut command);
@@ -217,7 +220,7 @@ mod tests {
         let (ended, end) = mpsc::channel();
         let argv = ["-c".into(), script.into()];
         let logs = Logs::to_stdout(Format::Json);
-        let child = Child::start(Member::Shard(0), Path::new("/bin/sh"), &argv, &logs, move || {
+        let child = Child::start(Member::Shard(0), Path::new("/bin/sh"), &argv, None, &logs, move || {
             ended.send(()).unwrap();
         });
         end.recv().unwrap();

@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 
 use clap::ValueEnum;
+use router::api_key::ApiKey;
 
 use crate::model::Model;
 use crate::validation::Settings;
@@ -95,6 +96,10 @@ pub(crate) fn router(settings: &Settings, model: &Model, uds_prefix: &str) -> Ve
         .number("watermark-gamma", router.watermark_gamma)
         .number("watermark-delta", router.watermark_delta)
         .number("graceful-termination-timeout", settings.grace.as_secs())
+        .option("request-timeout", router.request_timeout)
+        .option("aip-predict-route", router.aip_predict_route.as_ref())
+        .option("aip-health-route", router.aip_health_route.as_ref())
+        .number("aip-http-port", settings.port)
         .option("tokenizer-config-path", router.tokenizer_config_path.as_ref());
     let argv = if router.disable_grammar_support { argv.flag("disable-grammar-support") } else { argv };
     router
@@ -103,6 +108,13 @@ pub(crate) fn router(settings: &Settings, model: &Model, uds_prefix: &str) -> Ve
         .fold(argv, |argv, origin| argv.value("cors-allow-origin", origin))
         .flag("json-output")
         .0
+}
+
+/// The variable by which the router gets its keys: everybody on the machine may read a command line (`ps`), but only the
+/// same user an environment. `None` without keys; no child inherits the launcher's own.
+pub(crate) fn api_keys(settings: &Settings) -> Option<OsString> {
+    let keys: Vec<&str> = settings.router.api_key.iter().map(ApiKey::secret).collect();
+    (!keys.is_empty()).then(|| keys.join(",").into())
 }
 
 /// The spelling of a choice on the command line.
@@ -123,7 +135,8 @@ mod tests {
 
     const EVERYTHING: &str = "--num-shard 2 --dtype bfloat16 --rope-scaling dynamic --rope-factor 2.5 --port 8080 \
         --max-input-tokens 100 --max-total-tokens 200 --max-batch-total-tokens 4000 --max-batch-size 8 \
-        --cors-allow-origin http://a --cors-allow-origin http://b --tokenizer-config-path /t.json \
+        --cors-allow-origin http://a --cors-allow-origin http://b --tokenizer-config-path /t.json --request-timeout 60 \
+        --api-key sk-1 --api-key sk-2 --aip-predict-route /p --aip-health-route /h --aip-http-port 9090 \
         --disable-grammar-support --watermark-gamma 0.25 --watermark-delta -1.5";
 
     fn model() -> Model {
@@ -149,12 +162,23 @@ mod tests {
         let argv = router(&settings(EVERYTHING), &model(), "/run/tgi");
         for word in [
             "--graceful-termination-timeout=90",
-            "--port=8080",
+            "--port=9090",
+            "--request-timeout=60",
+            "--aip-predict-route=/p",
+            "--aip-health-route=/h",
             "--cors-allow-origin=http://b",
             "--max-input-tokens=100",
             "--tokenizer-config-path=/t.json",
         ] {
             assert!(argv.contains(&word.into()), "{word} in {argv:?}");
         }
+    }
+
+    #[test]
+    fn keys_are_on_no_command_line() {
+        let argv = router(&settings(EVERYTHING), &model(), "/run/tgi");
+        assert!(!argv.iter().any(|word| word.to_string_lossy().contains("sk-")), "{argv:?}");
+        assert_eq!(api_keys(&settings(EVERYTHING)), Some("sk-1,sk-2".into()));
+        assert_eq!(api_keys(&settings("")), None);
     }
 }

@@ -41,7 +41,6 @@ pub(crate) const NO_EFFECT: &[Knob] = &[
 
 /// Refused: the server would not do what was asked.
 pub(crate) const NOT_SUPPORTED: &[Knob] = &[
-    knob("api-key", "API_KEY", "the server would be open to everyone; put an authenticating proxy in front of it"),
     knob("quantize", "QUANTIZE", "weights are served as f32, f16 or bf16"),
     knob("kv-cache-dtype", "KV_CACHE_DTYPE", "the KV cache has the type of the weights"),
     knob("speculate", "SPECULATE", "there is no speculative decoding"),

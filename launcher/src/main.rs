@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     let program = argv.next();
     // A role's own parser sees the role as its program name, so that its usage lines can be typed as printed.
     let result = match argv.peek().and_then(|role| role.to_str()) {
-        Some("router") => router::run(router::Args::parse_from(argv)),
+        Some("router") => router::command_line(argv),
         Some("shard") => shard::run(shard::Args::parse_from(argv)),
         _ => serve::launch(program.into_iter().chain(argv)).map_err(Into::into),
     };

@@ -297,7 +297,12 @@ impl Fleet {
             let events = self.events.clone();
             move || drop(events.send(message))
         };
-        let child = Child::start(id.member, &self.executable, argv, &self.logs, report(Message::Exited(id)))?;
+        let api_keys = match id.member {
+            Member::Router => child_argv::api_keys(&self.settings),
+            Member::Shard(_) => None,
+        };
+        let on_exit = report(Message::Exited(id));
+        let child = Child::start(id.member, &self.executable, argv, api_keys, &self.logs, on_exit)?;
         let alive = child.alive();
         match id.member {
             Member::Shard(rank) => {
@@ -345,7 +350,9 @@ impl Fleet {
         } else {
             ("/generate", r#"{"inputs": "Once upon a time", "parameters": {"max_new_tokens": 40}}"#)
         };
-        let curl = format!("curl http://{reach}{route} -H 'Content-Type: application/json' -d '{body}'");
+        // The name of the variable, not the key: this line goes into logs.
+        let key = if self.settings.router.api_key.is_empty() { "" } else { r#" -H "Authorization: Bearer $API_KEY""# };
+        let curl = format!("curl http://{reach}{route}{key} -H 'Content-Type: application/json' -d '{body}'");
         let seconds = elapsed.as_secs_f32();
         let message = format!("Ready: \"{id}\" on http://{address} with {shards} shard{plural} after {seconds:.2} s");
         let fields = json!({

@@ -3,6 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
+use router::api_key::{self, ApiKey};
+
 use crate::args::{Args, Dtype, RopeScaling};
 use crate::error::LauncherError;
 use crate::limits::{DEFAULT_STEP_TOKENS, MAX_DEFAULT_SLOTS, MAX_SHARDS};
@@ -60,6 +62,10 @@ pub(crate) struct RouterSettings {
     pub(crate) validation_workers: usize,
     pub(crate) payload_limit: usize,
     pub(crate) cors_allow_origin: Vec<String>,
+    pub(crate) api_key: Vec<ApiKey>,
+    pub(crate) request_timeout: Option<u64>,
+    pub(crate) aip_predict_route: Option<String>,
+    pub(crate) aip_health_route: Option<String>,
     pub(crate) tokenizer_config_path: Option<String>,
 }
 
@@ -108,7 +114,9 @@ pub(crate) fn settings(args: Args, warnings: &mut Vec<String>) -> Result<Setting
     if !delta.is_finite() {
         return Err(LauncherError::argument(format!("`watermark_delta` must be a finite number. Given: {delta}")));
     }
-    positive("port", usize::from(server.port))?;
+    let port = server.aip_http_port.unwrap_or(server.port);
+    positive("port", usize::from(port))?;
+    api_key::check(&server.api_key).map_err(|error| LauncherError::argument(error.to_string()))?;
     let step_tokens = limits.max_batch_prefill_tokens.unwrap_or_else(|| {
         // A default must not contradict what was asked for: no step is larger than the cache.
         DEFAULT_STEP_TOKENS.min(limits.max_batch_total_tokens.unwrap_or(u32::MAX))
@@ -127,7 +135,7 @@ pub(crate) fn settings(args: Args, warnings: &mut Vec<String>) -> Result<Setting
         num_shard,
         shard_uds_path: shards.shard_uds_path,
         hostname: address(&server.hostname, warnings),
-        port: server.port,
+        port,
         grace: Duration::from_secs(operation.graceful_termination_timeout),
         shard: ShardSettings {
             dtype: model.dtype,
@@ -156,6 +164,10 @@ pub(crate) fn settings(args: Args, warnings: &mut Vec<String>) -> Result<Setting
             validation_workers: limits.validation_workers,
             payload_limit: server.payload_limit,
             cors_allow_origin: server.cors_allow_origin,
+            api_key: server.api_key,
+            request_timeout: server.request_timeout,
+            aip_predict_route: server.aip_predict_route,
+            aip_health_route: server.aip_health_route,
             tokenizer_config_path: model.tokenizer_config_path,
         },
     })

@@ -1,14 +1,17 @@
 //! The router's command line: TGI's names, environment variables and defaults.
 
+use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches, Parser};
 
+use crate::api_key::{self, ApiKey, ApiKeyError};
 use crate::engine::ShardFacts;
-use crate::limits::{MAX_GRACE_SECONDS, MAX_N};
+use crate::limits::{MAX_GRACE_SECONDS, MAX_N, MAX_REQUEST_TIMEOUT_SECONDS, MAX_ROUTE_BYTES};
 use crate::params::ParamLimits;
 use crate::request::Watermark;
+use crate::{routes, server};
 
 /// Serves HTTP for one model that runs in the shards behind a unix-socket prefix.
 #[derive(Clone, Debug, Parser)]
@@ -74,6 +77,24 @@ pub struct Args {
     /// Origins that browsers may call from [default: all].
     #[arg(long, env)]
     pub cors_allow_origin: Vec<String>,
+    /// Key that clients must send, as `Authorization: Bearer KEY` or `x-api-key: KEY`; may be repeated, or a list with
+    /// commas [default: none, everyone is served]. Prefer the environment: other users of the machine can read a
+    /// command line.
+    #[arg(long, env, value_name = "KEY", value_delimiter = ',', hide_env_values = true)]
+    pub api_key: Vec<ApiKey>,
+    /// Seconds a request may take until its answer is complete: then 504, or an error event if it streams [default:
+    /// no limit].
+    #[arg(long, env, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=MAX_REQUEST_TIMEOUT_SECONDS))]
+    pub request_timeout: Option<u64>,
+    /// Where Vertex AI sends predictions (it sets the variable): the same as `/vertex`.
+    #[arg(long, env, value_name = "PATH")]
+    pub aip_predict_route: Option<String>,
+    /// Where Vertex AI asks for health (it sets the variable): the same as `/health`.
+    #[arg(long, env, value_name = "PATH")]
+    pub aip_health_route: Option<String>,
+    /// Port that Vertex AI connects to (it sets the variable); it wins over `--port`, as in TGI.
+    #[arg(long, env, value_name = "PORT")]
+    pub aip_http_port: Option<u16>,
     /// A tokenizer_config.json whose chat template is used instead of the model's.
     #[arg(long, env)]
     pub tokenizer_config_path: Option<PathBuf>,
@@ -146,12 +167,44 @@ pub enum ArgsError {
         /// What was given.
         value: f32,
     },
+    /// Keys that cannot be used.
+    #[error("Argument validation error: {0}")]
+    ApiKey(#[from] ApiKeyError),
+    /// A route that no router could hold.
+    #[error("Argument validation error: `{field}` must be a path as in a URL, of at most {MAX_ROUTE_BYTES} bytes, without braces, `*` and query. Given: {given}")]
+    Route {
+        /// The flag.
+        field: &'static str,
+        /// What was given.
+        given: String,
+    },
     /// The shards' context or cache is too small for any request.
     #[error("Not enough memory to handle `max_total_tokens={total}`")]
     TooSmall {
         /// What they allow.
         total: usize,
     },
+}
+
+/// The router as a program: serves, or with `print-schema` prints its OpenAPI document.
+///
+/// # Errors
+/// As [`server::run`]. A command line that does not parse ends the process with clap's text and exit code 2.
+pub fn command_line(argv: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
+    let matches = command().get_matches_from(argv);
+    if matches.subcommand_name() == Some(PRINT_SCHEMA) {
+        println!("{}", routes::openapi_text());
+        return Ok(());
+    }
+    server::run(Args::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()))
+}
+
+/// TGI's subcommand.
+const PRINT_SCHEMA: &str = "print-schema";
+
+fn command() -> clap::Command {
+    let print_schema = clap::Command::new(PRINT_SCHEMA).about("Print the OpenAPI document of the HTTP routes and exit");
+    Args::command().subcommand(print_schema).subcommand_negates_reqs(true)
 }
 
 impl Args {
@@ -171,6 +224,14 @@ impl Args {
         ] {
             if is_zero {
                 return Err(ArgsError::Zero { field });
+            }
+        }
+        api_key::check(&self.api_key)?;
+        for (field, route) in
+            [("aip_predict_route", &self.aip_predict_route), ("aip_health_route", &self.aip_health_route)]
+        {
+            if let Some(route) = route.as_ref().filter(|route| !is_route(route)) {
+                return Err(ArgsError::Route { field, given: route.clone() });
             }
         }
         if let (Some(prefill), Some(batch)) = (self.max_batch_prefill_tokens, self.max_batch_total_tokens)
@@ -233,8 +294,17 @@ impl Args {
             tracing::warn!(hostname = self.hostname, "Invalid hostname, defaulting to 0.0.0.0");
             IpAddr::V4(Ipv4Addr::UNSPECIFIED)
         });
-        SocketAddr::new(ip, self.port)
+        SocketAddr::new(ip, self.aip_http_port.unwrap_or(self.port))
     }
+}
+
+/// Whether `route` is a path that means only itself: segments that begin with `:` or `*` and braces are patterns to the
+/// router (or were, so that it refuses them).
+fn is_route(route: &str) -> bool {
+    route.len() <= MAX_ROUTE_BYTES
+        && route.starts_with('/')
+        && !route.contains("/:")
+        && route.bytes().all(|byte| byte.is_ascii_graphic() && !b"{}*?#".contains(&byte))
 }
 
 #[cfg(test)]
@@ -307,6 +377,35 @@ pub(crate) mod tests {
             &["--max-batch-prefill-tokens", "600", "--max-batch-total-tokens", "512"],
             &error("`max_batch_prefill_tokens` must be <= `max_batch_total_tokens`. Given: 600 and 512"),
         );
+    }
+
+    #[test]
+    fn the_command_is_well_formed_and_prints_its_schema_without_a_model() {
+        command().debug_assert();
+        let matches = command().try_get_matches_from(["text-generation-router", "print-schema"]).unwrap();
+        assert_eq!(matches.subcommand_name(), Some(PRINT_SCHEMA));
+        assert!(command().try_get_matches_from(["text-generation-router"]).is_err(), "a server needs its model");
+    }
+
+    #[test]
+    fn keys_come_one_by_one_or_as_a_list() {
+        let args = args(&["--api-key", "a,b", "--api-key=c"]);
+        assert_eq!(args.api_key.iter().map(ApiKey::secret).collect::<Vec<_>>(), ["a", "b", "c"]);
+        check(
+            &["--api-key", ""],
+            "Argument validation error: `api_key` number 1 is empty; remove it, or give a key",
+        );
+    }
+
+    #[test]
+    fn vertex_sets_routes_and_the_port() {
+        let route = "/v1/endpoints/1/deployedModels/2:predict";
+        check(&["--aip-predict-route", route, "--aip-health-route", "/health"], "input 511 total 512");
+        for bad in ["predict", "/{x}", "/a/:b", "/a/*b", "/a?b", "/a b", ""] {
+            let error = args(&[&format!("--aip-health-route={bad}")]).check().unwrap_err().to_string();
+            assert!(error.contains("`aip_health_route` must be a path") && error.ends_with(bad), "{error}");
+        }
+        assert_eq!(args(&["--port", "80", "--aip-http-port", "8080"]).address().port(), 8080);
     }
 
     #[test]

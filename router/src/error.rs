@@ -7,6 +7,7 @@ use axum::body::Body;
 use axum::http::{HeaderValue, Method, Response, StatusCode, header};
 use axum::response::IntoResponse;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::engine::{RequestError, SubmitError};
 use crate::metrics::FailureKind;
@@ -59,6 +60,17 @@ pub(crate) enum ValidationError {
     TooMany { field: &'static str, unit: &'static str, limit: usize, given: usize },
     #[error("`{field}` is not supported by this version")]
     Unsupported { field: &'static str },
+    #[error("`{field}` must have at least one item")]
+    Empty { field: &'static str },
+    /// A body that could be one of several kinds and has the mark of none.
+    #[error("one of {fields} is required")]
+    MissingOneOf { fields: &'static str },
+    #[error("`{field}` is not a list of strings, nor the bytes of a UTF-8 text")]
+    TensorData { field: String },
+    #[error("`{field}` has datatype {given}; texts are BYTES")]
+    TensorType { field: String, given: String },
+    #[error("`inputs` and `outputs` must have the same length. Given: {inputs} and {outputs}")]
+    TensorCount { inputs: usize, outputs: usize },
     #[error("`messages[{index}].content` must be a string or a list of text parts")]
     NoContent { index: usize },
     #[error("`messages[{index}].content` of type `{kind}` is not supported by this version")]
@@ -115,6 +127,9 @@ impl ValidationError {
             Self::PromptLogprobsStream => "decoder_input_details",
             Self::NoGrammar | Self::Grammar { .. } => "grammar",
             Self::GrammarTooLong { .. } => "max_new_tokens",
+            Self::Empty { field } => field,
+            Self::MissingOneOf { .. } | Self::TensorData { .. } | Self::TensorType { .. } => "inputs",
+            Self::TensorCount { .. } => "outputs",
         }
     }
 }
@@ -154,10 +169,19 @@ pub(crate) enum Error {
     /// The router drains.
     #[error("the server is shutting down")]
     Stopping,
-    #[error("no route `{path}`; there are {routes}")]
-    NoRoute { path: String, routes: String },
+    #[error("no route `{path}`; GET /docs shows those there are")]
+    NoRoute { path: String },
     #[error("`{path}` does not answer to {method}")]
     Method { path: String, method: Method },
+    /// No key, or one that the server does not have. The text must not say which: that would help guessing.
+    #[error("the API key is missing or wrong; send it as `Authorization: Bearer KEY` or `x-api-key: KEY`")]
+    Unauthorized,
+    /// `--request-timeout` is over.
+    #[error("the request was not finished within {seconds} s")]
+    Timeout { seconds: u64 },
+    /// The client took too long to send its body.
+    #[error("the request body did not arrive within {seconds} s")]
+    BodyTimeout { seconds: u64 },
 }
 
 impl From<SubmitError> for Error {
@@ -203,6 +227,9 @@ impl Error {
             Self::Stopping => "overloaded",
             Self::NoRoute { .. } => "not_found",
             Self::Method { .. } => "method_not_allowed",
+            // OpenAI's word, which is also this error's `code` on `/v1/*`.
+            Self::Unauthorized => "invalid_api_key",
+            Self::Timeout { .. } | Self::BodyTimeout { .. } => "timeout",
         }
     }
 
@@ -220,6 +247,9 @@ impl Error {
             Self::Unhealthy | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
             Self::NoRoute { .. } => StatusCode::NOT_FOUND,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Timeout { .. } => StatusCode::GATEWAY_TIMEOUT,
+            Self::BodyTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
         }
     }
 
@@ -231,7 +261,14 @@ impl Error {
             Self::Overloaded { .. } | Self::Stopping => Some(FailureKind::Overloaded),
             Self::Generation { .. } => Some(FailureKind::Generation),
             Self::Incomplete => Some(FailureKind::Incomplete),
-            Self::Body(_) | Self::Unhealthy | Self::NoRoute { .. } | Self::Method { .. } => None,
+            // A timeout drops its generation, which is counted there.
+            Self::Body(_)
+            | Self::Unhealthy
+            | Self::NoRoute { .. }
+            | Self::Method { .. }
+            | Self::Unauthorized
+            | Self::Timeout { .. }
+            | Self::BodyTimeout { .. } => None,
         }
     }
 
@@ -261,29 +298,41 @@ impl Error {
     }
 
     /// Counts and logs the failure. Called once, where the failure leaves for the client.
+    ///
+    /// A client's mistake is no error of the server: nobody is to be woken by one, and nobody may fill the log with them.
+    /// Their texts can also quote what was sent, which has no place in a log that is read every day.
     fn record(&self) {
         if let Some(kind) = self.failure_kind() {
             kind.count();
         }
-        tracing::error!("{self}");
+        match self.status().as_u16() {
+            // 424 is TGI's status of a failed generation.
+            424 | 500..=502 | 504.. => tracing::error!("{self}"),
+            429 | 503 => tracing::warn!("{self}"),
+            _ => tracing::debug!("{self}"),
+        }
     }
 }
 
 /// TGI's error object.
-#[derive(Serialize)]
-struct NativeBody<'a> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = ErrorResponse)]
+pub(crate) struct NativeBody<'a> {
+    #[schema(example = "Model is overloaded")]
     error: &'a str,
+    #[schema(example = "overloaded")]
     error_type: &'a str,
 }
 
 /// OpenAI's error object. The second key is for huggingface_hub, which picks its exception by it; OpenAI clients ignore it.
-#[derive(Serialize)]
-struct OpenAiBody<'a> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = OpenAiErrorResponse)]
+pub(crate) struct OpenAiBody<'a> {
     error: OpenAiError<'a>,
     error_type: &'a str,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct OpenAiError<'a> {
     message: &'a str,
     r#type: &'a str,
@@ -335,7 +384,9 @@ impl Dialect {
         if let Error::Overloaded { retry_after_seconds } = error {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(*retry_after_seconds));
         }
-
+        if let Error::Unauthorized = error {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         response
     }
 }

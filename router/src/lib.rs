@@ -3,6 +3,7 @@
 //! A request walks `routes` (wire types) → `validation` (the one [`request::GenerateRequest`]) → `engine` (scheduler,
 //! step plans) → `generation` (detokenizer, stop strings) → back into `routes` as an answer or a stream.
 
+pub mod api_key;
 pub mod args;
 mod chat;
 pub mod constraint;
@@ -12,6 +13,7 @@ mod generation;
 mod grammar;
 pub mod kv;
 pub mod limits;
+mod listener;
 mod logging;
 mod metrics;
 mod params;
@@ -23,5 +25,5 @@ mod template;
 mod text;
 mod validation;
 
-pub use args::Args;
+pub use args::{Args, command_line};
 pub use server::run;

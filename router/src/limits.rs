@@ -28,6 +28,28 @@ pub const MAX_BAD_WORDS: usize = 1024;
 pub const MAX_BAD_WORD_TOKENS: usize = 32;
 /// Answers to one request (`n`). 128: OpenAI's own bound; each answer takes a place of `--max-concurrent-requests`.
 pub const MAX_N: usize = 128;
+/// API keys of one server. 64: all are compared on every request, and more tenants than that need a gateway.
+pub const MAX_API_KEYS: usize = 64;
+/// Bytes of one API key. 512: longer than any provider's; hashing it takes less than a microsecond.
+pub const MAX_API_KEY_BYTES: usize = 512;
+/// Bytes of a path given by the environment (Vertex AI's AIP_*_ROUTE). 1024: five times the longest there is.
+pub const MAX_ROUTE_BYTES: usize = 1024;
+
+// Connections.
+
+/// Connections at one time. 4096: 32 for each of the default 128 requests, so that idle ones of client pools fit, at about
+/// 20 kB each; beyond it newcomers wait in the kernel's queue.
+pub const MAX_CONNECTIONS: usize = 4096;
+/// A connection without a complete request head is closed after this long; also how long it may idle between requests.
+/// 120 s: longer than the pools of common clients and load balancers keep one (60 to 90 s), so that it is they who
+/// close it, and no request meets a connection that is just going away.
+pub const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(120);
+/// A request body must be complete after this long; then 408. 60 s: the default largest body of 2 MB at 33 kB/s.
+pub const BODY_READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// Pause after the kernel refuses to accept a connection. 1 s: file descriptors come free when requests end, not sooner.
+pub const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// Largest `--request-timeout` in seconds. A day: nobody waits longer, and it is a deadline that clocks can hold.
+pub const MAX_REQUEST_TIMEOUT_SECONDS: u64 = 24 * 3600;
 
 // Queues and work.
 

@@ -1,12 +1,10 @@
 //! The server: what all routes share, and its life from start to drained.
 
-use std::future::IntoFuture;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use axum::http::HeaderValue;
-use axum::serve::ListenerExt;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,7 +18,7 @@ use crate::limits::CONNECT_TIMEOUT;
 use crate::template::{ChatTemplate, RenderRequest, TemplateMessage, TemplateSource};
 use crate::text::{Pool, StopText, TextTokenizer};
 use crate::validation::{Validated, Validation};
-use crate::{logging, metrics, routes};
+use crate::{listener, logging, metrics, routes};
 
 /// What all routes share.
 pub(crate) struct Server {
@@ -71,24 +69,12 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         TcpListener::bind(address).await.with_context(|| format!("WebServer error: cannot listen on {address}"))?;
     // Tools wait for this word; from here on connections are taken.
     tracing::info!(address = %listener.local_addr()?, "Connected");
-    // Without it a stream's first token waits up to 40 ms for the client's delayed acknowledgement.
-    let listener = listener.tap_io(|connection| {
-        if let Err(error) = connection.set_nodelay(true) {
-            tracing::debug!(%error, "cannot set TCP_NODELAY");
-        }
-    });
-
-    let mut draining = stopped.clone();
-    let serving = axum::serve(listener, routes::router(server)).with_graceful_shutdown(async move {
-        // The sender is gone only if the process ends anyway.
-        let _ = draining.wait_for(|stop| *stop).await;
-    });
-    let serving = tokio::spawn(serving.into_future());
+    let serving = tokio::spawn(listener::serve(listener, routes::router(server), stopped.clone()));
     let _ = stopped.wait_for(|stop| *stop).await;
     // One deadline for both: what the handlers left to the engine is only what nobody waits for.
     let deadline = tokio::time::Instant::now() + grace;
     match tokio::time::timeout_at(deadline, serving).await {
-        Ok(result) => result??,
+        Ok(result) => result?,
         Err(_) => tracing::warn!("requests still run after {} s; they are dropped", grace.as_secs()),
     }
     if tokio::time::timeout_at(deadline, engine.drain()).await.is_err() {

@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use super::header_name;
 use crate::error::{BodyError, Dialect, Error, ValidationError};
-use crate::limits::MAX_REPORTED_FIELDS;
+use crate::limits::{BODY_READ_TIMEOUT, MAX_REPORTED_FIELDS};
 use crate::params::unsupported::Unsupported;
 
 /// A type that a request body can be.
@@ -77,13 +77,22 @@ async fn read<T: Wire, S: Send + Sync>(request: Request, state: &S, arrived: Ins
     if !is_json(request.headers()) {
         return Err(BodyError::ContentType.into());
     }
-    let bytes = Bytes::from_request(request, state)
-        .await
-        .map_err(|rejection| BodyError::Rejected { status: rejection.status(), text: rejection.body_text() })?;
+    let bytes = bytes(request, state).await?;
     let Json(value) = Json::<T>::from_bytes(&bytes)
         .map_err(|rejection| BodyError::Rejected { status: rejection.status(), text: rejection.body_text() })?;
     let unknown = UnknownFields::new(&scan::<T>(&bytes)?);
     Ok(Body { value, unknown, arrived })
+}
+
+/// The whole body, within its bounds of size and time.
+pub(super) async fn bytes<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Error> {
+    match tokio::time::timeout(BODY_READ_TIMEOUT, Bytes::from_request(request, state)).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(rejection)) => {
+            Err(BodyError::Rejected { status: rejection.status(), text: rejection.body_text() }.into())
+        }
+        Err(_) => Err(Error::BodyTimeout { seconds: BODY_READ_TIMEOUT.as_secs() }),
+    }
 }
 
 /// `application/json` or `application/*+json`, with or without parameters.

@@ -6,19 +6,25 @@ use axum::body::Body as HttpBody;
 use axum::extract::State;
 use axum::http::Response;
 use serde::Deserialize;
+use utoipa::ToSchema;
 
 use super::body::{Body, Wire};
-use super::generate::{GenerateParameters, GenerateRequest, answer, without_parameters};
-use super::generate_stream;
+use super::generate::{GenerateParameters, GenerateRequest, GenerateResponse, answer, without_parameters};
+use super::generate_stream::{self, StreamResponse};
 use crate::error::NativeFailure;
 use crate::params::unsupported::{NATIVE, Unsupported};
 use crate::server::Server;
 
-#[derive(Deserialize)]
+/// The body of `/`.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = CompatGenerateRequest)]
 pub(super) struct CompatRequest {
+    /// The prompt.
+    #[schema(example = "My name is Olivier and I", min_length = 1, extensions(("x-limit" = json!("payload_limit"))))]
     inputs: String,
     #[serde(default = "without_parameters")]
     parameters: GenerateParameters,
+    /// Whether the answer is a stream of events.
     #[serde(default)]
     stream: bool,
 }
@@ -32,6 +38,12 @@ impl Wire for CompatRequest {
 const FULL_TEXT: bool = true;
 
 /// The route.
+#[utoipa::path(
+    post, path = "/", operation_id = "compat_generate", tag = super::openapi::TAG,
+    summary = "Generate tokens if `stream == false` or a stream of tokens if `stream == true`",
+    request_body = CompatRequest,
+    responses((status = 200, description = "Generated text", content((Vec<GenerateResponse> = "application/json"), (StreamResponse = "text/event-stream"))), super::openapi::NativeErrors),
+)]
 pub(super) async fn handle(
     State(server): State<Arc<Server>>,
     body: Body<CompatRequest>,

@@ -8,6 +8,7 @@ use axum::extract::State;
 use axum::http::Response;
 use futures::future::try_join_all;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::body::{Body, Wire};
 use super::grammar::Grammar;
@@ -22,8 +23,10 @@ use crate::text::StopText;
 use crate::validation::SpecialTokens;
 
 /// The body of the native routes.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 pub(super) struct GenerateRequest {
+    /// The prompt.
+    #[schema(example = "My name is Olivier and I", min_length = 1, extensions(("x-limit" = json!("payload_limit"))))]
     pub(super) inputs: String,
     #[serde(default = "without_parameters")]
     pub(super) parameters: GenerateParameters,
@@ -36,25 +39,55 @@ pub(super) fn without_parameters() -> GenerateParameters {
 }
 
 /// `parameters`. A field that is not an `Option` may be missing but not null, as in TGI.
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, ToSchema)]
+#[schema(description = "How to generate")]
 pub(super) struct GenerateParameters {
+    /// Generations to run; the one with the best mean log-probability answers.
+    #[schema(minimum = 0, extensions(("x-limit" = json!("max_best_of"))), example = 1)]
     pub(super) best_of: Option<usize>,
+    /// Divides the logits before sampling.
+    #[schema(exclusive_minimum = 0, example = 0.5)]
     temperature: Option<f32>,
+    /// Penalty on tokens of prompt and reply; 1.0 is none (arXiv:1909.05858).
+    #[schema(exclusive_minimum = 0, example = 1.03)]
     repetition_penalty: Option<f32>,
+    /// Penalty in proportion to a token's share of prompt and reply.
+    #[schema(minimum = -2, maximum = 2, example = 0.1)]
     frequency_penalty: Option<f32>,
+    /// Sample from this many most likely tokens.
+    #[schema(minimum = 1, maximum = 2147483647, example = 10)]
     top_k: Option<i32>,
+    /// Sample from the smallest set of tokens with this much probability.
+    #[schema(exclusive_minimum = 0, exclusive_maximum = 1, example = 0.95)]
     top_p: Option<f32>,
+    /// Locally typical sampling with this much probability (arXiv:2202.00666).
+    #[schema(exclusive_minimum = 0, exclusive_maximum = 1, example = 0.95)]
     typical_p: Option<f32>,
+    /// Whether to sample; any other sampling parameter switches it on too.
     #[serde(default)]
+    #[schema(example = true)]
     do_sample: bool,
+    /// Most tokens of the reply [default: what the context has room for].
+    #[schema(minimum = 1, maximum = 4294967295_u32, example = 20)]
     max_new_tokens: Option<u32>,
+    /// Whether the text begins with the prompt.
+    #[schema(example = false)]
     pub(super) return_full_text: Option<bool>,
+    /// Texts that end the reply.
     #[serde(default)]
+    #[schema(schema_with = super::openapi::stop_strings)]
     stop: Vec<String>,
+    /// Keep this many tokens from the end of the prompt.
+    #[schema(minimum = 1, extensions(("x-limit" = json!("max_input_tokens"))))]
     truncate: Option<usize>,
+    /// Whether to return tokens and reasons.
     #[serde(default)]
     pub(super) details: bool,
+    /// Key of the random numbers.
+    #[schema(maximum = 18446744073709551615_u64, example = 42)]
     seed: Option<u64>,
+    /// Also return this many most likely tokens.
+    #[schema(extensions(("x-limit" = json!("max_top_n_tokens"))), example = 5)]
     top_n_tokens: Option<u32>,
     #[serde(default)]
     watermark: bool,
@@ -111,15 +144,16 @@ impl GenerateRequest {
     }
 }
 
-#[derive(Serialize)]
-struct GenerateResponse {
+#[derive(Serialize, ToSchema)]
+pub(super) struct GenerateResponse {
     generated_text: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     details: Option<Details>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Details {
+    #[schema(value_type = super::openapi::FinishReason)]
     finish_reason: &'static str,
     generated_tokens: u32,
     seed: Option<u64>,
@@ -131,9 +165,10 @@ struct Details {
     top_tokens: Vec<Vec<NativeToken>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct BestOfSequence {
     generated_text: String,
+    #[schema(value_type = super::openapi::FinishReason)]
     finish_reason: &'static str,
     generated_tokens: u32,
     seed: Option<u64>,
@@ -144,7 +179,7 @@ struct BestOfSequence {
 }
 
 /// A token of the prompt.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct PrefillToken {
     id: u32,
     text: String,
@@ -159,7 +194,8 @@ impl From<PromptToken> for PrefillToken {
 }
 
 /// A token in native answers and events.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Token)]
 pub(super) struct NativeToken {
     id: u32,
     text: String,
@@ -174,6 +210,12 @@ impl From<Token> for NativeToken {
 }
 
 /// The route.
+#[utoipa::path(
+    post, path = "/generate", operation_id = "generate", tag = super::openapi::TAG,
+    summary = "Generate tokens",
+    request_body = GenerateRequest,
+    responses((status = 200, description = "Generated text", body = GenerateResponse), super::openapi::NativeErrors),
+)]
 pub(super) async fn handle(
     State(server): State<Arc<Server>>,
     body: Body<GenerateRequest>,

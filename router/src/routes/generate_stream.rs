@@ -10,6 +10,7 @@ use axum::extract::State;
 use axum::http::Response;
 use futures::stream;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::body::Body;
 use super::generate::{AnswerShape, GenerateRequest, NativeToken};
@@ -21,8 +22,8 @@ use crate::server::Server;
 use crate::text::StopText;
 use crate::validation::SpecialTokens;
 
-#[derive(Serialize)]
-struct StreamResponse<'a> {
+#[derive(Serialize, ToSchema)]
+pub(super) struct StreamResponse<'a> {
     index: u32,
     token: NativeToken,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -31,8 +32,9 @@ struct StreamResponse<'a> {
     details: Option<StreamDetails>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct StreamDetails {
+    #[schema(value_type = super::openapi::FinishReason)]
     finish_reason: &'static str,
     generated_tokens: u32,
     seed: Option<u64>,
@@ -40,6 +42,12 @@ struct StreamDetails {
 }
 
 /// The route.
+#[utoipa::path(
+    post, path = "/generate_stream", operation_id = "generate_stream", tag = super::openapi::TAG,
+    summary = "Generate a stream of token using Server-Sent Events",
+    request_body = GenerateRequest,
+    responses((status = 200, description = "One event per token; a failure is an event too", content_type = "text/event-stream", body = StreamResponse), super::openapi::NativeErrors),
+)]
 pub(super) async fn handle(State(server): State<Arc<Server>>, body: Body<GenerateRequest>) -> Response<HttpBody> {
     let (asked, shape) = body.value.split(false);
     stream(&server, asked, shape, body.arrived).await

@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use crate::grammar::GrammarSpec;
 
 /// `{"type": "json", "value": {..}}` and its siblings.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = GrammarType)]
 #[serde(tag = "type", content = "value")]
 pub(super) enum Grammar {
     /// A JSON schema, as an object or as text.
@@ -23,7 +25,7 @@ pub(super) enum Grammar {
 }
 
 /// A schema with what OpenAI's clients say of it; only the schema counts.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 pub(super) struct NamedSchema {
     schema: Value,
 }

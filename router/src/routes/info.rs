@@ -6,11 +6,12 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::Response;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{json, to_json};
 use crate::server::Server;
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Info<'a> {
     model_id: &'a str,
     model_sha: Option<&'a str>,
@@ -29,6 +30,11 @@ struct Info<'a> {
 }
 
 /// The route.
+#[utoipa::path(
+    get, path = "/info", operation_id = "get_model_info", tag = super::openapi::TAG,
+    summary = "Text Generation Inference endpoint info",
+    responses((status = 200, description = "Served model info", body = Info)),
+)]
 pub(super) async fn handle(State(server): State<Arc<Server>>) -> Response<Body> {
     let (args, limits) = (&server.args, &server.validation.limits);
     json(to_json(&Info {
@@ -44,7 +50,8 @@ pub(super) async fn handle(State(server): State<Arc<Server>>) -> Response<Body> 
         max_client_batch_size: args.max_client_batch_size,
         router: "text-generation-router",
         version: env!("CARGO_PKG_VERSION"),
-        sha: None,
-        docker_label: None,
+        // Set by whoever builds a release or an image.
+        sha: option_env!("GIT_SHA"),
+        docker_label: option_env!("DOCKER_LABEL"),
     }))
 }

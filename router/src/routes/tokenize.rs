@@ -6,6 +6,7 @@ use axum::body::Body as HttpBody;
 use axum::extract::State;
 use axum::http::Response;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::body::Body;
 use super::generate::GenerateRequest;
@@ -16,7 +17,7 @@ use crate::text::Span;
 use crate::validation::SpecialTokens;
 
 /// A token of a text. Tokens that were added cover nothing.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct SimpleToken {
     id: u32,
     text: String,
@@ -24,7 +25,18 @@ pub(super) struct SimpleToken {
     stop: usize,
 }
 
+/// The answer's schema; TGI gives the list a name.
+#[derive(ToSchema)]
+#[allow(dead_code)]
+pub(super) struct TokenizeResponse(Vec<SimpleToken>);
+
 /// The route. Only `inputs` counts; parameters are not looked at, as in TGI.
+#[utoipa::path(
+    post, path = "/tokenize", operation_id = "tokenize", tag = super::openapi::TAG,
+    summary = "Tokenize inputs",
+    request_body = GenerateRequest,
+    responses((status = 200, description = "Tokenized ids", body = TokenizeResponse), super::openapi::NativeErrors),
+)]
 pub(super) async fn handle(
     State(server): State<Arc<Server>>,
     body: Body<GenerateRequest>,

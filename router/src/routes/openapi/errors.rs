@@ -1,0 +1,85 @@
+//! The failures of each kind of route, as the document lists them. What makes them is `router/src/error.rs`.
+
+use std::collections::BTreeMap;
+
+use utoipa::openapi::content::ContentBuilder;
+use utoipa::openapi::header::HeaderBuilder;
+use utoipa::openapi::response::{Response, ResponseBuilder};
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::openapi::{Ref, RefOr};
+use utoipa::{IntoResponses, ToSchema};
+
+use crate::error::{NativeBody, OpenAiBody};
+
+/// Status and description. TGI's own statuses mean what they mean there.
+const FAILURES: &[(u16, &str)] = &[
+    (400, "The body is not JSON, or broke off"),
+    (401, "The API key is missing or wrong"),
+    (408, "The body did not arrive in time"),
+    (413, "The body is larger than `payload_limit`"),
+    (415, "The body is not `application/json`"),
+    (422, "Input validation error: the text names field, limit and value"),
+    (424, "The generation failed"),
+    (429, "Model is overloaded"),
+    (500, "Incomplete generation"),
+    (503, "The model is not ready, or the server is shutting down"),
+    (504, "The request was not finished within `--request-timeout`"),
+];
+
+/// Of a call on a native route.
+pub(in crate::routes) struct NativeErrors;
+
+/// Of a call below `/v1/`.
+pub(in crate::routes) struct OpenAiErrors;
+
+/// Of a route that only needs the key.
+pub(in crate::routes) struct GateErrors;
+
+/// Of a health route.
+pub(in crate::routes) struct HealthErrors;
+
+type Responses = BTreeMap<String, RefOr<Response>>;
+
+impl IntoResponses for NativeErrors {
+    fn responses() -> Responses {
+        responses::<NativeBody<'_>>(|_| true)
+    }
+}
+
+impl IntoResponses for OpenAiErrors {
+    fn responses() -> Responses {
+        responses::<OpenAiBody<'_>>(|_| true)
+    }
+}
+
+impl IntoResponses for GateErrors {
+    fn responses() -> Responses {
+        responses::<NativeBody<'_>>(|status| status == 401)
+    }
+}
+
+impl IntoResponses for HealthErrors {
+    fn responses() -> Responses {
+        responses::<NativeBody<'_>>(|status| status == 503)
+    }
+}
+
+fn responses<B: ToSchema>(wanted: impl Fn(u16) -> bool) -> Responses {
+    let wanted = FAILURES.iter().filter(|(status, _)| wanted(*status));
+    wanted.map(|&(status, description)| (status.to_string(), response::<B>(status, description).into())).collect()
+}
+
+fn response<B: ToSchema>(status: u16, description: &str) -> Response {
+    let body = ContentBuilder::new().schema(Some(Ref::from_schema_name(B::name()))).build();
+    let response = ResponseBuilder::new().description(description).content("application/json", body);
+    let text = |text: &str| {
+        let string = ObjectBuilder::new().schema_type(Type::String).build();
+        HeaderBuilder::new().schema(Some(Schema::Object(string))).description(Some(text)).build()
+    };
+    match status {
+        401 => response.header("WWW-Authenticate", text("`Bearer`")),
+        429 => response.header("Retry-After", text("Seconds after which a new attempt makes sense")),
+        _ => response,
+    }
+    .build()
+}
