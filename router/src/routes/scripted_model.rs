@@ -1,8 +1,9 @@
-//! A one-rank shard group whose model always says the same text, so that answers can be compared byte for byte.
+//! A one-rank shard group whose model always says the same text, so that answers can be compared byte for byte. Where a
+//! grammar forbids a token of it, the model says the first one that is allowed.
 //!
 //! Unlike the engine's own scripted group, which checks the step protocol, this one only answers it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -71,6 +72,48 @@ struct Row {
     said: usize,
 }
 
+impl Row {
+    /// A token at position p has the log-probability -p / 2, and itself and the next id as the most likely ones.
+    fn prompt_logprobs(&self, chunk: &v1::Chunk) -> Option<v1::PromptLogprobs> {
+        let first_token_position = chunk.start_position.max(1);
+        let positions = first_token_position..(self.prompt.len() as u32).min(self.params.prompt_tokens);
+        if !self.params.prompt_logprobs || positions.is_empty() {
+            return None;
+        }
+        let logprob = |position: u32| -(position as f32) / 2.0;
+        let top = |position: u32| v1::TopTokens {
+            slot: chunk.slot,
+            ids: pack_u32([self.prompt[position as usize], self.prompt[position as usize] + 1]),
+            logprobs: pack_u32([logprob(position).to_bits(), (logprob(position) - 1.0).to_bits()]),
+        };
+        let has_top = self.params.top_n_tokens > 0;
+        Some(v1::PromptLogprobs {
+            slot: chunk.slot,
+            first_token_position,
+            logprobs: pack_u32(positions.clone().map(|position| logprob(position).to_bits())),
+            top_tokens: if has_top { positions.map(top).collect() } else { Vec::new() },
+        })
+    }
+}
+
+/// Whether a sampled row of the plan needs a mask.
+fn waits(rows: &HashMap<u32, Row>, continues: &[u32], plan: &Plan) -> bool {
+    let sent: Vec<u32> = unpack_u32(&plan.continues).unwrap().collect();
+    let continues = if plan.same_rows { continues } else { &sent };
+    let sampled = plan.chunks.iter().filter(|chunk| chunk.sample).map(|chunk| chunk.slot);
+    continues.iter().copied().chain(sampled).any(|slot| match plan.new_slots.iter().find(|new| new.slot == slot) {
+        Some(new) => new.params.as_ref().is_some_and(|params| params.masked),
+        None => rows.get(&slot).is_some_and(|row| row.params.masked),
+    })
+}
+
+/// `wanted` if the mask allows it, else the first token that it does.
+fn allowed(wanted: u32, mask: &[u8]) -> u32 {
+    let words: Vec<u32> = unpack_u32(mask).unwrap().collect();
+    let is_allowed = |id: &u32| words.get((id / 32) as usize).is_some_and(|word| word >> (id % 32) & 1 == 1);
+    std::iter::once(wanted).chain(0..300).find(is_allowed).expect("a mask allows a token")
+}
+
 struct Rank {
     script: Arc<Script>,
 }
@@ -136,26 +179,49 @@ impl Script {
     ) -> Result<(), Status> {
         let mut rows = HashMap::new();
         let mut continues = Vec::new();
+        let (mut waiting, mut masks) = (VecDeque::new(), HashMap::new());
         while let Some(message) = incoming.message().await? {
             let answer = match message.message {
                 Some(to_shard::Message::Hello(hello)) => {
-                    from_shard::Message::Welcome(v1::Welcome { epoch: hello.epoch, info: Some(info()) })
+                    Some(from_shard::Message::Welcome(v1::Welcome { epoch: hello.epoch, info: Some(info()) }))
                 }
                 Some(to_shard::Message::Plan(plan)) => {
-                    self.steps.acquire().await.expect("never closed").forget();
-                    from_shard::Message::Result(self.execute(&mut rows, &mut continues, plan))
+                    waiting.push_back(plan);
+                    None
                 }
-                Some(to_shard::Message::Ping(ping)) => from_shard::Message::Pong(v1::Pong { nonce: ping.nonce }),
-                Some(to_shard::Message::Masks(_)) | None => return Err(Status::invalid_argument("unexpected message")),
+                Some(to_shard::Message::Masks(of_plan)) => {
+                    masks.insert(of_plan.seq, of_plan.masks);
+                    None
+                }
+                Some(to_shard::Message::Ping(ping)) => Some(from_shard::Message::Pong(v1::Pong { nonce: ping.nonce })),
+                None => return Err(Status::invalid_argument("unexpected message")),
             };
-            if sender.send(Ok(FromShard { message: Some(answer) })).await.is_err() {
+            if let Some(message) = answer
+                && sender.send(Ok(FromShard { message: Some(message) })).await.is_err()
+            {
                 return Ok(());
+            }
+            while let Some(plan) =
+                waiting.pop_front_if(|plan| masks.contains_key(&plan.seq) || !waits(&rows, &continues, plan))
+            {
+                self.steps.acquire().await.expect("never closed").forget();
+                let masks = masks.remove(&plan.seq).unwrap_or_default();
+                let message = from_shard::Message::Result(self.execute(&mut rows, &mut continues, plan, &masks));
+                if sender.send(Ok(FromShard { message: Some(message) })).await.is_err() {
+                    return Ok(());
+                }
             }
         }
         Ok(())
     }
 
-    fn execute(&self, rows: &mut HashMap<u32, Row>, continues: &mut Vec<u32>, plan: Plan) -> StepResult {
+    fn execute(
+        &self,
+        rows: &mut HashMap<u32, Row>,
+        continues: &mut Vec<u32>,
+        plan: Plan,
+        masks: &[v1::Mask],
+    ) -> StepResult {
         for slot in unpack_u32(&plan.freed_slots).unwrap() {
             rows.remove(&slot);
             *self.freed.lock().unwrap() += 1;
@@ -167,19 +233,22 @@ impl Script {
             *continues = unpack_u32(&plan.continues).unwrap().collect();
         }
         let mut sampled = continues.clone();
+        let mut result = StepResult { seq: plan.seq, timings: Some(v1::Timings::default()), ..Default::default() };
         for chunk in plan.chunks {
             let row = rows.get_mut(&chunk.slot).expect("chunks are of live slots");
             row.prompt.extend(unpack_u32(&chunk.ids).unwrap());
+            result.prompt_logprobs.extend(row.prompt_logprobs(&chunk));
             if chunk.sample {
                 self.heard.lock().unwrap().push((row.params.clone(), row.prompt.clone()));
                 sampled.push(chunk.slot);
             }
         }
-        let mut result = StepResult { seq: plan.seq, timings: Some(v1::Timings::default()), ..Default::default() };
         let mut samples = Vec::new();
         for slot in sampled {
             let row = rows.get_mut(&slot).expect("sampled rows are live slots");
-            let token_id = self.reply.get(row.said).copied().unwrap_or(EOS);
+            let wanted = self.reply.get(row.said).copied().unwrap_or(EOS);
+            let mask = masks.iter().find(|mask| mask.slot == slot);
+            let token_id = mask.map_or(wanted, |mask| allowed(wanted, &mask.allowed));
             row.said += 1;
             // Greedy rows are always this sure; the others by their seed, so that best_of has something to choose.
             let logprob = if row.params.do_sample { -1.0 - (row.params.seed % 64) as f32 / 64.0 } else { -0.5 };

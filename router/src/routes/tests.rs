@@ -209,6 +209,50 @@ async fn best_of_answers_with_the_best_mean_logprob() {
 }
 
 #[tokio::test]
+async fn decoder_input_details_show_the_prompt_and_imply_details() {
+    let fixture = Fixture::new("ab").await;
+    // Longer than what one step computes, so that its log-probabilities come in pieces.
+    let parameters = json!({"decoder_input_details": true, "max_new_tokens": 1});
+    let body = json!({"inputs": "x".repeat(40), "parameters": parameters});
+    let details = fixture.post("/generate", &body).await.json()["details"].take();
+    let prefill = details["prefill"].as_array().unwrap();
+    assert_eq!(prefill.len(), 41);
+    assert_eq!(prefill[0], json!({"id": 256, "text": "<s>", "logprob": null}));
+    for (position, token) in prefill.iter().enumerate().skip(1) {
+        assert_eq!((&token["text"], &token["logprob"]), (&json!("x"), &json!(position as f32 / -2.0)));
+    }
+    let plain = json!({"inputs": "Hi", "parameters": {"details": true, "max_new_tokens": 1}});
+    assert_eq!(fixture.post("/generate", &plain).await.json()["details"]["prefill"], json!([]));
+
+    let events = fixture.post("/generate_stream", &body).await.events();
+    let text = "Input validation error: `decoder_input_details` == true is not supported when streaming tokens";
+    assert_eq!(events, [json!({"error": text, "error_type": "validation"})]);
+}
+
+#[tokio::test]
+async fn native_sampling_parameters_reach_the_shard() {
+    let fixture = Fixture::with_flags("ab", &["--watermark-gamma", "0.25", "--watermark-delta", "3"]).await;
+    let parameters = json!({"watermark": true, "adapter_id": null, "grammar": null, "max_new_tokens": 1});
+    fixture.post("/generate", &json!({"inputs": "Hi", "parameters": parameters})).await;
+    fixture.post("/generate", &json!({"inputs": "Hi", "parameters": {"max_new_tokens": 1}})).await;
+    let heard = fixture.model.script.heard.lock().unwrap();
+    assert_eq!(heard[0].0.watermark, Some(proto::v1::Watermark { gamma: 0.25, delta: 3.0 }));
+    assert_eq!((heard[0].0.prompt_tokens, heard[0].0.masked), (3, false));
+    assert_eq!(heard[1].0.watermark, None);
+}
+
+#[tokio::test]
+async fn grammars_can_be_switched_off() {
+    let fixture = Fixture::with_flags("ab", &["--disable-grammar-support"]).await;
+    let parameters = json!({"grammar": {"type": "regex", "value": "a"}});
+    let answer = fixture.post("/generate", &json!({"inputs": "Hi", "parameters": parameters})).await;
+    assert_eq!(
+        answer.json(),
+        json!({"error": "Input validation error: grammar is not supported", "error_type": "validation"})
+    );
+}
+
+#[tokio::test]
 async fn stop_strings_stay_natively_and_go_on_openai_routes() {
     let fixture = Fixture::new("abcdef").await;
     let parameters = json!({"stop": ["cd"], "details": true});
@@ -427,15 +471,27 @@ async fn every_bad_input_has_its_status_and_text() {
         ),
         (
             "/generate",
-            json!({"inputs": "a", "parameters": {"grammar": {"type": "regex", "value": "a"}}}).to_string(),
+            json!({"inputs": "a", "parameters": {"grammar": {"type": "json", "value": 7}}}).to_string(),
             422,
-            validation("`grammar` is not supported by this version"),
+            validation("grammar is not supported"),
         ),
         (
             "/generate",
-            json!({"inputs": "a", "parameters": {"decoder_input_details": true}}).to_string(),
+            json!({"inputs": "a", "parameters": {"grammar": {"type": "json", "value": "{"}}}).to_string(),
             422,
-            validation("`decoder_input_details` is not supported by this version"),
+            validation("grammar is not valid: EOF while parsing an object at line 1 column 1"),
+        ),
+        (
+            "/generate",
+            json!({"inputs": "a", "parameters": {"grammar": {"type": "regex"}}}).to_string(),
+            422,
+            format!("{shape}parameters.grammar: missing field `value` at line 1 column 54"),
+        ),
+        (
+            "/generate",
+            json!({"inputs": "a", "parameters": {"adapter_id": "mine"}}).to_string(),
+            422,
+            validation("adapter `mine` is not loaded; this server has no adapters"),
         ),
         (
             "/generate",
