@@ -12,7 +12,7 @@ use proto::v1::{Plan, PromptLogprobs, RowError, StepResult, Timings, TopTokens a
 use proto::{Sample, pack_f32, pack_u32};
 
 use crate::comm::{Comm, StepTag};
-use crate::masks::{MaskError, MaskSource, MaskedRow, StepMasks};
+use crate::masks::{MaskError, MaskSource, StepMasks};
 use crate::models::{Model, SequenceSpan, StepInput};
 use crate::sampling::{Choice, Row, RowFailure, Sampler, TopTokens};
 use crate::slots::{Rows, SampledRow, ScoredToken, Slot, SlotLimits, Slots};
@@ -237,9 +237,8 @@ impl Executor {
         timings.forward_ns = nanos(started.elapsed());
 
         // Only now: the masks may have been on their way while the forward pass ran.
-        let masked = rows.sampled.iter().filter(|row| slots.get(row.slot).params.masked);
-        let masked = masked.map(|row| MaskedRow { slot: row.slot, required: slots.get(row.slot).failure.is_none() });
-        let masked: Vec<MaskedRow> = masked.collect();
+        let masked = rows.sampled.iter().map(|row| row.slot).filter(|&slot| slots.get(slot).params.masked);
+        let masked: Vec<u32> = masked.collect();
         *masks = take_masks(source, seq, &masked)?;
 
         let started = Instant::now();
@@ -338,15 +337,12 @@ impl Executor {
     }
 }
 
-/// The required masks of a step.
-fn take_masks(source: &mut dyn MaskSource, seq: u64, rows: &[MaskedRow]) -> Result<StepMasks, StepError> {
-    let mut masks = source.take(seq, rows).map_err(|error| match error {
+/// The masks of a step.
+fn take_masks(source: &mut dyn MaskSource, seq: u64, slots: &[u32]) -> Result<StepMasks, StepError> {
+    source.take(seq, slots).map_err(|error| match error {
         MaskError::Violation(violation) => StepError::Violation(violation),
         MaskError::Interrupted => StepError::Interrupted { seq },
-    })?;
-    // Of a row that failed, one rank may have a mask and another none yet.
-    rows.iter().filter(|row| !row.required).for_each(|row| drop(masks.remove(&row.slot)));
-    Ok(masks)
+    })
 }
 
 impl RowSampler {

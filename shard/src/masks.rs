@@ -10,24 +10,15 @@ use crate::violation::Violation;
 /// Masks of one step by slot: bit `id % 8` of byte `id / 8` allows a token.
 pub type StepMasks = BTreeMap<u32, Bytes>;
 
-/// A sampled row of a slot with `masked`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MaskedRow {
-    /// Its slot.
-    pub slot: u32,
-    /// False for a row that failed earlier: it is not sampled, and its router, which learns of it one step late, cannot know
-    /// what the grammar allows after it.
-    pub required: bool,
-}
-
 /// Where the masks of a step come from.
 pub trait MaskSource {
-    /// The masks of plan `seq`, once every required one of `rows` is there. Called once for every plan, also if `rows` is
-    /// empty.
+    /// The masks of plan `seq`, once those of all `slots` are there: of every sampled row with `masked`, also of one that
+    /// failed earlier (its router learns of it one step late and sends one that allows everything). Called once for every
+    /// plan, also if `slots` is empty.
     ///
     /// # Errors
     /// [`MaskError`]. The step cannot be completed then.
-    fn take(&mut self, seq: u64, rows: &[MaskedRow]) -> Result<StepMasks, MaskError>;
+    fn take(&mut self, seq: u64, slots: &[u32]) -> Result<StepMasks, MaskError>;
 }
 
 /// Why the masks of a step will not come.
@@ -46,9 +37,9 @@ pub enum MaskError {
 pub struct NoMasks;
 
 impl MaskSource for NoMasks {
-    fn take(&mut self, seq: u64, rows: &[MaskedRow]) -> Result<StepMasks, MaskError> {
-        match rows.iter().find(|row| row.required) {
-            Some(&MaskedRow { slot, .. }) => Err(Violation::MaskMissing { seq, slot, waited: Duration::ZERO }.into()),
+    fn take(&mut self, seq: u64, slots: &[u32]) -> Result<StepMasks, MaskError> {
+        match slots.first() {
+            Some(&slot) => Err(Violation::MaskMissing { seq, slot, waited: Duration::ZERO }.into()),
             None => Ok(StepMasks::new()),
         }
     }

@@ -13,7 +13,7 @@ use proto::v1::{Chunk, NewSlot, Plan, SamplingParams, StepResult, TopTokens, Wat
 use proto::{Sample, pack_f32, pack_u32, unpack_u32};
 use shard::comm::Single;
 use shard::executor::Executor;
-use shard::masks::{MaskError, MaskSource, MaskedRow, StepMasks};
+use shard::masks::{MaskError, MaskSource, StepMasks};
 use shard::start;
 use support::{Random, TinyModel, VOCAB_SIZE};
 
@@ -54,8 +54,8 @@ impl Request {
 struct Ready(StepMasks);
 
 impl MaskSource for Ready {
-    fn take(&mut self, _seq: u64, rows: &[MaskedRow]) -> Result<StepMasks, MaskError> {
-        let mut expected: Vec<u32> = rows.iter().map(|row| row.slot).collect();
+    fn take(&mut self, _seq: u64, slots: &[u32]) -> Result<StepMasks, MaskError> {
+        let mut expected = slots.to_vec();
         expected.sort_unstable();
         assert_eq!(self.0.keys().copied().collect::<Vec<_>>(), expected);
         Ok(std::mem::take(&mut self.0))

@@ -11,7 +11,7 @@ use proto::v1::{Mask, Masks};
 
 use super::{Heartbeat, StreamId};
 use crate::limits::{MASK_TIMEOUT, MAX_PLANS_IN_FLIGHT};
-use crate::masks::{MaskError, MaskSource, MaskedRow, NoMasks, StepMasks};
+use crate::masks::{MaskError, MaskSource, NoMasks, StepMasks};
 use crate::sampling::mask_bytes;
 use crate::slots::SlotLimits;
 use crate::violation::Violation;
@@ -89,28 +89,26 @@ impl MaskBox {
     }
 
     /// See [`MaskSource::take`].
-    fn take(&self, stream: StreamId, seq: u64, rows: &[MaskedRow]) -> Result<StepMasks, MaskError> {
+    fn take(&self, stream: StreamId, seq: u64, slots: &[u32]) -> Result<StepMasks, MaskError> {
         let began = Instant::now();
-        let mut slots: Vec<u32> = rows.iter().map(|row| row.slot).collect();
-        slots.sort_unstable();
         let mut state = self.state();
         loop {
             if state.stream != stream {
                 return Err(MaskError::Interrupted);
             }
             let arrived = state.waiting.get(&seq);
-            let has_row = |slot: &u32| slots.binary_search(slot).is_ok();
+            let has_row = |slot: &u32| slots.contains(slot);
             if let Some(&slot) = arrived.and_then(|masks| masks.keys().find(|&slot| !has_row(slot))) {
                 return Err(Violation::MaskSlot { seq, slot }.into());
             }
             let has_mask = |slot| arrived.is_some_and(|masks| masks.contains_key(&slot));
-            let Some(missing) = rows.iter().find(|row| row.required && !has_mask(row.slot)) else {
+            let Some(missing) = slots.iter().find(|&&slot| !has_mask(slot)) else {
                 state.taken = seq;
                 return Ok(state.waiting.remove(&seq).unwrap_or_default());
             };
             let waited = began.elapsed();
             if waited >= self.timeout {
-                return Err(Violation::MaskMissing { seq, slot: missing.slot, waited }.into());
+                return Err(Violation::MaskMissing { seq, slot: *missing, waited }.into());
             }
             state = self.changed.wait_timeout(state, self.timeout - waited).expect("nobody panics with it").0;
         }
@@ -132,10 +130,10 @@ pub(super) struct StreamMasks<'a> {
 }
 
 impl MaskSource for StreamMasks<'_> {
-    fn take(&mut self, seq: u64, rows: &[MaskedRow]) -> Result<StepMasks, MaskError> {
-        let Some(stream) = self.stream else { return NoMasks.take(seq, rows) };
+    fn take(&mut self, seq: u64, slots: &[u32]) -> Result<StepMasks, MaskError> {
+        let Some(stream) = self.stream else { return NoMasks.take(seq, slots) };
         let pause = self.heartbeat.step_pauses();
-        let masks = self.masks.take(stream, seq, rows);
+        let masks = self.masks.take(stream, seq, slots);
         self.waited += self.heartbeat.step_resumes(pause);
         masks
     }
@@ -170,30 +168,17 @@ mod tests {
         Masks { seq, masks: slots.iter().map(mask).collect() }
     }
 
-    fn row(slot: u32) -> MaskedRow {
-        MaskedRow { slot, required: true }
-    }
-
     #[test]
     fn masks_wait_in_any_number_of_messages_until_they_are_taken() {
         let serving = serving();
         serving.deliver(STREAM, masks(1, &[1])).unwrap();
         serving.deliver(STREAM, masks(1, &[0])).unwrap();
         serving.deliver(STREAM, masks(2, &[0])).unwrap();
-        let taken = serving.take(STREAM, 1, &[row(0), row(1)]).unwrap();
+        let taken = serving.take(STREAM, 1, &[0, 1]).unwrap();
         assert_eq!(taken.into_keys().collect::<Vec<_>>(), [0, 1]);
-        assert_eq!(serving.take(STREAM, 2, &[row(0)]).unwrap().len(), 1);
+        assert_eq!(serving.take(STREAM, 2, &[0]).unwrap().len(), 1);
         assert!(serving.take(STREAM, 3, &[]).unwrap().is_empty());
         assert!(serving.state().waiting.is_empty());
-    }
-
-    #[test]
-    fn a_row_that_failed_needs_none() {
-        let serving = serving();
-        let failed = MaskedRow { slot: 1, required: false };
-        assert!(serving.take(STREAM, 1, &[failed]).unwrap().is_empty());
-        serving.deliver(STREAM, masks(2, &[1])).unwrap();
-        assert_eq!(serving.take(STREAM, 2, &[failed]).unwrap().len(), 1);
     }
 
     #[track_caller]
@@ -221,10 +206,10 @@ mod tests {
     #[test]
     fn a_mask_without_a_row_and_a_row_without_a_mask_end_the_epoch() {
         let serving = serving();
-        let error = serving.take(STREAM, 1, &[row(0)]).unwrap_err();
+        let error = serving.take(STREAM, 1, &[0]).unwrap_err();
         assert!(error.to_string().starts_with("no mask for slot 0 of plan 1 arrived within "), "{error}");
         serving.deliver(STREAM, masks(1, &[1])).unwrap();
-        let error = serving.take(STREAM, 1, &[row(0)]).unwrap_err();
+        let error = serving.take(STREAM, 1, &[0]).unwrap_err();
         assert_eq!(error.to_string(), "slot 1 has a mask for plan 1, which samples no row of it under a grammar");
     }
 
@@ -234,7 +219,7 @@ mod tests {
         serving.deliver(StreamId(2), masks(9, &[7])).unwrap();
         serving.deliver(STREAM, masks(1, &[0])).unwrap();
         serving.serve(StreamId(4));
-        assert_eq!(serving.take(STREAM, 1, &[row(0)]), Err(MaskError::Interrupted));
+        assert_eq!(serving.take(STREAM, 1, &[0]), Err(MaskError::Interrupted));
         assert!(serving.take(StreamId(4), 1, &[]).unwrap().is_empty(), "the masks of the stream before are gone");
     }
 }
