@@ -82,7 +82,8 @@ impl TemplateFacts {
         variables: HashSet<String>,
         render: &dyn Fn(&Map<String, Json>) -> Option<String>,
     ) -> Self {
-        let reasoning = REASONING_MARKS.into_iter().find(|marks| text.contains(marks.open) || text.contains(marks.close));
+        let reasoning =
+            REASONING_MARKS.into_iter().find(|marks| text.contains(marks.open) || text.contains(marks.close));
         let probe = |messages: Json, tools: Json| {
             let mut context = Map::new();
             context.insert("messages".to_owned(), messages);
@@ -124,7 +125,10 @@ fn content_format(probe: Probe<'_>) -> ContentFormat {
     let shows_text = text.is_some_and(|prompt| prompt.contains("needle in text"));
     // A template that prints the list as it is shows the keys too.
     let shows_parts = parts.is_some_and(|prompt| {
-        prompt.contains("needle in ") && prompt.contains("parts") && !prompt.contains("'type'") && !prompt.contains("\"type\"")
+        prompt.contains("needle in ")
+            && prompt.contains("parts")
+            && !prompt.contains("'type'")
+            && !prompt.contains("\"type\"")
     });
     match (shows_text, shows_parts) {
         (_, false) => ContentFormat::Text,
