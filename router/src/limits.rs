@@ -59,6 +59,9 @@ pub const QUEUED_TEXT_JOBS_PER_WORKER: usize = 128;
 /// Template instructions per rendering. A 100-turn conversation takes about 20 000; at 50 million a second this bound
 /// is reached in 0.2 s, then the rendering ends with an error.
 pub const TEMPLATE_FUEL: u64 = 10_000_000;
+/// Template instructions of each of the small renderings that find out what a template is like, when it is loaded.
+/// 200 000: fifty times what they take; beyond it the template counts as one that failed.
+pub const TEMPLATE_PROBE_FUEL: u64 = 200_000;
 /// Nested template calls (macros, includes). 64: published templates use three.
 pub const TEMPLATE_RECURSION: usize = 64;
 /// Bytes one rendering may write. 16 MiB: eight times the default request body; beyond it rendering stops.

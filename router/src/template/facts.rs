@@ -82,7 +82,7 @@ impl TemplateFacts {
         variables: HashSet<String>,
         render: &dyn Fn(&Map<String, Json>) -> Option<String>,
     ) -> Self {
-        let reasoning = REASONING_MARKS.into_iter().find(|marks| text.contains(marks.open) || text.contains(marks.close));
+        let reasoning = ReasoningMarks::named_in(text);
         let probe = |messages: Json, tools: Json| {
             let mut context = Map::new();
             context.insert("messages".to_owned(), messages);
@@ -109,6 +109,12 @@ impl TemplateFacts {
 }
 
 impl ReasoningMarks {
+    /// The marks that a template names; some name only the one at which they cut earlier replies.
+    fn named_in(text: &str) -> Option<Self> {
+        let named = REASONING_MARKS.into_iter().find(|marks| text.contains(marks.open));
+        named.or_else(|| text.contains(REASONING_MARKS[0].close).then_some(REASONING_MARKS[0]))
+    }
+
     /// Whether `prompt` ends inside reasoning: what the model writes first is then reasoning too.
     pub(crate) fn is_open_in(&self, prompt: &str) -> bool {
         prompt.rfind(self.open).is_some_and(|open| !prompt[open + self.open.len()..].contains(self.close))
@@ -124,7 +130,10 @@ fn content_format(probe: Probe<'_>) -> ContentFormat {
     let shows_text = text.is_some_and(|prompt| prompt.contains("needle in text"));
     // A template that prints the list as it is shows the keys too.
     let shows_parts = parts.is_some_and(|prompt| {
-        prompt.contains("needle in ") && prompt.contains("parts") && !prompt.contains("'type'") && !prompt.contains("\"type\"")
+        prompt.contains("needle in ")
+            && prompt.contains("parts")
+            && !prompt.contains("'type'")
+            && !prompt.contains("\"type\"")
     });
     match (shows_text, shows_parts) {
         (_, false) => ContentFormat::Text,

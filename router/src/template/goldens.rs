@@ -35,7 +35,8 @@ fn published_templates_render_as_in_transformers() {
         for message in context["messages"].as_array_mut().unwrap() {
             *message = Json::Object(with_reasoning(message.as_object().unwrap().clone()));
         }
-        for (name, value) in [("tools", Json::Null), ("documents", Json::Null), ("add_generation_prompt", json!(true))] {
+        for (name, value) in [("tools", Json::Null), ("documents", Json::Null), ("add_generation_prompt", json!(true))]
+        {
             context.entry(name).or_insert(value);
         }
         let outcome = template.choose(false).and_then(|(name, _)| template.render_context(name, &context));
@@ -56,4 +57,67 @@ fn published_templates_render_as_in_transformers() {
     }
     println!("{} of {} renderings equal transformers'", goldens.len() - different.len(), goldens.len());
     assert!(different.is_empty(), "{} of {} differ:\n{}", different.len(), goldens.len(), different.join("\n"));
+}
+
+/// What published templates are like, by their documentation.
+#[test]
+fn published_templates_have_the_known_facts() {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data/chat_templates/templates"));
+    if !folder.exists() {
+        println!("skipped: {} is not there", folder.display());
+        return;
+    }
+    // Name, content, arguments, reads tools, mark that opens reasoning, switch, begins with reasoning.
+    let expected = [
+        ("llama.cpp__Qwen-Qwen3-0.6B", "Text Object true <think> enable_thinking false"),
+        ("llama.cpp__Qwen-QwQ-32B", "Text Object true <think> - true"),
+        ("hfjs__zai-org-GLM-5.1", "Either Object true <think> enable_thinking true"),
+        ("hfjs__deepseek-ai-DeepSeek-R1", "Text Text false <think> - false"),
+        ("llama.cpp__deepseek-ai-DeepSeek-V3.1", "Text Text false <think> thinking false"),
+        ("llama.cpp__meta-llama-Llama-3.1-8B-Instruct", "Text Object true - - false"),
+        ("llama.cpp__openai-gpt-oss-120b", "Text Object true <|channel|>analysis<|message|> - false"),
+        ("llama.cpp__microsoft-Phi-3.5-mini-instruct", "Text Object false - - false"),
+        ("llama.cpp__ByteDance-Seed-OSS", "Text Object true <seed:think> thinking_budget false"),
+        ("hfjs__Qwen-Qwen2.5-VL-7B-Instruct", "Either Object false - - false"),
+        ("vllm__template_vlm2vec_qwen2vl", "Parts Object false - - false"),
+    ];
+    for (name, expected) in expected {
+        let text = std::fs::read_to_string(folder.join(format!("{name}.jinja"))).unwrap();
+        let source =
+            TemplateSource { templates: BTreeMap::from([("default".to_owned(), text)]), special_tokens: Map::new() };
+        let template = ChatTemplate::with_clock(source, tests_clock).unwrap();
+        let facts = template.facts(false).unwrap();
+        let reasoning = facts.reasoning.map_or("-", |marks| marks.open);
+        let switch = facts.reasoning_switch().unwrap_or("-");
+        let found = format!(
+            "{:?} {:?} {} {reasoning} {switch} {}",
+            facts.content,
+            facts.arguments,
+            facts.reads_tools(),
+            facts.opens_reasoning
+        );
+        assert_eq!(found, expected, "{name}");
+    }
+}
+
+/// Small templates of our own, one per feature of the dialect, with what transformers 5.23 and Jinja2 3.1.6 make of them
+/// (`_compile_jinja_template(template).render(**context)`).
+#[test]
+fn the_dialect_is_that_of_transformers() {
+    let file: Json = serde_json::from_str(include_str!("dialect/cases.json")).unwrap();
+    let context = file["context"].as_object().unwrap();
+    let mut different = Vec::new();
+    for case in file["cases"].as_array().unwrap() {
+        let text = case["template"].as_str().unwrap().to_owned();
+        let source =
+            TemplateSource { templates: BTreeMap::from([("default".to_owned(), text)]), special_tokens: Map::new() };
+        let template = ChatTemplate::with_clock(source, tests_clock).unwrap();
+        let outcome = template.choose(false).and_then(|(name, _)| template.render_context(name, context));
+        match (&outcome, case["output"].as_str()) {
+            (Ok(prompt), Some(expected)) if prompt == expected => {}
+            (Err(_), None) => {}
+            _ => different.push(format!("{}:\n  ours   {outcome:?}\n  theirs {:?}", case["name"], case["output"])),
+        }
+    }
+    assert!(different.is_empty(), "{} differ:\n{}", different.len(), different.join("\n"));
 }

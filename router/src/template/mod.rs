@@ -24,7 +24,7 @@ pub(crate) use request::{Ending, RenderRequest, TemplateMessage};
 pub(crate) use source::TemplateSource;
 
 use crate::error::Error;
-use crate::limits::TEMPLATE_OUTPUT_BYTES;
+use crate::limits::{TEMPLATE_FUEL, TEMPLATE_OUTPUT_BYTES, TEMPLATE_PROBE_FUEL, TEMPLATE_RECURSION};
 
 /// The name of the default template in error texts, as in TGI.
 const DEFAULT_NAME: &str = "<string>";
@@ -85,10 +85,11 @@ impl ChatTemplate {
 
     fn with_clock(source: TemplateSource, now: fn() -> jiff::Zoned) -> Result<Self, TemplateError> {
         let mut template = Self {
-            environment: dialect::environment(now)?,
+            environment: dialect::environment(now, TEMPLATE_RECURSION)?,
             templates: BTreeMap::new(),
             special_tokens: source.special_tokens,
         };
+        template.environment.set_fuel(Some(TEMPLATE_PROBE_FUEL));
         for (name, text) in source.templates {
             let facts = template.compile(&name, &text);
             if let Err(error) = &facts {
@@ -96,6 +97,7 @@ impl ChatTemplate {
             }
             template.templates.insert(name, facts);
         }
+        template.environment.set_fuel(Some(TEMPLATE_FUEL));
         Ok(template)
     }
 
@@ -149,7 +151,9 @@ impl ChatTemplate {
         match tool_use.or_else(|| self.templates.get_key_value("default")) {
             Some((name, Ok(facts))) => Ok((name, facts)),
             Some((_, Err(error))) => Err(error.clone()),
-            None => Err(TemplateError::NoDefault { names: self.templates.keys().cloned().collect::<Vec<_>>().join(", ") }),
+            None => {
+                Err(TemplateError::NoDefault { names: self.templates.keys().cloned().collect::<Vec<_>>().join(", ") })
+            }
         }
     }
 

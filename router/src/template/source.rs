@@ -237,7 +237,8 @@ mod tests {
 
     #[test]
     fn templates_have_names() {
-        let list = r#"{"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]}"#;
+        let list =
+            r#"{"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]}"#;
         check(&[("tokenizer_config.json", list)], "default=d,tool_use=t {}");
         check(&[("tokenizer_config.json", r#"{"chat_template": {"rag": "r"}}"#)], "rag=r {}");
         check(
@@ -250,7 +251,8 @@ mod tests {
             ],
             "default=d2,rag=r2,tool_use=t2 {}",
         );
-        let names: Vec<String> = (0..=MAX_NAMED_TEMPLATES).map(|number| format!("chat_templates/{number}.jinja")).collect();
+        let names: Vec<String> =
+            (0..=MAX_NAMED_TEMPLATES).map(|number| format!("chat_templates/{number}.jinja")).collect();
         let files: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "x")).collect();
         check(&files, "/chat_templates has more than 32 templates");
     }

@@ -19,16 +19,23 @@ impl Arguments {
         Ok(Self { positional: values.into_iter(), keywords: Kwargs::try_from(keywords)? })
     }
 
-    /// The next parameter as it is.
+    /// The next parameter as it is, also None.
+    ///
+    /// # Errors
+    /// Never for what minijinja passes.
+    pub(super) fn any(&mut self, name: &str) -> Result<Option<Value>, Error> {
+        match self.positional.next() {
+            None if self.keywords.has(name) => self.keywords.get::<Value>(name).map(Some),
+            given => Ok(given),
+        }
+    }
+
+    /// The next parameter.
     ///
     /// # Errors
     /// Never for what minijinja passes.
     pub(super) fn value(&mut self, name: &str) -> Result<Option<Value>, Error> {
-        let value = match self.positional.next() {
-            None => self.keywords.get::<Option<Value>>(name)?,
-            given => given,
-        };
-        Ok(value.filter(|value| !value.is_none()))
+        Ok(self.any(name)?.filter(|value| !value.is_none()))
     }
 
     /// The next parameter.

@@ -1,6 +1,8 @@
-//! Two rewritings inside expressions, for operators that minijinja does not let us define.
+//! Rewritings inside expressions, for operators that minijinja does not let us define.
 //!
 //! - `{% for x in items %}` goes through the filter [`ITERATED`]: Python refuses to iterate over None.
+//! - `a[1:]` becomes a call of [`SLICE`]: minijinja's own slices with a negative step are wrong at the ends of a list, and
+//!   panic on an empty one.
 //! - `a + b` becomes a call of [`ADD`] where a template marks text as safe: Python then escapes what is added to it.
 
 /// The filter around what a `for` iterates over.
@@ -8,12 +10,36 @@ pub(super) const ITERATED: &str = "__iterated__";
 /// The function that adds its arguments from left to right.
 pub(super) const ADD: &str = "__add__";
 
+/// The function of a value, start, stop and step.
+pub(super) const SLICE: &str = "__slice__";
+
+/// Brackets in brackets that are rewritten. 100: deeper ones stay as they are, and minijinja refuses most of them.
+const MAX_DEPTH: usize = 100;
+
 /// Filters whose result is safe text.
 const SAFE_FILTERS: [&str; 4] = ["safe", "escape", "e", "forceescape"];
 /// Words and operators that bind less tightly than `+`.
 const LOOSER: [&str; 20] = [
-    ",", ":", "=", "==", "!=", "<", ">", "<=", ">=", "and", "or", "not", "if", "else", "in", "recursive", "set", "for",
-    "elif", "with",
+    ",",
+    ":",
+    "=",
+    "==",
+    "!=",
+    "<",
+    ">",
+    "<=",
+    ">=",
+    "and",
+    "or",
+    "not",
+    "if",
+    "else",
+    "in",
+    "recursive",
+    "set",
+    "for",
+    "elif",
+    "with",
 ];
 
 /// A piece of an expression without white space.
@@ -59,15 +85,50 @@ pub(super) fn with_iterated(statement: &str) -> Option<String> {
         depth == 0
     });
     let start = top_level.find(|token| token.text == "in")?.end();
-    let end = top_level.find(|token| matches!(token.text, "if" | "recursive")).map_or(statement.len(), |token| token.start);
+    let end =
+        top_level.find(|token| matches!(token.text, "if" | "recursive")).map_or(statement.len(), |token| token.start);
     Some(format!("{} ({})|{ITERATED} {}", &statement[..start], &statement[start..end], &statement[end..]))
 }
 
-/// `expression` with each sum as a call of [`ADD`].
-pub(super) fn with_sums(expression: &str) -> String {
+/// `expression` with each slice as a call of [`SLICE`], and if `has_sums` each sum as one of [`ADD`].
+pub(super) fn with_calls(expression: &str, has_sums: bool) -> String {
+    let tokens = tokens(expression);
+    if depth(&tokens) > MAX_DEPTH {
+        return expression.to_owned();
+    }
     let mut out = String::with_capacity(expression.len());
-    sums(expression, &tokens(expression), 0, expression.len(), &mut out);
+    let range = Range { tokens: &tokens, from: 0, to: expression.len() };
+    Calls { text: expression, has_sums }.write(range, &mut out);
     out
+}
+
+/// A part of an expression.
+#[derive(Clone, Copy)]
+struct Range<'a> {
+    tokens: &'a [Token<'a>],
+    from: usize,
+    to: usize,
+}
+
+impl<'a> Range<'a> {
+    /// The parts between the colons that stand in no brackets; `None` without such a colon.
+    fn slice_parts(self) -> Option<Vec<Self>> {
+        let mut parts = Vec::new();
+        let (mut depth, mut first, mut from) = (0_usize, 0, self.from);
+        for (index, token) in self.tokens.iter().enumerate() {
+            match token.text {
+                "(" | "[" | "{" => depth += 1,
+                ")" | "]" | "}" => depth = depth.saturating_sub(1),
+                ":" if depth == 0 => {
+                    parts.push(Range { tokens: &self.tokens[first..index], from, to: token.start });
+                    (first, from) = (index + 1, token.end());
+                }
+                _ => {}
+            }
+        }
+        parts.push(Range { tokens: &self.tokens[first..], from, to: self.to });
+        matches!(parts.len(), 2 | 3).then_some(parts)
+    }
 }
 
 /// A sum as far as it is read: its operands, rewritten.
@@ -96,39 +157,77 @@ impl Sum {
     }
 }
 
-/// Rewrites `text[from..to]`, whose tokens are `tokens`.
-fn sums(text: &str, tokens: &[Token<'_>], from: usize, to: usize, out: &mut String) {
-    let mut sum = Sum::default();
-    let mut at = from;
-    let mut index = 0;
-    while let Some(token) = tokens.get(index) {
-        let before = index.checked_sub(1).map(|index| tokens[index]);
-        let follows_operand = before.is_some_and(|before| before.is_operand());
-        let is_test = before.is_some_and(|before| before.text == "is");
-        sum.operand().push_str(&text[at..token.start]);
-        at = token.end();
-        index += 1;
-        match token.text {
-            "+" if follows_operand => sum.operands.push(String::new()),
-            "(" | "[" | "{" => {
-                let close = index + matching_close(&tokens[index..]);
-                let end = tokens.get(close).map_or(to, |close| close.start);
-                sum.operand().push_str(token.text);
-                sums(text, &tokens[index..close], at, end, sum.operand());
-                (at, index) = (end, close);
+/// Writes an expression with calls in place of operators.
+struct Calls<'a> {
+    text: &'a str,
+    has_sums: bool,
+}
+
+impl Calls<'_> {
+    fn write(&self, range: Range<'_>, out: &mut String) {
+        let Range { tokens, from, to } = range;
+        let mut sum = Sum::default();
+        // Where in the operand the value begins to which a bracket behind it belongs.
+        let mut value_start = 0;
+        let (mut at, mut index) = (from, 0);
+        while let Some(token) = tokens.get(index) {
+            let before = index.checked_sub(1).map(|index| tokens[index]);
+            let follows_operand = before.is_some_and(|before| before.is_operand());
+            let follows = |text| before.is_some_and(|before| before.text == text);
+            sum.operand().push_str(&self.text[at..token.start]);
+            at = token.end();
+            index += 1;
+            let is_open = matches!(token.text, "(" | "[" | "{");
+            let is_close = matches!(token.text, ")" | "]" | "}");
+            if if is_open { !follows_operand } else { token.is_operand() && !is_close && !follows(".") } {
+                value_start = sum.operand().len();
             }
-            looser if LOOSER.contains(&looser) && !is_test => {
-                sum.flush(out);
-                out.push_str(looser);
-            }
-            other => {
-                sum.has_minus |= other == "-" && follows_operand;
-                sum.operand().push_str(other);
+            match token.text {
+                "+" if follows_operand && self.has_sums => sum.operands.push(String::new()),
+                // minijinja does not know the sign.
+                "+" if !follows_operand => {}
+                open if is_open => {
+                    let close = index + matching_close(&tokens[index..]);
+                    let end = tokens.get(close).map_or(to, |close| close.start);
+                    let inner = Range { tokens: &tokens[index..close], from: at, to: end };
+                    let parts = inner.slice_parts().filter(|_| open == "[" && follows_operand);
+                    (at, index) = (end, close);
+                    let Some(parts) = parts else {
+                        sum.operand().push_str(open);
+                        self.write(inner, sum.operand());
+                        continue;
+                    };
+                    self.write_slice(&parts, value_start, sum.operand());
+                    // The closing bracket is that of the call.
+                    (at, index) = tokens.get(close).map_or((to, close), |close_token| (close_token.end(), close + 1));
+                }
+                looser if LOOSER.contains(&looser) && !follows("is") => {
+                    sum.flush(out);
+                    out.push_str(looser);
+                }
+                other => {
+                    sum.has_minus |= other == "-" && follows_operand;
+                    sum.operand().push_str(other);
+                }
             }
         }
+        sum.operand().push_str(&self.text[at..to]);
+        sum.flush(out);
     }
-    sum.operand().push_str(&text[at..to]);
-    sum.flush(out);
+
+    /// Puts the value at the end of `operand` into a call; a missing part is None.
+    fn write_slice(&self, parts: &[Range<'_>], value_start: usize, operand: &mut String) {
+        let value = operand.split_off(value_start);
+        operand.extend([SLICE, "(", &value]);
+        for part in parts {
+            operand.push(',');
+            if part.tokens.is_empty() {
+                operand.push_str("none");
+            }
+            self.write(*part, operand);
+        }
+        operand.push(')');
+    }
 }
 
 /// The place of the bracket that closes the one before `tokens`; their number if none does.
@@ -145,6 +244,20 @@ fn matching_close(tokens: &[Token<'_>]) -> usize {
         }
     }
     tokens.len()
+}
+
+/// The most brackets that are open at once.
+fn depth(tokens: &[Token<'_>]) -> usize {
+    let (mut depth, mut deepest) = (0_usize, 0);
+    for token in tokens {
+        match token.text {
+            "(" | "[" | "{" => depth += 1,
+            ")" | "]" | "}" => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    deepest
 }
 
 fn tokens(text: &str) -> Vec<Token<'_>> {
@@ -202,19 +315,36 @@ mod tests {
     }
 
     #[test]
-    fn sums_become_calls() {
+    fn sums_and_slices_become_calls() {
         let cases = [
             ("a + b", " __add__(a , b) "),
             ("a", "a"),
             ("'+' + a.b['x' + y]|f(1 + 2) == -3", " __add__('+' , a.b[ __add__('x' , y) ]|f( __add__(1 , 2) ) ) == -3"),
             ("a - b + c", "a - b + c"),
             ("'x' + a is not none", " __add__('x' , a is not none) "),
-            ("set x = +1 + -y if z else {'k': a + b}", "set x = __add__( +1 , -y ) if z else {'k': __add__( a , b) }"),
+            ("set x = +1 + -y if z else {'k': a + b}", "set x = __add__( 1 , -y ) if z else {'k': __add__( a , b) }"),
             ("'é\\'' + (", " __add__('é\\'' , () "),
         ];
         for (expression, expected) in cases {
             let squeeze = |text: &str| text.split_whitespace().collect::<String>();
-            assert_eq!(squeeze(&with_sums(expression)), squeeze(expected), "{expression}");
+            assert_eq!(squeeze(&with_calls(expression, true)), squeeze(expected), "{expression}");
+        }
+        let cases = [
+            ("a[1:]", "__slice__(a,1,none)"),
+            (
+                "not a.b['x'](1)[::-1][0].c[:n - 1]|f",
+                "not __slice__( __slice__(a.b['x'](1),none,none,-1)[0].c,none,n - 1)|f",
+            ),
+            (
+                "x == (a + b)[:1] + {'k': [1][1:2]}['k']",
+                "x == __slice__((a + b),none,1) + {'k': __slice__([1],1,2)}['k']",
+            ),
+            ("a['x:y'] if {'a': 1} else [b for c:d]", "a['x:y'] if {'a': 1} else [b for c:d]"),
+            ("'abc'[x[0:1]:", "__slice__('abc',__slice__(x,0,1),none)"),
+        ];
+        for (expression, expected) in cases {
+            let squeeze = |text: &str| text.split_whitespace().collect::<String>();
+            assert_eq!(squeeze(&with_calls(expression, false)), squeeze(expected), "{expression}");
         }
         assert!(marks_safe_text("{{ x | safe }}") && marks_safe_text("{{x|e}}") && !marks_safe_text("{{ x|each }}"));
     }

@@ -33,6 +33,14 @@ pub(super) fn register(environment: &mut Environment<'static>) {
     environment.add_filter("lower", |value: &Value| to_str(value).to_lowercase());
     environment.add_filter("capitalize", |value: &Value| capitalize(&to_str(value)));
     environment.add_filter("title", title);
+    environment.add_filter("first", |value: &Value| {
+        if value.is_undefined() { Ok(Value::UNDEFINED) } else { minijinja::filters::first(value) }
+    });
+    environment.add_filter("last", |value: Value| {
+        if value.is_undefined() { Ok(Value::UNDEFINED) } else { minijinja::filters::last(value) }
+    });
+    environment.add_filter("default", default);
+    environment.add_filter("d", default);
     environment.add_filter("trim", trim);
     environment.add_filter("replace", replace);
     environment.add_filter("join", join);
@@ -104,6 +112,15 @@ fn title(value: &Value) -> String {
     out
 }
 
+/// `default_value` in place of an undefined value, and with `boolean` in place of a false one.
+fn default(value: &Value, arguments: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    let mut arguments = Arguments::new(arguments.into_values())?;
+    let default = arguments.any("default_value")?.unwrap_or(Value::from(""));
+    let boolean = arguments.value("boolean")?.is_some_and(|boolean| boolean.is_true());
+    arguments.finish()?;
+    Ok(if value.is_undefined() || (boolean && !value.is_true()) { default } else { value.clone() })
+}
+
 fn trim(value: &Value, arguments: Rest<ValueOrKwargs>) -> Result<String, Error> {
     let mut arguments = Arguments::new(arguments.into_values())?;
     let characters = arguments.text("chars")?;
@@ -168,7 +185,9 @@ fn indent(value: &Value, arguments: Rest<ValueOrKwargs>) -> Result<String, Error
 /// Runs of letters, digits and underscores.
 fn wordcount(value: &Value) -> usize {
     let text = to_str(value);
-    text.split(|character: char| !(character.is_alphanumeric() || character == '_')).filter(|word| !word.is_empty()).count()
+    text.split(|character: char| !(character.is_alphanumeric() || character == '_'))
+        .filter(|word| !word.is_empty())
+        .count()
 }
 
 /// The first `length` characters, cut at a word, with `end`; text that is at most `leeway` longer stays whole.

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use minijinja::value::{Object, ObjectRepr, Rest, from_args};
+use minijinja::value::{DynObject, Object, ObjectRepr, Rest, Tuple, ValueOrKwargs, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 
-use super::expression::ADD;
+use super::expression::{ADD, SLICE};
 use super::filters::escaped;
 use super::python::{is_list, to_str, type_error, type_name};
 
@@ -15,6 +15,8 @@ pub(super) fn register(environment: &mut Environment<'static>, now: fn() -> jiff
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", move |format: &str| strftime(format, &now()));
     environment.add_function(ADD, add_all);
+    environment.add_function(SLICE, slice);
+    environment.add_function("namespace", namespace);
     environment.add_function("joiner", |separator: Option<String>| {
         let (separator, used) = (separator.unwrap_or_else(|| ", ".to_owned()), AtomicUsize::new(0));
         Value::from_object(Joiner { separator, used })
@@ -25,6 +27,45 @@ pub(super) fn register(environment: &mut Environment<'static>, now: fn() -> jiff
         }
         Ok(Value::from_object(Cycler { items: items.0, position: AtomicUsize::new(0) }))
     });
+}
+
+/// Python's `value[start:stop:step]`.
+///
+/// # Errors
+/// A value that has no slices, a bound that is no whole number, or a step of 0.
+fn slice(value: &Value, start: Option<i64>, stop: Option<i64>, step: Option<i64>) -> Result<Value, Error> {
+    let step = step.unwrap_or(1);
+    if value.is_undefined() {
+        return Err(Error::new(ErrorKind::UndefinedError, "an undefined value has no slices"));
+    }
+    if step == 0 {
+        return Err(type_error("slice step cannot be zero".to_owned()));
+    }
+    if let Some(text) = value.as_str() {
+        let characters: Vec<char> = text.chars().collect();
+        return Ok(Value::from(
+            indices(characters.len(), start, stop, step).map(|at| characters[at]).collect::<String>(),
+        ));
+    }
+    if !is_list(value) {
+        return Err(type_error(format!("'{}' object is not subscriptable", type_name(value))));
+    }
+    let items = value.try_iter()?.checked().collect::<Result<Vec<_>, _>>()?;
+    let kept: Vec<Value> = indices(items.len(), start, stop, step).map(|at| items[at].clone()).collect();
+    Ok(if value.is_tuple() { Value::from(Tuple::from(kept)) } else { Value::from(kept) })
+}
+
+/// The places that a slice of `len` items takes, in order.
+fn indices(len: usize, start: Option<i64>, stop: Option<i64>, step: i64) -> impl Iterator<Item = usize> {
+    let len = i64::try_from(len).expect("a value in memory is shorter than i64::MAX");
+    // Backwards, the places go from the last down to the one before the first.
+    let (lowest, highest) = if step > 0 { (0, len) } else { (-1, len - 1) };
+    let place = |at: i64| if at < 0 { at.saturating_add(len) } else { at }.clamp(lowest, highest);
+    let start = start.map_or(if step > 0 { lowest } else { highest }, place);
+    let stop = stop.map_or(if step > 0 { highest } else { lowest }, place);
+    std::iter::successors(Some(start), move |at| at.checked_add(step))
+        .take_while(move |at| if step > 0 { *at < stop } else { *at > stop })
+        .map(|at| usize::try_from(at).expect("both ends are clamped to the items"))
 }
 
 /// Python's `+`, from left to right.
@@ -69,6 +110,17 @@ fn strftime(format: &str, now: &jiff::Zoned) -> Result<String, Error> {
         .map_err(|error| Error::new(ErrorKind::InvalidOperation, format!("strftime_now({format:?}): {error}")))
 }
 
+/// `namespace(dict, name=value, ..)`.
+fn namespace(parts: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    let mut entries = Vec::new();
+    for part in parts.into_values() {
+        let pairs =
+            part.as_object().filter(|object| object.repr() == ObjectRepr::Map).and_then(DynObject::try_iter_pairs);
+        entries.extend(pairs.ok_or_else(|| type_error("namespace: takes a dict and named values".to_owned()))?);
+    }
+    minijinja::functions::namespace(Some(Value::from_pairs(entries).into()))
+}
+
 /// Empty at the first call, the separator at all others.
 #[derive(Debug)]
 struct Joiner {
@@ -105,12 +157,7 @@ impl Object for Cycler {
         (key.as_str() == Some("current")).then(|| self.items[position % self.items.len()].clone())
     }
 
-    fn call_method(
-        self: &Arc<Self>,
-        _state: &mut State<'_, '_>,
-        method: &str,
-        args: &[Value],
-    ) -> Result<Value, Error> {
+    fn call_method(self: &Arc<Self>, _state: &mut State<'_, '_>, method: &str, args: &[Value]) -> Result<Value, Error> {
         from_args::<()>(args)?;
         match method {
             "next" => {

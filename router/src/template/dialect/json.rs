@@ -173,9 +173,7 @@ fn key_text(key: &Value) -> Result<String, Error> {
         ValueKind::None => Ok("null".to_owned()),
         ValueKind::Bool => Ok(if key.is_true() { "true" } else { "false" }.to_owned()),
         ValueKind::Number => Ok(number(key)),
-        _ => {
-            Err(type_error(format!("tojson: keys must be str, int, float, bool or None, not {}", type_name(key))))
-        }
+        _ => Err(type_error(format!("tojson: keys must be str, int, float, bool or None, not {}", type_name(key)))),
     }
 }
 

@@ -11,7 +11,18 @@ pub(super) const DICT: &[&str] = &["get", "items", "keys", "values", "copy", "po
 
 /// Methods that change the value; transformers' sandbox refuses them.
 const CHANGING: &[&str] = &[
-    "append", "extend", "insert", "remove", "pop", "popitem", "clear", "sort", "reverse", "update", "setdefault", "add",
+    "append",
+    "extend",
+    "insert",
+    "remove",
+    "pop",
+    "popitem",
+    "clear",
+    "sort",
+    "reverse",
+    "update",
+    "setdefault",
+    "add",
 ];
 
 /// Bytes that one padding method may write. 1 MiB: wider text is a mistake, and memory is not metered by fuel.
@@ -52,10 +63,12 @@ fn str_method(text: &str, method: &str, args: &[Value]) -> Option<Result<Value, 
             .and_then(|(separator,)| partition(separator, text.find(separator), text, (text, "", ""))),
         "rpartition" => from_args::<(&str,)>(args)
             .and_then(|(separator,)| partition(separator, text.rfind(separator), text, ("", "", text))),
-        "removeprefix" => from_args::<(&str,)>(args)
-            .map(|(prefix,)| Value::from(text.strip_prefix(prefix).unwrap_or(text))),
-        "removesuffix" => from_args::<(&str,)>(args)
-            .map(|(suffix,)| Value::from(text.strip_suffix(suffix).unwrap_or(text))),
+        "removeprefix" => {
+            from_args::<(&str,)>(args).map(|(prefix,)| Value::from(text.strip_prefix(prefix).unwrap_or(text)))
+        }
+        "removesuffix" => {
+            from_args::<(&str,)>(args).map(|(suffix,)| Value::from(text.strip_suffix(suffix).unwrap_or(text)))
+        }
         "title" => from_args::<()>(args).map(|()| Value::from(title(text))),
         "capitalize" => from_args::<()>(args).map(|()| Value::from(capitalize(text))),
         "casefold" => from_args::<()>(args).map(|()| Value::from(text.to_lowercase().replace('ß', "ss"))),
@@ -141,7 +154,9 @@ fn splitlines(text: &str, args: &[Value]) -> Result<Value, Error> {
     let mut arguments = Arguments::new(args.to_vec())?;
     let keep_ends = arguments.next::<bool>("keepends")?.unwrap_or(false);
     arguments.finish()?;
-    Ok(lines(text).map(|(line, end)| Value::from(if keep_ends { [line, end].concat() } else { line.to_owned() })).collect())
+    Ok(lines(text)
+        .map(|(line, end)| Value::from(if keep_ends { [line, end].concat() } else { line.to_owned() }))
+        .collect())
 }
 
 /// The lines of `text` as `str.splitlines` sees them, each with its end.
@@ -282,9 +297,8 @@ fn dict_method(value: &Value, method: &str, args: &[Value]) -> Option<Result<Val
     Some(match method {
         "keys" => from_args::<()>(args).map(|()| view("dict_keys", pairs().map(|(key, _)| key).collect())),
         "values" => from_args::<()>(args).map(|()| view("dict_values", pairs().map(|(_, value)| value).collect())),
-        "items" => from_args::<()>(args).map(|()| {
-            view("dict_items", pairs().map(|(key, value)| Value::from(Tuple::from([key, value]))).collect())
-        }),
+        "items" => from_args::<()>(args)
+            .map(|()| view("dict_items", pairs().map(|(key, value)| Value::from(Tuple::from([key, value]))).collect())),
         "copy" => from_args::<()>(args).map(|()| value.clone()),
         _ => return None,
     })
@@ -305,9 +319,10 @@ fn list_method(value: &Value, method: &str, args: &[Value]) -> Option<Result<Val
 
 fn number_method(value: &Value, method: &str, args: &[Value]) -> Option<Result<Value, Error>> {
     match method {
-        "is_integer" => Some(from_args::<()>(args).and_then(|()| {
-            Ok(Value::from(value.is_integer() || f64::try_from(value.clone())?.fract() == 0.0))
-        })),
+        "is_integer" => Some(
+            from_args::<()>(args)
+                .and_then(|()| Ok(Value::from(value.is_integer() || f64::try_from(value.clone())?.fract() == 0.0))),
+        ),
         _ => None,
     }
 }

@@ -4,8 +4,9 @@
 //! `{% generation %}` blocks and a `tojson` of its own, over Python's values. minijinja follows Jinja2 closely; what is
 //! left is Python's printing, its methods, generators, a few filters, and the lexer's treatment of `\r` and `raw`.
 //!
-//! Known to differ: `~` and `str.format` print floats beyond 1e16 or below 1e-4 without an exponent, and values of
-//! different types can be ordered.
+//! Known to differ: `~` and `str.format` print floats beyond 1e16 or below 1e-4 without an exponent; values of different
+//! types can be ordered; the default of a macro's argument cannot name an earlier argument; there are no `varargs`, and no
+//! `%` on strings (the filter `format` does the same).
 
 mod arguments;
 mod expression;
@@ -25,13 +26,10 @@ pub(super) use functions::tests::noon as tests_clock;
 pub(super) use python::from_json;
 pub(super) use rewrite::rewrite;
 
-use crate::limits::{TEMPLATE_FUEL, TEMPLATE_RECURSION};
-
-/// An environment for chat templates. Give it only texts that went through [`rewrite`].
-pub(super) fn environment(now: fn() -> jiff::Zoned) -> Result<Environment<'static>, Error> {
+/// An environment for chat templates, without fuel yet. Give it only texts that went through [`rewrite`].
+pub(super) fn environment(now: fn() -> jiff::Zoned, recursion_limit: usize) -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
-    environment.set_fuel(Some(TEMPLATE_FUEL));
-    environment.set_recursion_limit(TEMPLATE_RECURSION);
+    environment.set_recursion_limit(recursion_limit);
     // Errors then name the variable that is undefined.
     environment.set_debug(true);
     environment.set_auto_escape_callback(|_| AutoEscape::None);

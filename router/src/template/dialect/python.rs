@@ -346,7 +346,8 @@ mod tests {
 
     #[test]
     fn values_print_as_in_python() {
-        let json = serde_json::json!({"a": [1, 2.0, null, true], "b'": "it's\n\u{a0}é\u{200b}\u{301}", "c": "\"'", "d": {}});
+        let json =
+            serde_json::json!({"a": [1, 2.0, null, true], "b'": "it's\n\u{a0}é\u{200b}\u{301}", "c": "\"'", "d": {}});
         assert_eq!(
             to_str(&from_json(&json)),
             "{'a': [1, 2.0, None, True], \"b'\": \"it's\\n\\xa0é\\u200b\u{301}\", 'c': '\"\\'', 'd': {}}"

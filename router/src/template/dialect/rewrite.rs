@@ -25,7 +25,7 @@ pub(in crate::template) fn rewrite(template: &str) -> String {
         let tag = &rest[..tag_len(rest)];
         rest = &rest[tag.len()..];
         let Some(statement) = Statement::parse(tag) else {
-            out.push_str(&tag_with_sums(tag, has_safe_text));
+            out.push_str(&tag_with_calls(tag, has_safe_text));
             continue;
         };
         match statement.name.trim() {
@@ -43,7 +43,7 @@ pub(in crate::template) fn rewrite(template: &str) -> String {
                 let iterated = expression::with_iterated(statement.name);
                 let name = iterated.as_deref().unwrap_or(statement.name);
                 let tag = format!("{{%{}{name}{}%}}", statement.start, statement.end);
-                out.push_str(&tag_with_sums(&tag, has_safe_text));
+                out.push_str(&tag_with_calls(&tag, has_safe_text));
             }
         }
     }
@@ -51,15 +51,21 @@ pub(in crate::template) fn rewrite(template: &str) -> String {
     out
 }
 
-/// A tag in which sums escape what is added to safe text. Comments and tags without end stay as they are.
-fn tag_with_sums(tag: &str, has_safe_text: bool) -> Cow<'_, str> {
-    let has_expression = (tag.starts_with("{{") && tag.ends_with("}}")) || (tag.starts_with("{%") && tag.ends_with("%}"));
-    if !has_safe_text || !has_expression || tag.len() < 4 {
+/// A tag with its expressions rewritten. Comments and tags without end stay as they are.
+fn tag_with_calls(tag: &str, has_safe_text: bool) -> Cow<'_, str> {
+    let has_expression =
+        (tag.starts_with("{{") && tag.ends_with("}}")) || (tag.starts_with("{%") && tag.ends_with("%}"));
+    if !has_expression || tag.len() < 4 {
         return Cow::Borrowed(tag);
     }
     let (start, inner) = split_sign(&tag[2..tag.len() - 2]);
     let (inner, end) = split_end_sign(inner);
-    Cow::Owned(format!("{}{start}{}{end}{}", &tag[..2], expression::with_sums(inner), &tag[tag.len() - 2..]))
+    Cow::Owned(format!(
+        "{}{start}{}{end}{}",
+        &tag[..2],
+        expression::with_calls(inner, has_safe_text),
+        &tag[tag.len() - 2..]
+    ))
 }
 
 /// A statement tag: `{%- raw %}`.
@@ -100,7 +106,9 @@ fn split_end_sign(inner: &str) -> (&str, &str) {
 }
 
 fn find_tag(text: &str) -> Option<usize> {
-    text.match_indices('{').map(|(at, _)| at).find(|&at| matches!(text.as_bytes().get(at + 1), Some(b'{' | b'%' | b'#')))
+    text.match_indices('{')
+        .map(|(at, _)| at)
+        .find(|&at| matches!(text.as_bytes().get(at + 1), Some(b'{' | b'%' | b'#')))
 }
 
 /// Bytes of the tag that `text` begins with; the whole text if it does not end, which minijinja will report.
@@ -160,5 +168,18 @@ mod tests {
             let squeeze = |text: &str| text.replace(" )", ")").replace("  ", " ");
             assert_eq!(squeeze(&rewrite(template)), squeeze(expected));
         }
+    }
+
+    #[test]
+    fn every_broken_template_is_read_to_its_end() {
+        let template = "é{%- for é in ('é\\'' + \"日\")[::-1] if x|safe -%}{{+ a['b'][1:] + {'é': (1)}}}{# é #}{% raw %}{{{% endraw %}{%}{{}";
+        let characters: Vec<char> = template.chars().collect();
+        for start in 0..characters.len() {
+            for end in start..characters.len() {
+                rewrite(&characters[start..end].iter().collect::<String>());
+            }
+        }
+        let deep = format!("{{{{ {} }}}}", "([".repeat(100_000));
+        assert_eq!(rewrite(&deep), deep);
     }
 }
