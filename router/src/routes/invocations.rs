@@ -54,7 +54,9 @@ pub(super) async fn handle(
         Ok(Marks { messages: Some(_), .. }) => {
             forward(chat_completions::handle, "/v1/chat/completions", parts, bytes, server).await
         }
-        Ok(Marks { prompt: Some(_), .. }) => forward(completions::handle, "/v1/completions", parts, bytes, server).await,
+        Ok(Marks { prompt: Some(_), .. }) => {
+            forward(completions::handle, "/v1/completions", parts, bytes, server).await
+        }
         Ok(_) => return Err(ValidationError::MissingOneOf { fields: "`inputs`, `messages`, `prompt`" }.into()),
         // No JSON object at all: the first call's reader says what is wrong with it.
         Err(_) => forward(compat::handle, "/", parts, bytes, server).await,

@@ -19,10 +19,12 @@ use utoipa::{Modify, OpenApi, PartialSchema, ToSchema};
 
 use super::chat_completions::ChatRequest;
 use super::completions::CompletionRequest;
-use super::{Access, chat_tokenize, compat, generate, generate_stream, health, info, invocations, kserve, metrics, models};
-use super::{table, tokenize, vertex};
 use super::kserve::infer::{InferenceInput, InferenceOutput};
 use super::vertex::VertexInstance;
+use super::{
+    Access, chat_tokenize, compat, generate, generate_stream, health, info, invocations, kserve, metrics, models,
+};
+use super::{table, tokenize, vertex};
 use crate::error::{NativeBody, OpenAiBody};
 use crate::server::Server;
 
