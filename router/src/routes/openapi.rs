@@ -19,6 +19,7 @@ use utoipa::{Modify, OpenApi, PartialSchema, ToSchema};
 
 use super::chat_completions::ChatRequest;
 use super::completions::CompletionRequest;
+use super::generate_stream::StreamResponse;
 use super::kserve::infer::{InferenceInput, InferenceOutput};
 use super::vertex::VertexInstance;
 use super::{
@@ -29,7 +30,7 @@ use crate::error::{NativeBody, OpenAiBody};
 use crate::server::Server;
 
 pub(super) use bounds::{array, integer, limited, limited_list, limited_string, stop_strings};
-pub(super) use errors::{GateErrors, HealthErrors, NativeErrors, OpenAiErrors};
+pub(super) use errors::{EitherErrors, GateErrors, HealthErrors, ModelHealthErrors, NativeErrors, OpenAiErrors};
 
 /// TGI's one tag.
 pub(super) const TAG: &str = "Text Generation Inference";
@@ -117,11 +118,24 @@ pub(crate) fn text() -> String {
     serde_json::to_string_pretty(&*DOCUMENT).expect("the document is strings and numbers")
 }
 
-/// The document of a running server: bounds that its flags set are numbers.
+/// The document of a running server: bounds that its flags set are numbers, and without keys nothing asks for one.
 pub(super) fn served(server: &Server) -> Value {
     let mut document = DOCUMENT.clone();
+    if server.args.api_key.is_empty() {
+        document["security"] = json!([]);
+    }
     bounds::fill(&mut document, &|limit| bounds::value(limit, server));
     document
+}
+
+/// One event of a native stream.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code)]
+pub(super) enum StreamEvent {
+    Token(StreamResponse<'static>),
+    /// The last event of a stream that failed.
+    Error(NativeBody<'static>),
 }
 
 /// How a generation ended.
