@@ -104,6 +104,7 @@ static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
             paths.entry(path).or_insert_with(|| json!({}))[method] = operation;
         }
     }
+    paths.values_mut().for_each(wrap_events);
     for route in table().into_iter().filter(|route| route.access == Access::Open) {
         let method = if route.method == Method::GET { "get" } else { "post" };
         if let Some(operation) = paths.get_mut(&route.path).and_then(|path| path.get_mut(method)) {
@@ -112,6 +113,23 @@ static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
     }
     document
 });
+
+/// Handlers name the JSON of an event; what a client receives is an event whose `data` is that JSON as text. Described as in
+/// OpenAPI 3.2, which is the first to have a word for it.
+fn wrap_events(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(wrap_events),
+        Value::Object(fields) => {
+            if let Some(schema) = fields.get_mut("text/event-stream").and_then(|content| content.get_mut("schema")) {
+                let data =
+                    json!({"type": "string", "contentMediaType": "application/json", "contentSchema": schema.take()});
+                *schema = json!({"type": "object", "required": ["data"], "properties": {"data": data}});
+            }
+            fields.values_mut().for_each(wrap_events);
+        }
+        _ => {}
+    }
+}
 
 /// The document as `print-schema` prints it.
 pub(crate) fn text() -> String {
@@ -128,7 +146,7 @@ pub(super) fn served(server: &Server) -> Value {
     document
 }
 
-/// One event of a native stream.
+/// What an event of a native stream says.
 #[derive(ToSchema)]
 #[serde(untagged)]
 #[allow(dead_code)]
