@@ -1,7 +1,7 @@
 //! TGI's flags that do nothing here, and those that cannot be honoured yet: one row each.
 //!
-//! A deployment that worked with TGI should start here unchanged if its meaning survives; where it would not (a key that
-//! guards the server, a quantisation), starting anyway would be a silent lie, so it ends with an error that names the flag.
+//! A deployment that worked with TGI should start here unchanged if its meaning survives; where it would not (a
+//! quantisation), starting anyway would be a silent lie, so it ends with an error that names the flag.
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};

@@ -151,8 +151,14 @@ mod tests {
                 vec!["se cret"],
                 "`api_key` number 1 has characters other than printable ASCII without blanks and commas".to_owned(),
             ),
-            (vec![&long], format!("`api_key` number 1 must have at most {MAX_API_KEY_BYTES} bytes. Given: {}", long.len())),
-            (vec!["k"; MAX_API_KEYS + 1], format!("`api_key` supports up to {MAX_API_KEYS} keys. Given: {}", MAX_API_KEYS + 1)),
+            (
+                vec![&long],
+                format!("`api_key` number 1 must have at most {MAX_API_KEY_BYTES} bytes. Given: {}", long.len()),
+            ),
+            (
+                vec!["k"; MAX_API_KEYS + 1],
+                format!("`api_key` supports up to {MAX_API_KEYS} keys. Given: {}", MAX_API_KEYS + 1),
+            ),
         ] {
             assert_eq!(check(&keys(&texts)).unwrap_err().to_string(), expected);
         }
@@ -164,14 +170,17 @@ mod tests {
     fn either_header_opens_with_any_key_and_nothing_else_does() {
         let ring = KeyRing::new(&keys(&["sk-One", "sk-Two"]));
         let opens = |headers: &[(&'static str, &'static str)]| {
-            let pairs = headers.iter().map(|&(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+            let pairs =
+                headers.iter().map(|&(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
             ring.opens(&pairs.collect())
         };
         assert!(opens(&[("authorization", "Bearer sk-One")]));
         assert!(opens(&[("authorization", "bearer  sk-Two ")]), "the scheme has no case, blanks do not count");
         assert!(opens(&[("x-api-key", "sk-Two")]));
         assert!(opens(&[("authorization", "Basic abc"), ("x-api-key", "sk-One")]));
-        for bad in ["Bearer sk-one", "Bearer sk-On", "Bearer sk-OneX", "Bearer ", "Bearer", "sk-One", "Basic sk-One", ""] {
+        for bad in
+            ["Bearer sk-one", "Bearer sk-On", "Bearer sk-OneX", "Bearer ", "Bearer", "sk-One", "Basic sk-One", ""]
+        {
             assert!(!opens(&[("authorization", bad)]), "{bad:?}");
         }
         assert!(!opens(&[("x-api-key", "Bearer sk-One")]));

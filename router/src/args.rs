@@ -171,7 +171,9 @@ pub enum ArgsError {
     #[error("Argument validation error: {0}")]
     ApiKey(#[from] ApiKeyError),
     /// A route that no router could hold.
-    #[error("Argument validation error: `{field}` must be a path as in a URL, of at most {MAX_ROUTE_BYTES} bytes, without braces, `*` and query. Given: {given}")]
+    #[error(
+        "Argument validation error: `{field}` must be a path as in a URL, of at most {MAX_ROUTE_BYTES} bytes, without braces, `*` and query. Given: {given}"
+    )]
     Route {
         /// The flag.
         field: &'static str,
@@ -391,10 +393,7 @@ pub(crate) mod tests {
     fn keys_come_one_by_one_or_as_a_list() {
         let args = args(&["--api-key", "a,b", "--api-key=c"]);
         assert_eq!(args.api_key.iter().map(ApiKey::secret).collect::<Vec<_>>(), ["a", "b", "c"]);
-        check(
-            &["--api-key", ""],
-            "Argument validation error: `api_key` number 1 is empty; remove it, or give a key",
-        );
+        check(&["--api-key", ""], "Argument validation error: `api_key` number 1 is empty; remove it, or give a key");
     }
 
     #[test]

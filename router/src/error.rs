@@ -423,6 +423,10 @@ impl IntoResponse for OpenAiFailure {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tracing_subscriber::layer::SubscriberExt;
+
     use super::*;
 
     #[track_caller]
@@ -464,6 +468,40 @@ mod tests {
             422,
             r#"{"error":{"message":"Input validation error: `top_n_tokens` must be >= 0 and <= 5. Given: 9","type":"invalid_request_error","param":"top_logprobs","code":"validation","http_status_code":422},"error_type":"validation"}"#,
         );
+    }
+
+    /// The levels at which failures are logged.
+    #[derive(Clone, Default)]
+    struct Levels(Arc<Mutex<Vec<tracing::Level>>>);
+
+    impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Levels {
+        fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+            self.0.lock().unwrap().push(*event.metadata().level());
+        }
+    }
+
+    #[test]
+    fn only_the_servers_own_failures_are_logged_as_errors() {
+        use tracing::Level;
+        let levels = Levels::default();
+        let subscriber = tracing_subscriber::registry().with(levels.clone());
+        tracing::subscriber::with_default(subscriber, || {
+            for (error, expected) in [
+                (Error::Incomplete, Level::ERROR),
+                (Error::Generation { reason: "x".into() }, Level::ERROR),
+                (Error::Timeout { seconds: 1 }, Level::ERROR),
+                (Error::Overloaded { retry_after_seconds: 1 }, Level::WARN),
+                (Error::Unhealthy, Level::WARN),
+                (Error::Unauthorized, Level::DEBUG),
+                (Error::NoRoute { path: "/x".into() }, Level::DEBUG),
+                (Error::Method { path: "/x".into(), method: Method::PUT }, Level::DEBUG),
+                (BodyError::ContentType.into(), Level::DEBUG),
+                (ValidationError::EmptyInput.into(), Level::DEBUG),
+            ] {
+                Dialect::Native.response(&error);
+                assert_eq!(levels.0.lock().unwrap().drain(..).collect::<Vec<_>>(), [expected], "{error}");
+            }
+        });
     }
 
     #[test]

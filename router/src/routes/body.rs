@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::body::{Body as HttpBody, Bytes};
@@ -86,12 +86,16 @@ async fn read<T: Wire, S: Send + Sync>(request: Request, state: &S, arrived: Ins
 
 /// The whole body, within its bounds of size and time.
 pub(super) async fn bytes<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Error> {
-    match tokio::time::timeout(BODY_READ_TIMEOUT, Bytes::from_request(request, state)).await {
+    bytes_within(BODY_READ_TIMEOUT, request, state).await
+}
+
+async fn bytes_within<S: Send + Sync>(limit: Duration, request: Request, state: &S) -> Result<Bytes, Error> {
+    match tokio::time::timeout(limit, Bytes::from_request(request, state)).await {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(rejection)) => {
             Err(BodyError::Rejected { status: rejection.status(), text: rejection.body_text() }.into())
         }
-        Err(_) => Err(Error::BodyTimeout { seconds: BODY_READ_TIMEOUT.as_secs() }),
+        Err(_) => Err(Error::BodyTimeout { seconds: limit.as_secs() }),
     }
 }
 
@@ -265,6 +269,13 @@ mod tests {
             let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static(value))]);
             assert_eq!(is_json(&headers), expected, "{value:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_does_not_arrive_is_given_up() {
+        let body = HttpBody::from_stream(futures::stream::pending::<Result<Bytes, std::convert::Infallible>>());
+        let error = bytes_within(Duration::from_millis(5), Request::new(body), &()).await.unwrap_err();
+        assert_eq!((error.status().as_u16(), error.error_type()), (408, "timeout"));
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub(super) enum SagemakerRequest {
     post, path = "/invocations", operation_id = "sagemaker_compatibility", tag = super::openapi::TAG,
     summary = "Generate tokens from Sagemaker request",
     request_body = SagemakerRequest,
-    responses((status = 200, description = "As the call that was meant", content((Value = "application/json"), (String = "text/event-stream"))), super::openapi::NativeErrors),
+    responses((status = 200, description = "As the call that was meant", content((Value = "application/json"), (String = "text/event-stream"))), super::openapi::EitherErrors),
 )]
 pub(super) async fn handle(
     State(server): State<Arc<Server>>,
@@ -54,7 +54,9 @@ pub(super) async fn handle(
         Ok(Marks { messages: Some(_), .. }) => {
             forward(chat_completions::handle, "/v1/chat/completions", parts, bytes, server).await
         }
-        Ok(Marks { prompt: Some(_), .. }) => forward(completions::handle, "/v1/completions", parts, bytes, server).await,
+        Ok(Marks { prompt: Some(_), .. }) => {
+            forward(completions::handle, "/v1/completions", parts, bytes, server).await
+        }
         Ok(_) => return Err(ValidationError::MissingOneOf { fields: "`inputs`, `messages`, `prompt`" }.into()),
         // No JSON object at all: the first call's reader says what is wrong with it.
         Err(_) => forward(compat::handle, "/", parts, bytes, server).await,

@@ -130,7 +130,8 @@ pub(in crate::routes) async fn handle(
     request: Request,
 ) -> Response<HttpBody> {
     let (parts, body) = request.into_parts();
-    let request = match Body::<InferenceRequest>::from_request(Request::from_parts(parts.clone(), body), &server).await {
+    let request = match Body::<InferenceRequest>::from_request(Request::from_parts(parts.clone(), body), &server).await
+    {
         Ok(body) => body.value,
         Err(response) => return response,
     };
@@ -219,7 +220,8 @@ impl Texts {
     /// # Errors
     /// [`ValidationError::TensorData`] or [`ValidationError::TensorType`] with the tensor's place.
     fn of(index: usize, input: &InferenceInput) -> Result<Self, ValidationError> {
-        if let Some(given) = input.datatype.as_ref().filter(|datatype| !["BYTES", "UINT8"].contains(&datatype.as_str())) {
+        if let Some(given) = input.datatype.as_ref().filter(|datatype| !["BYTES", "UINT8"].contains(&datatype.as_str()))
+        {
             let given = given.chars().take(16).collect();
             return Err(ValidationError::TensorType { field: format!("inputs[{index}]"), given });
         }

@@ -5,9 +5,9 @@ use std::ops::RangeInclusive;
 
 use serde_json::{Value, json};
 use utoipa::Number;
-use utoipa::openapi::{Ref, RefOr};
 use utoipa::openapi::extensions::ExtensionsBuilder;
 use utoipa::openapi::schema::{Array, ArrayBuilder, Object, ObjectBuilder, Schema, Type};
+use utoipa::openapi::{Ref, RefOr};
 
 use crate::limits::MAX_STOP_BYTES;
 use crate::server::Server;
@@ -100,6 +100,7 @@ pub(in crate::routes) fn limited_string(limit: &str) -> Object {
 
 /// Stop strings. (Their limit is in bytes; a text of so many characters has at least as many.)
 pub(in crate::routes) fn stop_strings() -> Array {
-    let item = ObjectBuilder::new().schema_type(Type::String).min_length(Some(1)).max_length(Some(MAX_STOP_BYTES)).build();
+    let item =
+        ObjectBuilder::new().schema_type(Type::String).min_length(Some(1)).max_length(Some(MAX_STOP_BYTES)).build();
     limited(array(item), "max_stop_sequences").description(Some("Texts that end the reply")).build()
 }

@@ -31,10 +31,42 @@ fn operations_have_names_of_their_own_and_say_whether_they_need_a_key() {
     let mut names = BTreeSet::new();
     for (method, path, operation) in operations() {
         assert!(names.insert(operation["operationId"].as_str().unwrap().to_owned()), "{method} {path}");
-        let route = table().into_iter().find(|route| route.path == path && route.method.as_str().to_lowercase() == method);
+        let route =
+            table().into_iter().find(|route| route.path == path && route.method.as_str().to_lowercase() == method);
         let is_open = operation.get("security") == Some(&json!([]));
         assert_eq!(is_open, route.unwrap().access == Access::Open, "{method} {path}");
         assert_eq!(operation["responses"].get("401").is_none(), is_open, "{method} {path}");
+    }
+}
+
+/// TGI's operations. Code generators name functions after them.
+const TGI: &[(&str, &str, &str)] = &[
+    ("post", "/", "compat_generate"),
+    ("post", "/chat_tokenize", "get_chat_tokenize"),
+    ("post", "/generate", "generate"),
+    ("post", "/generate_stream", "generate_stream"),
+    ("get", "/health", "health"),
+    ("get", "/info", "get_model_info"),
+    ("post", "/invocations", "sagemaker_compatibility"),
+    ("get", "/metrics", "metrics"),
+    ("post", "/tokenize", "tokenize"),
+    ("post", "/v1/chat/completions", "chat_completions"),
+    ("post", "/v1/completions", "completions"),
+    ("get", "/v1/models", "openai_get_model_info"),
+];
+
+/// TGI's schemas of those operations, as far as they are described.
+const TGI_SCHEMAS: &str = "BestOfSequence ChatRequest ChatTokenizeResponse CompatGenerateRequest CompletionRequest Details \
+    ErrorResponse FinishReason GenerateParameters GenerateRequest GenerateResponse Info ModelInfo PrefillToken \
+    SagemakerRequest SimpleToken StreamDetails StreamResponse Token TokenizeResponse";
+
+#[test]
+fn names_are_tgis() {
+    for (method, path, name) in TGI {
+        assert_eq!(DOCUMENT["paths"][path][method]["operationId"], *name, "{method} {path}");
+    }
+    for name in TGI_SCHEMAS.split_whitespace() {
+        assert!(DOCUMENT["components"]["schemas"].get(name).is_some(), "{name}");
     }
 }
 
@@ -101,6 +133,16 @@ fn the_walk_finds_what_has_no_bound() {
 }
 
 #[test]
+fn a_stream_is_events_with_json_in_their_data() {
+    let content = &DOCUMENT["paths"]["/generate_stream"]["post"]["responses"]["200"]["content"];
+    let data = &content["text/event-stream"]["schema"]["properties"]["data"];
+    assert_eq!(
+        (&data["type"], &data["contentSchema"]["$ref"]),
+        (&json!("string"), &json!("#/components/schemas/StreamEvent"))
+    );
+}
+
+#[test]
 fn limits_of_flags_become_numbers() {
     let mut schema = json!({"a": {"type": ["array", "null"], "x-limit": "one"}, "b": [{"type": "string", "x-limit": "two"}],
         "c": {"type": "integer", "x-limit": "one"}});
@@ -157,9 +199,7 @@ impl Walk {
         match kind {
             "null" | "boolean" | "number" => true,
             "string" => is_limited || has(&["maxLength", "enum", "const"]),
-            "integer" => {
-                has(&["minimum", "exclusiveMinimum"]) && (is_limited || has(&["maximum", "exclusiveMaximum"]))
-            }
+            "integer" => has(&["minimum", "exclusiveMinimum"]) && (is_limited || has(&["maximum", "exclusiveMaximum"])),
             "array" => {
                 self.schema(&format!("{place}[]"), &schema["items"]);
                 is_limited || has(&["maxItems"])

@@ -57,7 +57,8 @@ async fn every_route_has_its_class() {
             let code = if path.starts_with("/v1/") { &body["error"]["code"] } else { &body["error_type"] };
             assert_eq!(code, "invalid_api_key", "{path}");
         }
-        for header in [("authorization", "Bearer sk-One"), ("authorization", "bearer sk-Two"), ("x-api-key", "sk-One")] {
+        for header in [("authorization", "Bearer sk-One"), ("authorization", "bearer sk-Two"), ("x-api-key", "sk-One")]
+        {
             let with = fixture.call(method.clone(), &path, Some(header)).await;
             assert!(![401, 404, 405].contains(&with.status.as_u16()), "{method} {path}: {}", with.status);
         }

@@ -15,8 +15,7 @@ async fn a_call_that_takes_too_long_is_a_504_in_the_routes_dialect() {
     let fixture = stalled(3).await;
     let text = "the request was not finished within 1 s";
     let (native, openai) = (json!({"inputs": "a"}), json!({"prompt": "a"}));
-    let (native, openai) =
-        tokio::join!(fixture.post("/generate", &native), fixture.post("/v1/completions", &openai));
+    let (native, openai) = tokio::join!(fixture.post("/generate", &native), fixture.post("/v1/completions", &openai));
     assert_eq!((native.status.as_u16(), native.json()), (504, json!({"error": text, "error_type": "timeout"})));
     assert_eq!((openai.status.as_u16(), &openai.json()["error"]["message"]), (504, &json!(text)));
     assert_freed_both(&fixture).await;

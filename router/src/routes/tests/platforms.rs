@@ -72,7 +72,10 @@ async fn bad_vertex_requests_keep_their_status_and_text() {
     let validation = |text: &str| format!("Input validation error: {text}");
     for (instances, text) in [
         (json!([]), validation("`instances` must have at least one item")),
-        (json!([{"inputs": "a"}, {}]), validation("one of `inputs`, `messages` in every one of `instances` is required")),
+        (
+            json!([{"inputs": "a"}, {}]),
+            validation("one of `inputs`, `messages` in every one of `instances` is required"),
+        ),
         (json!([{"inputs": "a"}, {"inputs": ""}]), validation("`inputs` cannot be empty")),
         (json!(vec![json!({"inputs": "a"}); 3]), validation("`instances` must have at most 2 instances. Given: 3")),
     ] {
@@ -95,6 +98,24 @@ async fn vertex_names_its_own_routes() {
     let flags = ["--aip-predict-route", "/v1/completions", "--aip-health-route", "/health"];
     let fixture = Fixture::with_flags("ab", &flags).await;
     assert_eq!(fixture.post("/v1/completions", &json!({"prompt": "x"})).await.json()["object"], "text_completion");
+}
+
+#[tokio::test]
+async fn the_document_is_served_with_this_servers_limits_and_a_page() {
+    let fixture = Fixture::with_flags("a", &["--max-stop-sequences", "9", "--payload-limit", "1234"]).await;
+    let document = fixture.get("/api-doc/openapi.json").await.json();
+    let schemas = &document["components"]["schemas"];
+    assert_eq!(schemas["GenerateParameters"]["properties"]["stop"]["maxItems"], 9);
+    assert_eq!(schemas["GenerateParameters"]["properties"]["truncate"]["maximum"], CONTEXT - 1);
+    assert_eq!(schemas["GenerateRequest"]["properties"]["inputs"]["maxLength"], 1234);
+    let redirect = fixture.get("/docs").await;
+    assert_eq!((redirect.status.as_u16(), redirect.header("location")), (303, "/docs/"));
+    let page = fixture.get("/docs/").await;
+    assert_eq!(page.header("content-type"), "text/html");
+    assert!(page.body.contains("swagger-ui-bundle.js"), "{}", page.body);
+    let start = fixture.get("/docs/swagger-initializer.js").await.body;
+    assert!(start.contains("/api-doc/openapi.json"), "{start}");
+    assert_eq!(fixture.get("/docs/nothing.js").await.status, 404);
 }
 
 #[tokio::test]
