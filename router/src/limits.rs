@@ -101,3 +101,15 @@ pub const PING_INTERVAL: Duration = Duration::from_secs(5);
 pub const RECONNECT_BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 /// A shard that accepts the connection must say Welcome within this time. 10 s: its weights are loaded before it binds.
 pub const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
+
+// Tool calls in a reply.
+
+/// Nested brackets in the arguments of a tool call. 127: what `serde_json` and most clients' parsers read; a call that
+/// is nested deeper is no call.
+pub const MAX_ARGUMENTS_DEPTH: usize = 127;
+/// Bytes of a reply that may wait because they could be a tool call whose name is not known yet. 256 KiB: only formats
+/// that write the arguments before the name need more than a hundred; beyond it the text is content.
+pub const TOOL_CALL_HEAD_BYTES: usize = 256 << 10;
+/// Tool calls that the mask of one reply allows. 32: more than published agents make at once, and a model that cannot
+/// stop calling ends.
+pub const MAX_TOOL_CALLS: usize = 32;
