@@ -113,3 +113,9 @@ pub const TOOL_CALL_HEAD_BYTES: usize = 256 << 10;
 /// Tool calls that the mask of one reply allows. 32: more than published agents make at once, and a model that cannot
 /// stop calling ends.
 pub const MAX_TOOL_CALLS: usize = 32;
+/// Bytes between a function's name and its arguments, such as the call's number. 128: published formats write fewer than
+/// 40; beyond it the text is content.
+pub const MAX_NAME_TAIL_BYTES: usize = 128;
+/// References and alternatives that are followed for the type of a parameter that is written as text. 8: schema
+/// generators nest two or three; beyond it the type counts as unknown.
+pub const MAX_TYPE_REFERENCES: u32 = 8;

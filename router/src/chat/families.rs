@@ -37,7 +37,13 @@ pub(super) static FAMILIES: &[Description] = &[
         begin: Marker("<|channel|>commentary to=functions."),
         also: &[" to=functions."],
         call: &[
-            Name { tail: Some(Tail { texts: &[" <|constrain|>json", "<|channel|>commentary"], pattern: "", is_required: true }) },
+            Name {
+                tail: Some(Tail {
+                    texts: &[" <|constrain|>json", "<|channel|>commentary"],
+                    pattern: "",
+                    is_required: true,
+                }),
+            },
             Text("<|message|>"),
             Arguments,
         ],
@@ -87,13 +93,7 @@ pub(super) static FAMILIES: &[Description] = &[
         name: "deepseek-v3.1",
         signs: &[&["<｜tool▁calls▁begin｜>"]],
         begin: Marker("<｜tool▁calls▁begin｜>"),
-        call: &[
-            Text("<｜tool▁call▁begin｜>"),
-            NAME,
-            Text("<｜tool▁sep｜>"),
-            Arguments,
-            Text("<｜tool▁call▁end｜>"),
-        ],
+        call: &[Text("<｜tool▁call▁begin｜>"), NAME, Text("<｜tool▁sep｜>"), Arguments, Text("<｜tool▁call▁end｜>")],
         more: More::Following(""),
         close: &["<｜tool▁calls▁end｜>"],
         tokens: DEEPSEEK_TOKENS,
@@ -103,10 +103,7 @@ pub(super) static FAMILIES: &[Description] = &[
         name: "glm",
         signs: &[&["<tool_call>", "<arg_key>"]],
         begin: Marker("<tool_call>"),
-        call: &[
-            NAME,
-            Parameters { open: "<arg_key>", key_end: &["</arg_key>", "<arg_value>"], close: "</arg_value>" },
-        ],
+        call: &[NAME, Parameters { open: "<arg_key>", key_end: &["</arg_key>", "<arg_value>"], close: "</arg_value>" }],
         close: &["</tool_call>"],
         tokens: &["<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"],
         ..PLAIN
@@ -284,10 +281,7 @@ pub(super) static FAMILIES: &[Description] = &[
     },
     Description {
         name: "xlam",
-        signs: &[
-            &["[{\"name\": \"tool_call_name\""],
-            &["\"name\": \"func_name1\", \"arguments\""],
-        ],
+        signs: &[&["[{\"name\": \"tool_call_name\""], &["\"name\": \"func_name1\", \"arguments\""]],
         open: &["["],
         more: More::Separated(", "),
         close: &["]"],

@@ -231,10 +231,27 @@ mod tests {
     #[test]
     fn what_is_not_json_is_broken() {
         for text in ["{a", "{\"a\",", "{\"a\":,", "{\"a\":01", "{\"a\":.", "{\"a\":tru}", "{\"a\":[1,]", "{\"a\":1,}"] {
-            assert!(text.chars().scan(JsonScanner::new(), |scanner, c| Some(scanner.push(c))).any(|e| e == Event::Broken), "{text}");
+            assert!(
+                text.chars().scan(JsonScanner::new(), |scanner, c| Some(scanner.push(c))).any(|e| e == Event::Broken),
+                "{text}"
+            );
         }
-        for text in ["[1", "x", "{\"a\":\"\n", "{\"a\":\"\\x", "{\"a\":\"\\u00g", "{\"a\":[}", "{\"a\":1 2", "{}x", "{\"a\":-}", "{\"a\":1e}"] {
-            assert!(text.chars().scan(JsonScanner::new(), |scanner, c| Some(scanner.push(c))).any(|e| e == Event::Broken), "{text}");
+        for text in [
+            "[1",
+            "x",
+            "{\"a\":\"\n",
+            "{\"a\":\"\\x",
+            "{\"a\":\"\\u00g",
+            "{\"a\":[}",
+            "{\"a\":1 2",
+            "{}x",
+            "{\"a\":-}",
+            "{\"a\":1e}",
+        ] {
+            assert!(
+                text.chars().scan(JsonScanner::new(), |scanner, c| Some(scanner.push(c))).any(|e| e == Event::Broken),
+                "{text}"
+            );
         }
     }
 

@@ -37,9 +37,15 @@ impl ToolFormat {
             return None;
         }
         let most = if parallel && !matches!(choice, ToolChoice::Named(_)) { MAX_TOOL_CALLS } else { 1 };
-        let mut lark = Lark { format: self, reasoning: reasoning.map(|(format, _)| format), rules: String::new(), next: 0 };
-        let calls: Vec<String> = tools.iter().map(|tool| lark.call(tool)).collect();
+        let mut lark =
+            Lark { format: self, reasoning: reasoning.map(|(format, _)| format), rules: String::new(), next: 0 };
+        let calls: Vec<String> = tools.iter().map(|tool| lark.call(tool, Sequence::default())).collect();
         lark.rule("call", &calls.join(" | "));
+        if self.description.begin == Begin::Start {
+            // Text and a call part where they differ, in the middle of one terminal: the longest terminal wins.
+            let calls: Vec<String> = tools.iter().map(|tool| lark.call(tool, lark.opening())).collect();
+            lark.rule("first_call", &calls.join(" | "));
+        }
         let start = reasoning.map(|(_, start)| start);
         let alternatives = match choice {
             ToolChoice::Auto => lark.auto(most, start),
@@ -85,9 +91,7 @@ impl Lark<'_> {
 
     /// A reply that is calls, perhaps after a thought.
     fn required(&mut self, most: usize, start: Option<ReplyStart>) -> Vec<String> {
-        let mut first = Sequence::default();
-        first.regex(SPACE);
-        let calls = self.sections(first, most);
+        let calls = self.sections(most);
         match start {
             None => vec![calls],
             Some(ReplyStart::Reasoning) => vec![format!("{} {calls}", self.thought_end())],
@@ -135,7 +139,7 @@ impl Lark<'_> {
         }
         let not_excluded = excluded.map(|excluded| format!(" & ~/{excluded}/")).unwrap_or_default();
         let Begin::Marker(begin) = description.begin else {
-            let calls = self.sections(Sequence::default(), most);
+            let calls = self.sections(most);
             let open: Vec<String> = description.open.iter().map(|text| escape(text.trim())).collect();
             let looks_like_call = format!("[ \\t\\n]*{}[ \\t\\n]*\\{{[ \\t\\n]*\"name\"{ANY}*", open.concat());
             let prose = self.new_terminal(&format!("/{ANY}+/ & ~/{looks_like_call}/{not_excluded}"));
@@ -167,36 +171,45 @@ impl Lark<'_> {
         alternatives
     }
 
-    /// Calls and nothing else, after `first`.
-    fn sections(&mut self, mut first: Sequence, most: usize) -> String {
+    /// Calls and nothing else.
+    fn sections(&mut self, most: usize) -> String {
         let description = self.format.description;
-        let begin = match description.begin {
-            Begin::Marker(text) => self.literal(text),
-            Begin::Start => Sequence::default(),
+        let Begin::Marker(begin) = description.begin else {
+            return self.section_behind_begin(Sequence::default(), most);
         };
         let (within, sections) = if description.more == More::Section { (1, most) } else { (most, 1) };
+        let mut first = Sequence::default();
+        first.regex(SPACE);
+        first.append(self.literal(begin));
+        let first = self.section_behind_begin(first, within);
+        if sections == 1 {
+            return first;
+        }
         let mut again = Sequence::default();
         again.regex(r"\n?");
-        first.append(begin);
-        let one = self.section_behind_begin(first, within);
-        if sections == 1 {
-            return one;
-        }
-        if let Begin::Marker(text) = description.begin {
-            again.append(self.literal(text));
-        }
-        let more = self.section_behind_begin(again, within);
-        format!("{one} ({more}){{0,{}}}", sections - 1)
+        again.append(self.literal(begin));
+        let again = self.section_behind_begin(again, within);
+        format!("{first} ({again}){{0,{}}}", sections - 1)
+    }
+
+    /// What stands before the first call of a section without begin mark.
+    fn opening(&self) -> Sequence {
+        let mut sequence = Sequence::default();
+        sequence.regex(SPACE);
+        self.format.description.open.iter().for_each(|text| sequence.append(self.literal(text)));
+        sequence
     }
 
     /// `before`, the opening literals, up to `most` calls, the closing literals.
     fn section_behind_begin(&mut self, before: Sequence, most: usize) -> String {
         let description = self.format.description;
         let mut sequence = before;
-        for text in description.open {
-            sequence.append(self.literal(text));
+        if description.begin == Begin::Start {
+            sequence.other("first_call".to_owned());
+        } else {
+            description.open.iter().for_each(|text| sequence.append(self.literal(text)));
+            sequence.other("call".to_owned());
         }
-        sequence.other("call".to_owned());
         let separator = match description.more {
             More::Section => "",
             More::Separated(text) | More::Following(text) => text,
@@ -210,9 +223,9 @@ impl Lark<'_> {
         sequence.render()
     }
 
-    /// A rule for the call of `tool`, without its section.
-    fn call(&mut self, tool: &Tool) -> String {
-        let mut sequence = Sequence::default();
+    /// A rule for the call of `tool` after `opening`.
+    fn call(&mut self, tool: &Tool, opening: Sequence) -> String {
+        let mut sequence = opening;
         for piece in self.format.description.call {
             match piece {
                 Piece::Text(text) => sequence.append(self.literal(text)),
@@ -388,9 +401,10 @@ fn arguments(schema: &Value) -> String {
         _ => Map::new(),
     };
     object.insert("type".to_owned(), json!("object"));
-    let is_open = ["additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref", "unevaluatedProperties", "if"]
-        .iter()
-        .any(|keyword| object.contains_key(*keyword));
+    let is_open =
+        ["additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref", "unevaluatedProperties", "if"]
+            .iter()
+            .any(|keyword| object.contains_key(*keyword));
     if !is_open {
         object.insert("additionalProperties".to_owned(), json!(false));
     }

@@ -6,7 +6,7 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use super::section::{Match, compare};
-use crate::limits::TOOL_CALL_HEAD_BYTES;
+use crate::limits::{MAX_TYPE_REFERENCES, TOOL_CALL_HEAD_BYTES};
 
 /// Reads `<parameter=KEY>VALUE</parameter>` and the like.
 #[derive(Debug)]
@@ -183,7 +183,7 @@ fn translate(kind: Kind, text: &str) -> String {
 pub(super) fn kind(schema: &Value, key: &str) -> Kind {
     let mut types = Vec::new();
     if let Some(property) = schema.get("properties").and_then(|properties| properties.get(key)) {
-        add_types(schema, property, MAX_REFERENCES, &mut types);
+        add_types(schema, property, MAX_TYPE_REFERENCES, &mut types);
     }
     match (types.contains(&"string"), types.contains(&"null")) {
         (true, true) => Kind::TextOrNull,
@@ -193,16 +193,8 @@ pub(super) fn kind(schema: &Value, key: &str) -> Kind {
     }
 }
 
-/// References and alternatives that are followed for the type of one parameter. 8: schema generators nest two or three.
-const MAX_REFERENCES: u32 = 8;
-
 /// The JSON types that a property may have.
-fn add_types<'schema>(
-    schema: &'schema Value,
-    property: &'schema Value,
-    depth: u32,
-    types: &mut Vec<&'schema str>,
-) {
+fn add_types<'schema>(schema: &'schema Value, property: &'schema Value, depth: u32, types: &mut Vec<&'schema str>) {
     if depth == 0 {
         return;
     }

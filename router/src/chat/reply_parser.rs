@@ -173,7 +173,8 @@ impl ReplyParser {
 
     fn read(&mut self, end: End, out: &mut Vec<ReplyPart>) {
         loop {
-            let is_going_on = if self.section.is_some() { self.read_section(end, out) } else { self.read_text(end, out) };
+            let is_going_on =
+                if self.section.is_some() { self.read_section(end, out) } else { self.read_text(end, out) };
             if !is_going_on {
                 return;
             }
@@ -304,7 +305,8 @@ impl Marks {
             if end == End::Open && self.list.iter().any(|(mark, _)| mark.len() > rest.len() && mark.starts_with(rest)) {
                 return Found::Maybe(at);
             }
-            let longest = self.list.iter().filter(|(mark, _)| rest.starts_with(mark)).max_by_key(|(mark, _)| mark.len());
+            let longest =
+                self.list.iter().filter(|(mark, _)| rest.starts_with(mark)).max_by_key(|(mark, _)| mark.len());
             if let Some((mark, kind)) = longest {
                 return Found::Mark(at, mark.len(), *kind);
             }

@@ -4,7 +4,7 @@ use super::format::{Description, More, Piece, Tail};
 use super::object::{Member, ObjectReader};
 use super::parameters::ParametersReader;
 use super::{ReplyPart, Tool};
-use crate::limits::TOOL_CALL_HEAD_BYTES;
+use crate::limits::{MAX_NAME_TAIL_BYTES, TOOL_CALL_HEAD_BYTES};
 
 /// A section that is being read. Positions are bytes of the text that [`Section::run`] is given.
 #[derive(Debug)]
@@ -112,7 +112,12 @@ impl Section {
 
     /// The number that the next call has.
     pub(super) fn next_index(&self) -> usize {
-        self.index + usize::from(self.name.is_some())
+        let is_given_out = match &self.stage {
+            Stage::Object(_, reader) => reader.is_given_out(),
+            Stage::Parameters(..) => true,
+            _ => self.arguments_are_complete(),
+        };
+        self.index + usize::from(is_given_out)
     }
 
     /// The reply ends here: what this means for the call that is being read.
@@ -281,16 +286,8 @@ impl Section {
 
     /// The text cannot go on like this.
     fn failure(&mut self) -> Progress {
-        let is_given_out = match &self.stage {
-            Stage::Object(_, reader) => reader.is_given_out(),
-            Stage::Parameters(..) => true,
-            _ => false,
-        };
         match self.name.take() {
-            Some(name) if is_given_out => {
-                self.index += 1;
-                Progress::Broken(name)
-            }
+            Some(name) if self.next_index() > self.index => Progress::Broken(name),
             _ => Progress::NoCall,
         }
     }
@@ -311,12 +308,15 @@ fn terminators(description: &'static Description, index: usize) -> Vec<&'static 
 
 /// The literal that a call begins with.
 fn first_literal(description: &'static Description) -> &'static str {
-    description.call.iter().find_map(|piece| match piece {
-        Piece::Text(literal) if !literal.trim().is_empty() => Some(*literal),
-        Piece::Object { .. } => Some("{"),
-        _ => None,
-    })
-    .expect("every table entry with calls in one section begins them with a literal")
+    description
+        .call
+        .iter()
+        .find_map(|piece| match piece {
+            Piece::Text(literal) if !literal.trim().is_empty() => Some(*literal),
+            Piece::Object { .. } => Some("{"),
+            _ => None,
+        })
+        .expect("every table entry with calls in one section begins them with a literal")
 }
 
 /// Whether a name ends before `behind`, and how many bytes of decoration follow it.
@@ -336,7 +336,7 @@ fn name_ends(behind: &str, tail: Option<Tail>, ends: &[&str]) -> Match {
             match compare(behind, text) {
                 Match::Full(_) => match behind.find(end) {
                     Some(at) => return Match::Full(at),
-                    None if behind.len() < MAX_TAIL_BYTES => result = Match::Partial,
+                    None if behind.len() < MAX_NAME_TAIL_BYTES => result = Match::Partial,
                     None => {}
                 },
                 Match::Partial => result = Match::Partial,
@@ -346,9 +346,6 @@ fn name_ends(behind: &str, tail: Option<Tail>, ends: &[&str]) -> Match {
     }
     result
 }
-
-/// Bytes of decoration behind a name. 128: published formats write fewer than 40.
-const MAX_TAIL_BYTES: usize = 128;
 
 /// Compares the beginning of `text` with `literal`, white space around both apart.
 pub(super) fn compare(text: &str, literal: &str) -> Match {
