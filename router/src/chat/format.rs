@@ -95,7 +95,7 @@ impl ToolFormat {
         let template = template_source.unwrap_or("");
         let has_signs = |group: &&[&str]| group.iter().all(|sign| template.contains(sign));
         let description =
-            FAMILIES.iter().find(|family| family.signs.iter().any(|group| has_signs(&group))).unwrap_or(&FALLBACK);
+            FAMILIES.iter().find(|family| family.signs.iter().any(|group| has_signs(group))).unwrap_or(&FALLBACK);
         Self { description, special_tokens: resolve(description.tokens, special_id) }
     }
 

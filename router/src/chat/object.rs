@@ -2,6 +2,7 @@
 
 use super::Tool;
 use super::json_scanner::{Event, JsonScanner};
+use crate::limits::TOOL_CALL_HEAD_BYTES;
 
 /// Reads `{"name": .., "arguments": {..}}` with its members in any order, or a bare object of arguments.
 #[derive(Debug)]
@@ -17,7 +18,9 @@ pub(super) struct ObjectReader {
     has_arguments: bool,
     is_complete: bool,
     is_given_out: bool,
+    /// Bytes read since [`Self::take_read`], and in all.
     read: usize,
+    length: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -68,6 +71,7 @@ impl ObjectReader {
             is_complete: false,
             is_given_out: false,
             read: 0,
+            length: 0,
         }
     }
 
@@ -79,6 +83,7 @@ impl ObjectReader {
                 return Member::Broken;
             }
             self.read += c.len_utf8();
+            self.length += c.len_utf8();
             match self.shape {
                 Shape::Arguments if self.arguments.is_empty() && !self.has_arguments && c != '{' => {}
                 Shape::Arguments => {
@@ -86,7 +91,9 @@ impl ObjectReader {
                     self.arguments.push(c);
                 }
                 Shape::Call { name, arguments } => {
-                    if !self.member(c, event, name, arguments, tools) {
+                    let is_call = self.member(c, event, name, arguments, tools);
+                    let may_wait = self.is_known(None) || self.is_given_out || self.length <= TOOL_CALL_HEAD_BYTES;
+                    if !is_call || !may_wait {
                         return Member::Broken;
                     }
                 }

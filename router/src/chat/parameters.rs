@@ -6,7 +6,7 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use super::section::{Match, compare};
-use crate::limits::{MAX_TYPE_REFERENCES, TOOL_CALL_HEAD_BYTES};
+use crate::limits::{MAX_NAME_BYTES, MAX_TYPE_REFERENCES};
 
 /// Reads `<parameter=KEY>VALUE</parameter>` and the like.
 #[derive(Debug)]
@@ -84,9 +84,10 @@ impl ParametersReader {
             Match::No => return Step::Stop(0, end.unwrap_or(Match::No)),
         };
         let mark = self.key_end[0].trim();
-        let Some(length) = rest[begin..].find(mark) else {
-            let is_too_long = rest.len() > TOOL_CALL_HEAD_BYTES;
-            return Step::Stop(0, if is_too_long { Match::No } else { Match::Partial });
+        let length = match rest[begin..].find(mark) {
+            Some(length) if length <= MAX_NAME_BYTES => length,
+            None if rest.len() - begin < MAX_NAME_BYTES + mark.len() => return Step::Stop(0, Match::Partial),
+            Some(_) | None => return Step::Stop(0, Match::No),
         };
         let key = rest[begin..begin + length].trim();
         let mut at = begin + length + mark.len();

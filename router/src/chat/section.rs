@@ -335,9 +335,9 @@ fn name_ends(behind: &str, tail: Option<Tail>, ends: &[&str]) -> Match {
         for text in tail.map_or(&[] as &[&str], |tail| tail.texts) {
             match compare(behind, text) {
                 Match::Full(_) => match behind.find(end) {
-                    Some(at) => return Match::Full(at),
+                    Some(at) if at + end.len() <= MAX_NAME_TAIL_BYTES => return Match::Full(at),
                     None if behind.len() < MAX_NAME_TAIL_BYTES => result = Match::Partial,
-                    None => {}
+                    Some(_) | None => {}
                 },
                 Match::Partial => result = Match::Partial,
                 Match::No => {}

@@ -526,6 +526,94 @@ fn the_mask_knows_thoughts() {
     );
 }
 
+/// Marks, names and JSON in any order: whatever the text, its parts do not depend on the cuts and nothing panics.
+#[test]
+fn any_text_gives_the_same_parts_for_every_cut() {
+    let seed = rand::rng().random();
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    for (name, template) in SAMPLES {
+        let (format, think) = (format(name, Specials::None), think("<think>", Specials::None));
+        let text = sample(template);
+        let ends: Vec<usize> = text.char_indices().map(|(at, _)| at).chain([text.len()]).collect();
+        for _ in 0..300 {
+            let mut soup = String::new();
+            for _ in 0..random.random_range(1..6) {
+                let (from, to) = (random.random_range(0..ends.len()), random.random_range(0..ends.len()));
+                match random.random_range(0..6) {
+                    0 => soup.push_str(
+                        ["<think>", "</think>", " ", "\n", "<", "{", "}", ";", "x"][random.random_range(0..9)],
+                    ),
+                    1 => soup.push_str(&text[..ends[from]]),
+                    2 => soup.push_str(&text),
+                    _ => soup.push_str(&text[ends[from.min(to)]..ends[from.max(to)]]),
+                }
+            }
+            if soup.is_empty() {
+                continue;
+            }
+            let start = if random.random() { ReplyStart::Reasoning } else { ReplyStart::Content };
+            let reasoning = random.random::<bool>().then_some((&think, start));
+            let whole = parse(Some(&format), reasoning, [soup.as_str()]);
+            let single = soup.char_indices().map(|(at, c)| &soup[at..at + c.len_utf8()]);
+            assert_eq!(parse(Some(&format), reasoning, single), whole, "{name} {soup:?}");
+            let cut = soup.char_indices().map(|(at, _)| at).nth(random.random_range(0..soup.chars().count())).unwrap();
+            assert_eq!(parse(Some(&format), reasoning, [&soup[..cut], &soup[cut..]]), whole, "{name} {cut} {soup:?}");
+        }
+    }
+}
+
+/// Random replies that obey the mask of required calls: the parser finds calls, and nothing else.
+#[test]
+fn what_the_mask_lets_end_the_parser_reads() {
+    let seed = rand::rng().random();
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let mask = Mask::new(Specials::None);
+    let mut ended = 0;
+    for (name, _) in SAMPLES {
+        let format = format(name, Specials::None);
+        let GrammarSpec::Lark(lark) = format.grammar(&tools(), &ToolChoice::Required, true, None).unwrap() else {
+            panic!("a tool format is Lark")
+        };
+        let parser = mask.factory.create_parser(TopLevelGrammar::from_lark(lark.to_string()));
+        let fresh = Matcher::new(parser);
+        for _ in 0..6 {
+            let (mut matcher, mut bytes) = (fresh.deep_clone(), Vec::new());
+            while bytes.len() < 600 && !matcher.is_stopped() {
+                if matcher.is_accepting().unwrap() && random.random_bool(0.3) {
+                    break;
+                }
+                let allowed = matcher.compute_mask().unwrap();
+                let closing: Vec<u32> =
+                    b"\"}]<".iter().map(|byte| u32::from(*byte)).filter(|id| allowed.is_allowed(*id)).collect();
+                let any: Vec<u32> = (0..256).filter(|id| allowed.is_allowed(*id)).collect();
+                let from = if !closing.is_empty() && random.random_bool(0.5) { closing } else { any };
+                let Some(token) = (!from.is_empty()).then(|| from[random.random_range(0..from.len())]) else { break };
+                matcher.consume_token(token).unwrap();
+                bytes.push(u8::try_from(token).unwrap());
+            }
+            if !matcher.is_stopped() && !matcher.is_accepting().unwrap() {
+                continue;
+            }
+            ended += 1;
+            let text = String::from_utf8(bytes).unwrap();
+            let parts = parse(Some(&format), None, [text.as_str()]);
+            assert!(!parts.is_empty(), "{name} {text:?}");
+            for (at, part) in parts.iter().enumerate() {
+                let json =
+                    part.strip_prefix(&format!("{at} get_weather ")).or(part.strip_prefix(&format!("{at} get ")));
+                let arguments =
+                    json.map(serde_json::from_str::<Value>).unwrap_or_else(|| panic!("{name} {text:?}: {part}"));
+                let arguments = arguments.unwrap_or_else(|error| panic!("{name} {text:?}: {part}: {error}"));
+                assert_eq!(arguments.get("city").is_some(), part.contains("get_weather "), "{name} {text:?}");
+            }
+        }
+    }
+    println!("{ended} replies ended");
+    assert!(ended > SAMPLES.len(), "{ended}");
+}
+
 /// Which format each published template gets. Templates without the word `tools` cannot show any: for them the fallback
 /// is right.
 #[test]
