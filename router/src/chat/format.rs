@@ -94,8 +94,7 @@ impl ToolFormat {
     pub(crate) fn detect(template_source: Option<&str>, special_id: impl Fn(&str) -> Option<u32>) -> Self {
         let template = template_source.unwrap_or("");
         let has_signs = |group: &&[&str]| group.iter().all(|sign| template.contains(sign));
-        let description =
-            FAMILIES.iter().find(|family| family.signs.iter().any(|group| has_signs(group))).unwrap_or(&FALLBACK);
+        let description = FAMILIES.iter().find(|family| family.signs.iter().any(has_signs)).unwrap_or(&FALLBACK);
         Self { description, special_tokens: resolve(description.tokens, special_id) }
     }
 
