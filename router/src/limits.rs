@@ -191,3 +191,20 @@ pub const GRAMMAR_MASK_FUEL: u64 = 400_000;
 pub const GRAMMAR_MASK_ITEMS: usize = 200_000;
 /// Lexer states of one reply, about 2 kB each. 50 000: 100 MB is the most one reply may take.
 pub const GRAMMAR_LEXER_STATES: usize = 50_000;
+// Tool calls in a reply.
+
+/// Nested brackets in the arguments of a tool call. 127: what `serde_json` and most clients' parsers read; a call that
+/// is nested deeper is no call.
+pub const MAX_ARGUMENTS_DEPTH: usize = 127;
+/// Bytes of a reply that may wait because they could be a tool call whose name is not known yet. 256 KiB: only formats
+/// that write the arguments before the name need more than a hundred; beyond it the text is content.
+pub const TOOL_CALL_HEAD_BYTES: usize = 256 << 10;
+/// Tool calls that the mask of one reply allows. 32: more than published agents make at once, and a model that cannot
+/// stop calling ends.
+pub const MAX_TOOL_CALLS: usize = 32;
+/// Bytes between a function's name and its arguments, such as the call's number. 128: published formats write fewer than
+/// 40; beyond it the text is content.
+pub const MAX_NAME_TAIL_BYTES: usize = 128;
+/// References and alternatives that are followed for the type of a parameter that is written as text. 8: schema
+/// generators nest two or three; beyond it the type counts as unknown.
+pub const MAX_TYPE_REFERENCES: u32 = 8;

@@ -25,6 +25,8 @@ pub(crate) struct ReplyText {
     /// Text that a stop string may still claim, in pieces of visible or hidden (special token) text.
     held: VecDeque<(String, Visibility)>,
     generated: String,
+    /// Special tokens that are part of the text: the marks of tool calls and thoughts.
+    visible: Vec<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,12 +62,23 @@ impl ReplyText {
             stop_text,
             held: VecDeque::new(),
             generated: String::new(),
+            visible: Vec::new(),
         }
+    }
+
+    /// The same with the literal text of these special tokens as part of what may be shown: a parser needs to see the
+    /// marks of tool calls and thoughts.
+    pub(crate) fn showing(mut self, special_tokens: impl IntoIterator<Item = u32>) -> Self {
+        self.visible.extend(special_tokens);
+        self
     }
 
     /// Adds a token.
     pub(crate) fn push(&mut self, id: u32, position: Position) -> TokenText {
         let mut piece = self.detokenizer.push(id);
+        if piece.special.is_some() && self.visible.contains(&id) {
+            piece.text.extend(piece.special.take());
+        }
         if position == Position::Last && piece.special.is_none() {
             piece.text.push_str(&self.detokenizer.flush());
         }
@@ -206,6 +219,24 @@ mod tests {
         check("ab</s>c", &["</s>"], StopText::Remove, "a|b|!");
         check("ab</s>c", &["b</s>"], StopText::Remove, "a||!");
         check("ab</s>c", &["x"], StopText::Keep, "a|b||c|");
+    }
+
+    #[test]
+    fn special_tokens_that_mean_something_are_text() {
+        for (stops, expected) in [(&[][..], "ab<s>c"), (&["b<s>c"], "a"), (&["<s>"], "ab"), (&["</s>"], "ab<s>c")] {
+            let tokenizer = Arc::new(byte_level());
+            let stops: Vec<String> = stops.iter().map(|stop: &&str| (*stop).to_owned()).collect();
+            let ids = tokenizer.encode("ab<s>c</s>", false).unwrap();
+            let visible = tokenizer.token_to_id("<s>");
+            let mut reply = ReplyText::new(tokenizer, &[], &stops, StopText::Remove).showing(visible);
+            for (at, id) in ids.iter().enumerate() {
+                let position = if at + 1 == ids.len() { Position::Last } else { Position::Inner };
+                if reply.push(*id, position).is_stopped {
+                    break;
+                }
+            }
+            assert_eq!(reply.generated(), expected, "{stops:?}");
+        }
     }
 
     #[test]

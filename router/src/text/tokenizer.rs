@@ -99,6 +99,11 @@ impl TextTokenizer {
         self.special.get(&id).map(String::as_str)
     }
 
+    /// The id of a special token by its literal text. Looks at all of them: for start-up, not for requests.
+    pub(crate) fn special_id(&self, literal: &str) -> Option<u32> {
+        self.special.iter().find(|(_, text)| *text == literal).map(|(id, _)| *id)
+    }
+
     /// The text of one token by itself, special ones literally.
     pub(crate) fn token_text(&self, id: u32) -> String {
         self.special(id).map_or_else(|| self.decode(&[id]), str::to_owned)
