@@ -22,7 +22,10 @@ pub(super) enum NumberAtom {
     Above(Decimal),
     Equal(Decimal),
     /// A multiple of `coefficient * 10^-scale`.
-    MultipleOf { coefficient: u32, scale: u32 },
+    MultipleOf {
+        coefficient: u32,
+        scale: u32,
+    },
 }
 
 /// A decimal number: digits without leading zeros in `integer` (but "0"), without trailing ones in `fraction`.
