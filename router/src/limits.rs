@@ -173,8 +173,8 @@ pub const MAX_COUNTED_ITEMS: usize = 64;
 pub const MAX_UNIQUE_VALUES: usize = 10;
 /// Rules of one grammar. 30 000: half of what llguidance's 16-bit symbols hold.
 pub const MAX_GRAMMAR_RULES: usize = 30_000;
-/// Fuel to decide whether an expression matches anything. 20 000: llguidance's own is 10 000; a millisecond or two.
-pub const GRAMMAR_EMPTINESS_FUEL: u64 = 20_000;
+/// Fuel to decide whether an expression matches anything. 300 000: some ten milliseconds; what is undecided is refused.
+pub const GRAMMAR_EMPTINESS_FUEL: u64 = 300_000;
 /// Threads that compile grammars. 2: a hard grammar must not hold back all others.
 pub const GRAMMAR_WORKERS: usize = 2;
 /// Grammars that may wait for compilation. 64: at some 10 ms each a second of work; beyond it the answer is 429.

@@ -67,8 +67,8 @@ impl Compiler {
         let vocabulary = Arc::new(vocabulary);
         let env: TokEnv = vocabulary.clone();
         let slices = SlicedBiasComputer::general_slices();
-        let mut factory = ParserFactory::new(&env, InferenceCapabilities::default(), &slices)
-            .map_err(|error| error.to_string())?;
+        let mut factory =
+            ParserFactory::new(&env, InferenceCapabilities::default(), &slices).map_err(|error| error.to_string())?;
         factory.quiet();
         *factory.limits_mut() = ParserLimits {
             step_lexer_fuel: GRAMMAR_MASK_FUEL,

@@ -76,7 +76,8 @@ impl GrammarEngine {
         Self::start(tokenizer, vocab_size, end_ids, GRAMMAR_CACHE_BYTES, GRAMMAR_COMPILE_TIMEOUT)
     }
 
-    fn start(
+    /// [`GrammarEngine::new`] with bounds of a test's choice.
+    pub(super) fn start(
         tokenizer: &Arc<TextTokenizer>,
         vocab_size: usize,
         end_ids: Vec<u32>,
@@ -141,6 +142,15 @@ impl GrammarEngine {
     }
 }
 
+#[cfg(test)]
+impl GrammarEngine {
+    /// Bytes of the cache, and compilations under way.
+    pub(super) fn load(&self) -> (usize, usize) {
+        let state = lock(&self.state);
+        (state.cache.bytes(), state.flights.len())
+    }
+}
+
 impl Worker {
     fn run(self) {
         // Before the first request: start-up does not wait for it, a request finds it done.
@@ -188,7 +198,11 @@ fn identity(spec: &GrammarSpec) -> Result<(Key, usize), GrammarError> {
             check_depth(schema)?;
             let text = schema.to_string();
             if text.len() > MAX_GRAMMAR_BYTES {
-                return Err(GrammarError::TooLarge { what: "JSON schema", value: text.len(), limit: MAX_GRAMMAR_BYTES });
+                return Err(GrammarError::TooLarge {
+                    what: "JSON schema",
+                    value: text.len(),
+                    limit: MAX_GRAMMAR_BYTES,
+                });
             }
             add(b"json_schema");
             add(text.as_bytes());

@@ -16,11 +16,7 @@ use crate::limits::{MAX_GRAMMAR_BYTES, MAX_GRAMMAR_CHOICES, MAX_GRAMMAR_REGEX_BY
 /// [`GrammarError::TooLarge`].
 pub(super) fn compile(pattern: &str, weights: &ByteWeights) -> Result<(GrammarInit, Weight), GrammarError> {
     if pattern.len() > MAX_GRAMMAR_REGEX_BYTES {
-        return Err(GrammarError::TooLarge {
-            what: "regex",
-            value: pattern.len(),
-            limit: MAX_GRAMMAR_REGEX_BYTES,
-        });
+        return Err(GrammarError::TooLarge { what: "regex", value: pattern.len(), limit: MAX_GRAMMAR_REGEX_BYTES });
     }
     let invalid = |reason: String| GrammarError::InvalidRegex { reason };
     let hir = ParserBuilder::new()

@@ -84,7 +84,7 @@ impl Rules {
         // The first symbol is the start.
         let start = emitter.symbol();
         emitter.grammar.sym_props_mut(start).is_start = true;
-        let root = emitter.choice(root);
+        let root = emitter.emit(root).map_err(complex)?;
         emitter.rule(start, vec![root]).map_err(complex)?;
         while let Some((id, symbol)) = emitter.open.pop() {
             let Rule::Choice(options) = &self.rules[id.0] else { unreachable!("only choices are left open") };

@@ -32,9 +32,14 @@ pub(super) fn token_bytes(tokenizer: &Tokenizer, vocab_size: usize) -> Result<Ve
 enum Step {
     ByteLevel,
     ByteFallback,
-    Replace { pattern: String, content: String },
+    Replace {
+        pattern: String,
+        content: String,
+    },
     /// A prefix that marks the continuation of a word; every other token starts with a space.
-    WordPiece { prefix: String },
+    WordPiece {
+        prefix: String,
+    },
 }
 
 fn steps(decoder: &Value) -> Result<Vec<Step>, String> {
@@ -73,7 +78,8 @@ fn decode(token: &str, steps: &[Step], byte_level: &ByteAlphabet) -> Vec<u8> {
             Step::ByteLevel => return byte_level.bytes(&text).unwrap_or_else(|| text.clone().into_bytes()),
             Step::ByteFallback => {
                 let code = text.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
-                if let Some(byte) = code.filter(|code| code.len() == 2).and_then(|code| u8::from_str_radix(code, 16).ok())
+                if let Some(byte) =
+                    code.filter(|code| code.len() == 2).and_then(|code| u8::from_str_radix(code, 16).ok())
                 {
                     return vec![byte];
                 }

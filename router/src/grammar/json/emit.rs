@@ -141,9 +141,7 @@ impl<'a> Emitter<'a> {
             Predicate::Atom(TextAtom::Literal(text)) => weights.text(text.as_bytes()),
             // The lightest character may be one that is spelled with others; two bytes of `\n` are still bytes.
             Predicate::Atom(TextAtom::Length { min, .. }) => self.weights.lightest_byte().times(*min as usize),
-            Predicate::Atom(TextAtom::Pattern(pattern)) => {
-                weights.pattern(&llguidance::regex_to_lark(pattern, "dw"))
-            }
+            Predicate::Atom(TextAtom::Pattern(pattern)) => weights.pattern(&llguidance::regex_to_lark(pattern, "dw")),
             Predicate::Atom(TextAtom::Format(name)) => {
                 super::format::expression(name).map_or(Weight::ZERO, |(_, pattern)| weights.pattern(pattern))
             }
@@ -257,7 +255,8 @@ impl<'a> Emitter<'a> {
     /// Unique items: an automaton over the index and the set of values used, if the values are few.
     fn unique_items(&mut self, array: &ArrayShape) -> Result<RuleId, GrammarError> {
         let place = array.unique.expect("the caller asked for unique items");
-        let refuse = |emitter: &Self, reason: &str| emitter.expander.unsupported(place, "uniqueItems", reason.to_owned());
+        let refuse =
+            |emitter: &Self, reason: &str| emitter.expander.unsupported(place, "uniqueItems", reason.to_owned());
         if !array.contains.is_empty() {
             return Err(refuse(self, "it stands beside `contains`"));
         }
@@ -268,7 +267,10 @@ impl<'a> Emitter<'a> {
             let formula = array.prefix.get(index).unwrap_or(&array.items).clone();
             let shape = self.expander.shape(&formula)?;
             let Some(options) = few_values(&shape) else {
-                return Err(refuse(self, "only items with a few possible scalar values (`enum`, Booleans) are tracked"));
+                return Err(refuse(
+                    self,
+                    "only items with a few possible scalar values (`enum`, Booleans) are tracked",
+                ));
             };
             let mut here = Vec::new();
             for option in options {

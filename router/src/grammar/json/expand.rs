@@ -201,11 +201,7 @@ impl<'a> Expander<'a> {
         Ok(())
     }
 
-    fn numbers(
-        &self,
-        place: Place,
-        object: &Map<String, Value>,
-    ) -> Result<Predicate<NumberAtom>, GrammarError> {
+    fn numbers(&self, place: Place, object: &Map<String, Value>) -> Result<Predicate<NumberAtom>, GrammarError> {
         let decimal = |keyword: &str| -> Result<Option<Decimal>, GrammarError> {
             match object.get(keyword) {
                 None => Ok(None),
@@ -568,8 +564,7 @@ impl<'a> Expander<'a> {
     }
 
     fn reference(&mut self, place: Place, reference: &Value) -> Result<Formula, GrammarError> {
-        let reference =
-            reference.as_str().ok_or_else(|| self.invalid(place, "$ref", "it is not a string"))?;
+        let reference = reference.as_str().ok_or_else(|| self.invalid(place, "$ref", "it is not a string"))?;
         Ok(Predicate::Atom(self.schemas.resolve(place, reference)?))
     }
 
@@ -627,9 +622,9 @@ impl<'a> Expander<'a> {
     fn count(&self, place: Place, object: &Map<String, Value>, keyword: &str) -> Result<Option<usize>, GrammarError> {
         let Some(value) = object.get(keyword) else { return Ok(None) };
         // 2.0 counts as an integer; what is above the bound is refused, so the cast is exact.
-        let count = value.as_u64().or_else(|| {
-            value.as_f64().filter(|count| *count >= 0.0 && count.fract() == 0.0).map(|count| count as u64)
-        });
+        let count = value
+            .as_u64()
+            .or_else(|| value.as_f64().filter(|count| *count >= 0.0 && count.fract() == 0.0).map(|count| count as u64));
         let Some(count) = count else {
             return Err(self.invalid(place, keyword, "it is not a non-negative integer"));
         };

@@ -22,7 +22,10 @@ pub(super) enum NumberAtom {
     Above(Decimal),
     Equal(Decimal),
     /// A multiple of `coefficient * 10^-scale`.
-    MultipleOf { coefficient: u32, scale: u32 },
+    MultipleOf {
+        coefficient: u32,
+        scale: u32,
+    },
 }
 
 /// A decimal number: digits without leading zeros in `integer` (but "0"), without trailing ones in `fraction`.
@@ -86,6 +89,10 @@ impl Decimal {
 
 /// The spellings of the numbers that satisfy `predicate`.
 ///
+/// Readers hold numbers as doubles and check constraints on those, so a constrained number is generated with at most 15
+/// significant digits, which every double keeps; an integer without other constraints with 18, which 64 bits hold. Only a
+/// schema that itself names longer numbers gets them.
+///
 /// # Errors
 /// The reason, if a part of it has no exact expression.
 pub(super) fn spellings(predicate: &NumberPredicate) -> Result<RegexAst, &'static str> {
@@ -93,7 +100,31 @@ pub(super) fn spellings(predicate: &NumberPredicate) -> Result<RegexAst, &'stati
         let exponent = r"-?[0-9](\.[0-9]{1,16})?[eE][+-]?([0-9]{1,2}|[12][0-9]{2}|30[0-7])";
         return Ok(RegexAst::Or(vec![plain(), RegexAst::Regex(exponent.to_owned())]));
     }
-    Ok(RegexAst::And(vec![plain(), compile(predicate)?]))
+    let mut sizes = Vec::new();
+    decimal_sizes(predicate, &mut sizes);
+    let all = match predicate {
+        Predicate::Atom(NumberAtom::Integer) => regex("-?[0-9]{1,18}"),
+        _ if sizes.iter().any(|size| *size > 15) => plain(),
+        _ => regex(concat!(
+            r"-?([0-9]{1,15}|[0-9]{1,12}\.[0-9]{1,3}|[0-9]{1,9}\.[0-9]{1,6}|[0-9]{1,5}\.[0-9]{1,10}|",
+            r"0\.[0-9]{1,15})"
+        )),
+    };
+    Ok(RegexAst::And(vec![plain(), all, compile(predicate)?]))
+}
+
+/// The number of digits of every number in a predicate.
+fn decimal_sizes(predicate: &NumberPredicate, sizes: &mut Vec<usize>) {
+    match predicate {
+        Predicate::True | Predicate::False => {}
+        Predicate::Atom(atom) | Predicate::NotAtom(atom) => match atom {
+            NumberAtom::Integer | NumberAtom::MultipleOf { .. } => {}
+            NumberAtom::AtLeast(value) | NumberAtom::Above(value) | NumberAtom::Equal(value) => {
+                sizes.push(value.integer.len() + value.fraction.len());
+            }
+        },
+        Predicate::And(parts) | Predicate::Or(parts) => parts.iter().for_each(|part| decimal_sizes(part, sizes)),
+    }
 }
 
 fn compile(predicate: &NumberPredicate) -> Result<RegexAst, &'static str> {

@@ -40,8 +40,4 @@ impl<V> OrderedMap<V> {
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &V)> {
         self.entries.iter().map(|(name, value)| (name.as_str(), value))
     }
-
-    pub(super) fn len(&self) -> usize {
-        self.entries.len()
-    }
 }

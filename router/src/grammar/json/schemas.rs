@@ -157,8 +157,17 @@ impl<'a> Schemas<'a> {
                         }));
                     }
                     (
-                        "items" | "additionalItems" | "contains" | "additionalProperties" | "propertyNames" | "not"
-                        | "if" | "then" | "else" | "unevaluatedItems" | "unevaluatedProperties",
+                        "items"
+                        | "additionalItems"
+                        | "contains"
+                        | "additionalProperties"
+                        | "propertyNames"
+                        | "not"
+                        | "if"
+                        | "then"
+                        | "else"
+                        | "unevaluatedItems"
+                        | "unevaluatedProperties",
                         value @ (Value::Object(_) | Value::Bool(_)),
                     ) => open.push((value, path, base.clone())),
                     _ => {}
@@ -175,7 +184,7 @@ impl<'a> Schemas<'a> {
         let (resource, fragment) = absolute.split_once('#').unwrap_or((&absolute, ""));
         let unsupported = |reason: String| GrammarError::Unsupported {
             keyword: "$ref".to_owned(),
-            path: self.entries[place.0].path.clone(),
+            path: format!("#{}", self.entries[place.0].path),
             reason,
         };
         if let Some(&target) = self.targets.get(&absolute) {
@@ -216,7 +225,11 @@ pub(in super::super) fn check_depth(root: &Value) -> Result<(), GrammarError> {
     let mut open = vec![(root, 0)];
     while let Some((value, depth)) = open.pop() {
         if depth > MAX_SCHEMA_DEPTH {
-            return Err(GrammarError::TooLarge { what: "JSON schema's nesting", value: depth, limit: MAX_SCHEMA_DEPTH });
+            return Err(GrammarError::TooLarge {
+                what: "JSON schema's nesting",
+                value: depth,
+                limit: MAX_SCHEMA_DEPTH,
+            });
         }
         match value {
             Value::Array(list) => open.extend(list.iter().map(|value| (value, depth + 1))),

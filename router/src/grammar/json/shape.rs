@@ -209,9 +209,10 @@ impl ArrayShape {
             self.max = smaller(self.max, Some(self.prefix.len()));
         }
         self.contains.retain(|rule| rule.min > 0 || rule.max.is_some());
-        let impossible = self.contains.iter().any(|rule| {
-            rule.max.is_some_and(|max| max < rule.min) || rule.min > 0 && rule.formula == Predicate::False
-        });
+        let impossible = self
+            .contains
+            .iter()
+            .any(|rule| rule.max.is_some_and(|max| max < rule.min) || rule.min > 0 && rule.formula == Predicate::False);
         (!impossible && self.max.is_none_or(|max| self.min <= max)).then_some(self)
     }
 

@@ -15,7 +15,10 @@ pub(super) enum TextAtom {
     /// An ECMA-262 expression that matches somewhere in the string.
     Pattern(String),
     /// Length in Unicode code points.
-    Length { min: u32, max: Option<u32> },
+    Length {
+        min: u32,
+        max: Option<u32>,
+    },
     /// A format that [`format::expression`] knows.
     Format(&'static str),
 }
@@ -86,8 +89,7 @@ pub(super) fn is_empty(ast: &RegexAst) -> Result<bool, String> {
     if builder.exprset().is_positive(expression) {
         return Ok(false);
     }
-    let mut regex =
-        builder.to_regex_limited(expression, GRAMMAR_EMPTINESS_FUEL).map_err(|error| error.to_string())?;
+    let mut regex = builder.to_regex_limited(expression, GRAMMAR_EMPTINESS_FUEL).map_err(|error| error.to_string())?;
     Ok(regex.always_empty())
 }
 
