@@ -10,7 +10,8 @@ use utoipa::ToSchema;
 
 use super::body::{Body, Wire};
 use super::generate::{GenerateParameters, GenerateRequest, GenerateResponse, answer, without_parameters};
-use super::generate_stream::{self, StreamResponse};
+use super::generate_stream;
+use super::openapi::StreamEvent;
 use crate::error::NativeFailure;
 use crate::params::unsupported::{NATIVE, Unsupported};
 use crate::server::Server;
@@ -42,7 +43,7 @@ const FULL_TEXT: bool = true;
     post, path = "/", operation_id = "compat_generate", tag = super::openapi::TAG,
     summary = "Generate tokens if `stream == false` or a stream of tokens if `stream == true`",
     request_body = CompatRequest,
-    responses((status = 200, description = "Generated text", content((Vec<GenerateResponse> = "application/json"), (StreamResponse = "text/event-stream"))), super::openapi::NativeErrors),
+    responses((status = 200, description = "Generated text", content((Vec<GenerateResponse> = "application/json"), (StreamEvent = "text/event-stream"))), super::openapi::NativeErrors),
 )]
 pub(super) async fn handle(
     State(server): State<Arc<Server>>,

@@ -46,7 +46,7 @@ struct StreamDetails {
     post, path = "/generate_stream", operation_id = "generate_stream", tag = super::openapi::TAG,
     summary = "Generate a stream of token using Server-Sent Events",
     request_body = GenerateRequest,
-    responses((status = 200, description = "One event per token; a failure is an event too", content_type = "text/event-stream", body = StreamResponse), super::openapi::NativeErrors),
+    responses((status = 200, description = "One event per token; a failure is an event too", content_type = "text/event-stream", body = super::openapi::StreamEvent), super::openapi::NativeErrors),
 )]
 pub(super) async fn handle(State(server): State<Arc<Server>>, body: Body<GenerateRequest>) -> Response<HttpBody> {
     let (asked, shape) = body.value.split(false);

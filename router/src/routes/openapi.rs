@@ -19,6 +19,7 @@ use utoipa::{Modify, OpenApi, PartialSchema, ToSchema};
 
 use super::chat_completions::ChatRequest;
 use super::completions::CompletionRequest;
+use super::generate_stream::StreamResponse;
 use super::kserve::infer::{InferenceInput, InferenceOutput};
 use super::vertex::VertexInstance;
 use super::{
@@ -29,7 +30,7 @@ use crate::error::{NativeBody, OpenAiBody};
 use crate::server::Server;
 
 pub(super) use bounds::{array, integer, limited, limited_list, limited_string, stop_strings};
-pub(super) use errors::{GateErrors, HealthErrors, NativeErrors, OpenAiErrors};
+pub(super) use errors::{EitherErrors, GateErrors, HealthErrors, ModelHealthErrors, NativeErrors, OpenAiErrors};
 
 /// TGI's one tag.
 pub(super) const TAG: &str = "Text Generation Inference";
@@ -103,6 +104,7 @@ static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
             paths.entry(path).or_insert_with(|| json!({}))[method] = operation;
         }
     }
+    paths.values_mut().for_each(wrap_events);
     for route in table().into_iter().filter(|route| route.access == Access::Open) {
         let method = if route.method == Method::GET { "get" } else { "post" };
         if let Some(operation) = paths.get_mut(&route.path).and_then(|path| path.get_mut(method)) {
@@ -112,16 +114,46 @@ static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
     document
 });
 
+/// Handlers name the JSON of an event; what a client receives is an event whose `data` is that JSON as text. Described as in
+/// OpenAPI 3.2, which is the first to have a word for it.
+fn wrap_events(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(wrap_events),
+        Value::Object(fields) => {
+            if let Some(schema) = fields.get_mut("text/event-stream").and_then(|content| content.get_mut("schema")) {
+                let data =
+                    json!({"type": "string", "contentMediaType": "application/json", "contentSchema": schema.take()});
+                *schema = json!({"type": "object", "required": ["data"], "properties": {"data": data}});
+            }
+            fields.values_mut().for_each(wrap_events);
+        }
+        _ => {}
+    }
+}
+
 /// The document as `print-schema` prints it.
 pub(crate) fn text() -> String {
     serde_json::to_string_pretty(&*DOCUMENT).expect("the document is strings and numbers")
 }
 
-/// The document of a running server: bounds that its flags set are numbers.
+/// The document of a running server: bounds that its flags set are numbers, and without keys nothing asks for one.
 pub(super) fn served(server: &Server) -> Value {
     let mut document = DOCUMENT.clone();
+    if server.args.api_key.is_empty() {
+        document["security"] = json!([]);
+    }
     bounds::fill(&mut document, &|limit| bounds::value(limit, server));
     document
+}
+
+/// What an event of a native stream says.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code)]
+pub(super) enum StreamEvent {
+    Token(StreamResponse<'static>),
+    /// The last event of a stream that failed.
+    Error(NativeBody<'static>),
 }
 
 /// How a generation ended.

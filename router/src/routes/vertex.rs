@@ -76,7 +76,7 @@ fn instances() -> Array {
     post, path = "/vertex", operation_id = "vertex_compatibility", tag = super::openapi::TAG,
     summary = "Generate for a batch of instances (Vertex AI)",
     request_body = VertexRequest,
-    responses((status = 200, description = "One text per instance", body = VertexResponse), super::openapi::NativeErrors),
+    responses((status = 200, description = "One text per instance", body = VertexResponse), super::openapi::EitherErrors),
 )]
 pub(super) async fn handle(State(server): State<Arc<Server>>, request: Request) -> Response<HttpBody> {
     let (parts, body) = request.into_parts();

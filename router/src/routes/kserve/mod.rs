@@ -126,9 +126,13 @@ pub(super) async fn ready(State(server): State<Arc<Server>>) -> Result<Response<
 #[utoipa::path(
     get, path = "/v2/models/{name}/ready", operation_id = "kserve_model_ready", tag = super::openapi::TAG,
     summary = "Readiness of the model (KServe v2)", params(ModelPath),
-    responses((status = 200, description = "Requests are served", body = ServerReady), super::openapi::HealthErrors),
+    responses((status = 200, description = "Requests are served", body = ServerReady), super::openapi::ModelHealthErrors),
 )]
-pub(super) async fn model_ready(server: State<Arc<Server>>) -> Result<Response<Body>, NativeFailure> {
+pub(super) async fn model_ready(
+    server: State<Arc<Server>>,
+    Path(model): Path<ModelPath>,
+) -> Result<Response<Body>, NativeFailure> {
+    model.check()?;
     ready(server).await
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use utoipa::openapi::content::ContentBuilder;
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::response::{Response, ResponseBuilder};
-use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Schema, Type};
 use utoipa::openapi::{Ref, RefOr};
 use utoipa::{IntoResponses, ToSchema};
 
@@ -32,45 +32,74 @@ pub(in crate::routes) struct NativeErrors;
 /// Of a call below `/v1/`.
 pub(in crate::routes) struct OpenAiErrors;
 
+/// Of a platform's call, which fails in the words of the call that it wraps.
+pub(in crate::routes) struct EitherErrors;
+
 /// Of a route that only needs the key.
 pub(in crate::routes) struct GateErrors;
 
 /// Of a health route.
 pub(in crate::routes) struct HealthErrors;
 
+/// Of a health route whose path has a name.
+pub(in crate::routes) struct ModelHealthErrors;
+
 type Responses = BTreeMap<String, RefOr<Response>>;
 
 impl IntoResponses for NativeErrors {
     fn responses() -> Responses {
-        responses::<NativeBody<'_>>(|_| true)
+        responses(native(), |_| true)
     }
 }
 
 impl IntoResponses for OpenAiErrors {
     fn responses() -> Responses {
-        responses::<OpenAiBody<'_>>(|_| true)
+        responses(openai(), |_| true)
+    }
+}
+
+impl IntoResponses for EitherErrors {
+    fn responses() -> Responses {
+        let either = OneOfBuilder::new().item(native()).item(openai());
+        responses(Schema::from(either).into(), |_| true)
     }
 }
 
 impl IntoResponses for GateErrors {
     fn responses() -> Responses {
-        responses::<NativeBody<'_>>(|status| status == 401)
+        responses(native(), |status| status == 401)
     }
 }
 
 impl IntoResponses for HealthErrors {
     fn responses() -> Responses {
-        responses::<NativeBody<'_>>(|status| status == 503)
+        responses(native(), |status| status == 503)
     }
 }
 
-fn responses<B: ToSchema>(wanted: impl Fn(u16) -> bool) -> Responses {
-    let wanted = FAILURES.iter().filter(|(status, _)| wanted(*status));
-    wanted.map(|&(status, description)| (status.to_string(), response::<B>(status, description).into())).collect()
+impl IntoResponses for ModelHealthErrors {
+    fn responses() -> Responses {
+        responses(native(), |status| [422, 503].contains(&status))
+    }
 }
 
-fn response<B: ToSchema>(status: u16, description: &str) -> Response {
-    let body = ContentBuilder::new().schema(Some(Ref::from_schema_name(B::name()))).build();
+fn native() -> RefOr<Schema> {
+    RefOr::Ref(Ref::from_schema_name(NativeBody::name()))
+}
+
+fn openai() -> RefOr<Schema> {
+    RefOr::Ref(Ref::from_schema_name(OpenAiBody::name()))
+}
+
+fn responses(body: RefOr<Schema>, wanted: impl Fn(u16) -> bool) -> Responses {
+    let wanted = FAILURES.iter().filter(|(status, _)| wanted(*status));
+    wanted
+        .map(|&(status, description)| (status.to_string(), response(body.clone(), status, description).into()))
+        .collect()
+}
+
+fn response(body: RefOr<Schema>, status: u16, description: &str) -> Response {
+    let body = ContentBuilder::new().schema(Some(body)).build();
     let response = ResponseBuilder::new().description(description).content("application/json", body);
     let text = |text: &str| {
         let string = ObjectBuilder::new().schema_type(Type::String).build();

@@ -133,6 +133,16 @@ fn the_walk_finds_what_has_no_bound() {
 }
 
 #[test]
+fn a_stream_is_events_with_json_in_their_data() {
+    let content = &DOCUMENT["paths"]["/generate_stream"]["post"]["responses"]["200"]["content"];
+    let data = &content["text/event-stream"]["schema"]["properties"]["data"];
+    assert_eq!(
+        (&data["type"], &data["contentSchema"]["$ref"]),
+        (&json!("string"), &json!("#/components/schemas/StreamEvent"))
+    );
+}
+
+#[test]
 fn limits_of_flags_become_numbers() {
     let mut schema = json!({"a": {"type": ["array", "null"], "x-limit": "one"}, "b": [{"type": "string", "x-limit": "two"}],
         "c": {"type": "integer", "x-limit": "one"}});
