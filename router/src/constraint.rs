@@ -1,9 +1,11 @@
 //! What the engine needs to know of a grammar: which tokens may follow, and that one did.
 //!
-//! The grammars themselves are compiled elsewhere (`grammar/`); scheduler and engine know these two traits only.
+//! Grammars are compiled elsewhere (`grammar/`); scheduler and engine know these two traits only.
 
 use std::fmt;
 use std::sync::Arc;
+
+use crate::grammar::{self, CompiledGrammar};
 
 /// A compiled grammar. Shared by all requests that use it.
 pub trait Constraint: Send + Sync {
@@ -41,5 +43,21 @@ impl PartialEq for SharedConstraint {
 impl fmt::Debug for SharedConstraint {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("SharedConstraint")
+    }
+}
+
+impl Constraint for CompiledGrammar {
+    fn matcher(&self) -> Box<dyn Matcher> {
+        Box::new(CompiledGrammar::matcher(self))
+    }
+}
+
+impl Matcher for grammar::Matcher {
+    fn mask(&mut self) -> Result<Vec<u32>, String> {
+        grammar::Matcher::mask(self).map_err(|error| error.to_string())
+    }
+
+    fn accept(&mut self, token_id: u32) -> Result<(), String> {
+        grammar::Matcher::accept(self, token_id).map_err(|error| error.to_string())
     }
 }

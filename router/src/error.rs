@@ -10,6 +10,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::engine::{RequestError, SubmitError};
+use crate::grammar::GrammarError;
 use crate::metrics::FailureKind;
 use crate::text::PoolError;
 
@@ -199,6 +200,17 @@ impl From<SubmitError> for Error {
 impl From<RequestError> for Error {
     fn from(error: RequestError) -> Self {
         Error::Generation { reason: error.to_string() }
+    }
+}
+
+impl From<GrammarError> for Error {
+    fn from(error: GrammarError) -> Self {
+        match error {
+            // A compilation takes milliseconds: the shortest wait that HTTP can express is enough.
+            GrammarError::Overloaded { .. } => Error::Overloaded { retry_after_seconds: 1 },
+            GrammarError::Internal { .. } => Error::Generation { reason: error.to_string() },
+            error => ValidationError::Grammar { reason: error.to_string() }.into(),
+        }
     }
 }
 

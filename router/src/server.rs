@@ -11,9 +11,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::args::Args;
-use crate::engine::{EngineConfig, EngineHandle};
+use crate::engine::{EngineConfig, EngineHandle, ShardFacts};
 use crate::error::Error;
 use crate::generation::Generation;
+use crate::grammar::GrammarEngine;
 use crate::limits::CONNECT_TIMEOUT;
 use crate::template::{ChatTemplate, RenderRequest, TemplateMessage, TemplateSource};
 use crate::text::{Pool, StopText, TextTokenizer};
@@ -128,14 +129,17 @@ impl Server {
         );
         // Limits are at most the context of the model, which the shard gives as u32.
         let request_limits = facts.request_limits(u32::try_from(limits.max_total_tokens)?);
+        let tokenizer = Arc::new(tokenizer);
+        let grammars = limits.has_grammars.then(|| grammars(&tokenizer, facts)).flatten();
         Ok(Self {
             eos_token_ids: facts.eos_token_ids.clone().into(),
             compute_type: compute_type(&facts.device),
             validation: Validation {
-                tokenizer: Arc::new(tokenizer),
+                tokenizer,
                 pool: Pool::new(args.validation_workers)?,
                 limits,
                 request_limits,
+                grammars,
             },
             template: template.map(Arc::new),
             engine,
@@ -178,6 +182,13 @@ impl Server {
     pub(crate) fn chat_template(&self) -> Result<&Arc<ChatTemplate>, Error> {
         self.template.as_ref().ok_or_else(|| Error::Template { reason: "template not found".to_owned() })
     }
+}
+
+/// The compiler of grammars, if replies of this model can be constrained; everything else works without.
+fn grammars(tokenizer: &Arc<TextTokenizer>, facts: &ShardFacts) -> Option<GrammarEngine> {
+    GrammarEngine::new(tokenizer, facts.vocab_size as usize, &facts.eos_token_ids)
+        .inspect_err(|reason| tracing::warn!(reason, "requests with a grammar will be refused"))
+        .ok()
 }
 
 /// COMPUTE_TYPE, or TGI's word for the kind of device.

@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
+use crate::constraint::SharedConstraint;
 use crate::error::{Error, ValidationError};
+use crate::grammar::{GrammarEngine, GrammarSpec};
 use crate::limits::CHECKED_NEW_TOKENS;
 use crate::metrics;
 use crate::params::{self, Asked, ParamLimits};
@@ -25,6 +27,8 @@ pub(crate) struct Validation {
     pub(crate) pool: Pool,
     pub(crate) limits: ParamLimits,
     pub(crate) request_limits: RequestLimits,
+    /// `None` if grammars are switched off, or the model has no token that ends a reply.
+    pub(crate) grammars: Option<GrammarEngine>,
 }
 
 /// A request that may be queued, with what the answer needs to know about it.
@@ -50,9 +54,6 @@ impl Validation {
     pub(crate) async fn validate(&self, asked: Asked, special_tokens: SpecialTokens) -> Result<Validated, Error> {
         metrics::request_arrived();
         let checked = params::check(&asked, &self.limits)?;
-        if checked.grammar.is_some() {
-            return Err(ValidationError::NoGrammar.into());
-        }
         let characters = asked.inputs.chars().count();
         let mut ids = self.tokenize(asked, special_tokens).await?;
         // TGI keeps the end of the prompt: what the user said last.
@@ -60,6 +61,7 @@ impl Validation {
             ids.drain(..ids.len().saturating_sub(truncate));
         }
         let max_new_tokens = self.budget(ids.len(), checked.max_new_tokens)?;
+        let constraint = self.constrain(checked.grammar.as_ref(), max_new_tokens).await?;
         metrics::request_validated(ids.len(), max_new_tokens);
         let request = GenerateRequest::new(
             RequestParts {
@@ -69,7 +71,7 @@ impl Validation {
                 ignore_eos: checked.ignore_eos,
                 cache_prompt: true,
                 salt: None,
-                constraint: None,
+                constraint,
             },
             &self.request_limits,
         )
@@ -82,6 +84,22 @@ impl Validation {
             seed: checked.seed,
             characters,
         })
+    }
+
+    /// The compiled grammar, if one is asked for and `max_new_tokens` can hold the shortest reply that it allows.
+    async fn constrain(
+        &self,
+        grammar: Option<&GrammarSpec>,
+        max_new_tokens: u32,
+    ) -> Result<Option<SharedConstraint>, Error> {
+        let Some(spec) = grammar else { return Ok(None) };
+        let grammars = self.grammars.as_ref().ok_or(ValidationError::NoGrammar)?;
+        let compiled = grammars.compile(spec).await?;
+        let needed = compiled.min_tokens();
+        if needed > max_new_tokens {
+            return Err(ValidationError::GrammarTooLong { needed, limit: max_new_tokens }.into());
+        }
+        Ok(Some(SharedConstraint(compiled)))
     }
 
     /// The prompt's token ids: those that were given, or those of its text.
@@ -159,8 +177,10 @@ mod tests {
     use crate::text::test_tokenizers::byte_level;
 
     fn validation() -> Validation {
+        let tokenizer = Arc::new(byte_level());
         Validation {
-            tokenizer: Arc::new(byte_level()),
+            grammars: Some(GrammarEngine::new(&tokenizer, 300, &[257]).unwrap()),
+            tokenizer,
             pool: Pool::new(1).unwrap(),
             limits: params::tests::limits(),
             request_limits: RequestLimits { max_total_tokens: 64, vocab_size: 300, max_top_n_tokens: 5 },
@@ -256,6 +276,24 @@ mod tests {
         );
         let valid = validation().validate(Asked { ignore_eos: true, ..base() }, Present).await.unwrap();
         assert!(valid.request.parts().ignore_eos);
+    }
+
+    #[tokio::test]
+    async fn a_grammar_is_compiled_and_must_fit_the_reply() {
+        use SpecialTokens::Present;
+        let regex = |text: &str| Some(GrammarSpec::Regex(text.into()));
+        let base = |max_new_tokens| asked(10, Some(max_new_tokens));
+        let valid = validation().validate(Asked { grammar: regex("abc"), ..base(5) }, Present).await.unwrap();
+        assert!(valid.request.parts().constraint.is_some());
+        assert_eq!(
+            outcome(Asked { grammar: regex("a{20}"), ..base(5) }, Present).await,
+            "Input validation error: the shortest reply that `grammar` allows has 20 tokens. This reply may have 5"
+        );
+        let invalid = outcome(Asked { grammar: regex("("), ..base(5) }, Present).await;
+        assert!(invalid.starts_with("Input validation error: grammar is not valid: regex: "), "{invalid}");
+        let switched_off = Validation { grammars: None, ..validation() };
+        let error = switched_off.validate(Asked { grammar: regex("a"), ..base(5) }, Present).await.unwrap_err();
+        assert_eq!(error.to_string(), "Input validation error: grammar is not supported");
     }
 
     #[tokio::test]

@@ -245,3 +245,84 @@ fn advance(source: Source, tokens: &[u32], forbidden: &[u32]) -> Result<(Box<dyn
         false => Ok((matcher, pack_u32(mask))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kv::PrefixKey;
+    use crate::request::{RequestLimits, RequestParts, SamplingParams};
+    use crate::scheduler::tiny_shard::{EOS, TinyGrammar, VOCAB_SIZE};
+    use crate::scheduler::{Capacity, SchedulerConfig};
+
+    const ID: RequestId = RequestId(1);
+
+    fn request(min_tokens: u32) -> GenerateRequest {
+        let parts = RequestParts {
+            input_ids: [1, 2].into(),
+            sampling: SamplingParams { min_tokens, ..Default::default() },
+            max_new_tokens: 9,
+            ignore_eos: false,
+            cache_prompt: true,
+            salt: None,
+            constraint: Some(SharedConstraint(Arc::new(TinyGrammar { seed: 3, fails_after: None }))),
+        };
+        let limits = RequestLimits { max_total_tokens: 16, vocab_size: VOCAB_SIZE, max_top_n_tokens: 0 };
+        GenerateRequest::new(parts, &limits).unwrap()
+    }
+
+    /// One request whose prompt is with the shards, and the masks that its plan waits for.
+    fn stage(now: Instant) -> (Scheduler, Masks, Vec<Job>) {
+        let config = SchedulerConfig {
+            block_size: 16,
+            vocab_size: VOCAB_SIZE,
+            eos_token_ids: vec![EOS],
+            run_ahead: 2,
+            prefix_key: PrefixKey::from_bytes([0; 32]),
+        };
+        let capacity = Capacity { num_blocks: 4, max_slots: 2, max_step_tokens: 8, max_logit_rows: 2 };
+        let (mut scheduler, mut masks) = (Scheduler::new(config, capacity), Masks::new(VOCAB_SIZE, &[EOS]));
+        masks.begin(ID, &request(0));
+        scheduler.submit(ID, request(0)).unwrap();
+        let step = scheduler.plan().unwrap();
+        masks.owe(step.seq, &step.masked);
+        let jobs = masks.take_jobs(now);
+        (scheduler, masks, jobs)
+    }
+
+    #[test]
+    fn a_matcher_that_takes_too_long_is_named_once_the_shards_wait_for_it() {
+        let now = Instant::now();
+        let (scheduler, mut masks, jobs) = stage(now);
+        assert_eq!(jobs.len(), 1);
+        assert_eq!(masks.next(&scheduler), None);
+        assert_eq!(masks.overdue(now + limits::MASK_PATIENCE / 2), None);
+        assert_eq!(masks.overdue(now + limits::MASK_PATIENCE), Some((ID, limits::MASK_PATIENCE)));
+    }
+
+    #[test]
+    fn a_row_that_nobody_waits_for_may_say_anything() {
+        let (mut scheduler, mut masks, jobs) = stage(Instant::now());
+        assert!(scheduler.cancel(ID));
+        masks.forget(ID);
+        let sent = masks.next(&scheduler).unwrap();
+        assert_eq!((sent.seq, sent.masks[0].allowed.as_ref()), (1, [0xFF; 8].as_slice()));
+        let late = jobs.into_iter().next().unwrap().run();
+        assert_eq!(masks.computed(late), None, "its mask comes too late for anybody");
+        assert_eq!(masks.next(&scheduler), None);
+    }
+
+    #[test]
+    fn a_mask_lacks_the_end_while_the_reply_is_too_short() {
+        // The grammar allows the end at some place; there the mask of a reply with `min_tokens` differs by that bit.
+        let mask = |min_tokens: u32| {
+            let mut masks = Masks::new(VOCAB_SIZE, &[EOS, 5, 6, 7, 8, 9]);
+            masks.begin(ID, &request(min_tokens));
+            let job = masks.take_jobs(Instant::now()).pop().unwrap();
+            let (_, mask) = job.run().outcome.unwrap_or_else(|reason| panic!("{reason}"));
+            u32::from_le_bytes(mask[..4].try_into().unwrap())
+        };
+        let ends = 1 << EOS | 0b11_1110_0000;
+        assert_ne!(mask(0) & ends, 0, "the grammar allows one of them");
+        assert_eq!(mask(1), mask(0) & !ends);
+    }
+}

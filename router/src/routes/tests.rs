@@ -242,6 +242,23 @@ async fn native_sampling_parameters_reach_the_shard() {
 }
 
 #[tokio::test]
+async fn a_reply_obeys_its_grammar_and_ends_with_it() {
+    let fixture = Fixture::new("xxxxxxxx").await;
+    let grammar = json!({"type": "regex", "value": "(yes|no) x"});
+    let parameters = json!({"grammar": grammar, "max_new_tokens": 20, "details": true});
+    let answer = fixture.post("/generate", &json!({"inputs": "Hi", "parameters": parameters})).await.json();
+    // The model wants an x at every place, and otherwise the first token that is allowed.
+    assert_eq!(answer["generated_text"], "no x");
+    assert_eq!(answer["details"]["finish_reason"], "eos_token");
+
+    let fixture = Fixture::new("{\"a\": 1}and more").await;
+    let schema = json!({"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": false});
+    let parameters = json!({"grammar": {"type": "json", "value": schema.to_string()}, "max_new_tokens": 20});
+    let answer = fixture.post("/generate", &json!({"inputs": "Hi", "parameters": parameters})).await.json();
+    assert_eq!(answer["generated_text"], r#"{"a": 1}"#);
+}
+
+#[tokio::test]
 async fn grammars_can_be_switched_off() {
     let fixture = Fixture::with_flags("ab", &["--disable-grammar-support"]).await;
     let parameters = json!({"grammar": {"type": "regex", "value": "a"}});
