@@ -52,7 +52,7 @@ impl ToolFormat {
             _ => lark.required(most, start),
         };
         lark.rule("start", &alternatives.join("\n    | "));
-        Some(GrammarSpec::Lark(lark.rules.into()))
+        Some(GrammarSpec::ToolCalls(lark.rules.into()))
     }
 }
 

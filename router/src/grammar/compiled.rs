@@ -100,6 +100,7 @@ impl Compiler {
                 (regex::choice(choices)?, fewest.unwrap_or(0))
             }
             GrammarSpec::Lark(text) => (lark::compile(text)?, 0),
+            GrammarSpec::ToolCalls(text) => (lark::of_server(text)?, 0),
         };
         let start = self.start(spec, init)?;
         let compiled = CompiledGrammar {
@@ -124,6 +125,7 @@ impl Compiler {
             let reason = error.to_string();
             match spec {
                 GrammarSpec::Lark(_) => GrammarError::InvalidGrammar { reason },
+                GrammarSpec::ToolCalls(_) => GrammarError::InvalidTools { reason },
                 GrammarSpec::Regex(_) => GrammarError::InvalidRegex { reason },
                 _ => GrammarError::TooComplex { reason },
             }
@@ -166,5 +168,6 @@ fn nothing_matches(spec: &GrammarSpec) -> GrammarError {
         GrammarSpec::Regex(_) => GrammarError::InvalidRegex { reason },
         GrammarSpec::Choice(_) => GrammarError::InvalidChoice { reason },
         GrammarSpec::Lark(_) => GrammarError::InvalidGrammar { reason },
+        GrammarSpec::ToolCalls(_) => GrammarError::InvalidTools { reason },
     }
 }

@@ -220,6 +220,10 @@ fn identity(spec: &GrammarSpec) -> Result<(Key, usize), GrammarError> {
             add(b"lark");
             add(text.as_bytes());
         }
+        GrammarSpec::ToolCalls(text) => {
+            add(b"tool_calls");
+            add(text.as_bytes());
+        }
     }
     Ok((*hasher.finalize().as_bytes(), bytes))
 }

@@ -23,6 +23,9 @@ pub(crate) enum GrammarError {
     /// A grammar text that is not one.
     #[error("grammar: {reason}")]
     InvalidGrammar { reason: String },
+    /// Schemas of tools that cannot be enforced.
+    #[error("tools: {reason}")]
+    InvalidTools { reason: String },
     /// Larger than a limit.
     #[error("the {what} has {value}, limit {limit}")]
     TooLarge { what: &'static str, value: usize, limit: usize },

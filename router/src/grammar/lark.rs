@@ -10,9 +10,7 @@ use crate::limits::{MAX_GRAMMAR_BYTES, MAX_SCHEMA_DEPTH};
 /// # Errors
 /// [`GrammarError::InvalidGrammar`]: for Lark itself the compiler finds them later, see [`super::engine`].
 pub(super) fn compile(text: &str) -> Result<GrammarInit, GrammarError> {
-    if text.len() > MAX_GRAMMAR_BYTES {
-        return Err(GrammarError::TooLarge { what: "grammar", value: text.len(), limit: MAX_GRAMMAR_BYTES });
-    }
+    check_size(text)?;
     let lark = if text.contains("::=") { translate(text)? } else { text.to_owned() };
     check_nesting(&lark)?;
     for directive in ["%json", "%llguidance", "%import"] {
@@ -22,6 +20,23 @@ pub(super) fn compile(text: &str) -> Result<GrammarInit, GrammarError> {
         }
     }
     Ok(GrammarInit::Serialized(TopLevelGrammar::from_lark(lark)))
+}
+
+/// The grammar of `text`, which this server wrote around schemas of a client.
+///
+/// # Errors
+/// [`GrammarError::TooLarge`].
+pub(super) fn of_server(text: &str) -> Result<GrammarInit, GrammarError> {
+    check_size(text)?;
+    check_nesting(text)?;
+    Ok(GrammarInit::Serialized(TopLevelGrammar::from_lark(text.to_owned())))
+}
+
+fn check_size(text: &str) -> Result<(), GrammarError> {
+    match text.len() > MAX_GRAMMAR_BYTES {
+        true => Err(GrammarError::TooLarge { what: "grammar", value: text.len(), limit: MAX_GRAMMAR_BYTES }),
+        false => Ok(()),
+    }
 }
 
 /// The parser of Lark recurses into groups.

@@ -17,4 +17,7 @@ pub(crate) enum GrammarSpec {
     Choice(Arc<[String]>),
     /// A grammar in llguidance's dialect of Lark; OpenAI's and vLLM's EBNF are translated into it.
     Lark(Arc<str>),
+    /// Text with tool calls, as the model's format of calls writes them: Lark that this server wrote, with the schemas of the
+    /// arguments inside (`%json`). Those are llguidance's to enforce; it refuses what it cannot.
+    ToolCalls(Arc<str>),
 }
