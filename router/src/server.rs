@@ -17,7 +17,7 @@ use crate::engine::{EngineConfig, EngineHandle};
 use crate::error::Error;
 use crate::generation::Generation;
 use crate::limits::CONNECT_TIMEOUT;
-use crate::template::{ChatTemplate, TemplateMessage, TemplateSource};
+use crate::template::{ChatTemplate, RenderRequest, TemplateSource};
 use crate::text::{Pool, StopText, TextTokenizer};
 use crate::validation::{Validated, Validation};
 use crate::{logging, metrics, routes};
@@ -168,14 +168,14 @@ impl Server {
         Ok(Generation::new(events, valid, tokenizer, eos, stop_text, arrived))
     }
 
-    /// The prompt that the model's chat template makes of `messages`, rendered on a worker.
+    /// The prompt that the model's chat template makes of a conversation, rendered on a worker.
     ///
     /// # Errors
     /// [`Error::Template`] if there is no template or it refuses the messages.
-    pub(crate) async fn render_chat(&self, messages: Vec<TemplateMessage>) -> Result<String, Error> {
+    pub(crate) async fn render_chat(&self, request: RenderRequest) -> Result<String, Error> {
         let template =
             self.template.clone().ok_or_else(|| Error::Template { reason: "template not found".to_owned() })?;
-        self.validation.pool.run(move || template.render(&messages)).await?
+        self.validation.pool.run(move || template.render(&request)).await?
     }
 }
 

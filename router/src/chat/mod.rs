@@ -3,3 +3,7 @@
 mod tool;
 
 pub(crate) use tool::{ReplyPart, Tool, ToolChoice};
+
+mod temporary;
+
+pub(crate) use temporary::{ReplyParser, ToolFormat};

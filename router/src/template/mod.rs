@@ -28,17 +28,27 @@ pub(crate) struct ChatTemplate {
     eos_token: Option<String>,
 }
 
-/// A message as templates see it.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct TemplateMessage {
-    pub(crate) role: String,
-    pub(crate) content: String,
+/// What a rendering is asked for.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RenderRequest {
+    pub(crate) messages: Vec<serde_json::Value>,
+    pub(crate) tools: Vec<serde_json::Value>,
+    pub(crate) documents: Vec<serde_json::Value>,
+    pub(crate) kwargs: serde_json::Map<String, serde_json::Value>,
+    pub(crate) add_generation_prompt: bool,
+    pub(crate) continue_final_message: bool,
 }
 
 /// What a rendering sees. `tools` is not there: without tools, templates test `tools is defined`.
 #[derive(Serialize)]
 struct Context<'a> {
-    messages: &'a [TemplateMessage],
+    #[serde(flatten)]
+    kwargs: &'a serde_json::Map<String, serde_json::Value>,
+    messages: &'a [serde_json::Value],
+    #[serde(skip_serializing_if = "<[serde_json::Value]>::is_empty")]
+    tools: &'a [serde_json::Value],
+    #[serde(skip_serializing_if = "<[serde_json::Value]>::is_empty")]
+    documents: &'a [serde_json::Value],
     #[serde(skip_serializing_if = "Option::is_none")]
     bos_token: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -64,25 +74,33 @@ impl ChatTemplate {
         Ok(Self { environment, bos_token: source.bos_token, eos_token: source.eos_token })
     }
 
-    /// The prompt for `messages`. If the last one is the assistant's, the prompt ends with it, so that the model goes on
-    /// writing it.
+    /// The prompt for a conversation.
     ///
     /// # Errors
     /// [`Error::Template`] with the template's own words (`raise_exception`) or the fault and its line.
-    pub(crate) fn render(&self, messages: &[TemplateMessage]) -> Result<String, Error> {
+    pub(crate) fn render(&self, request: &RenderRequest) -> Result<String, Error> {
         let mut prompt = self.render_context(Value::from(Serde(Context {
-            messages,
+            kwargs: &request.kwargs,
+            messages: &request.messages,
+            tools: &request.tools,
+            documents: &request.documents,
             bos_token: self.bos_token.as_deref(),
             eos_token: self.eos_token.as_deref(),
-            add_generation_prompt: true,
+            add_generation_prompt: request.add_generation_prompt,
         })))?;
-        if let Some(last) = messages.last().filter(|message| message.role == "assistant")
-            && let Some(start) = prompt.rfind(&last.content)
+        if let Some(content) = request.messages.last().and_then(|last| last["content"].as_str())
+            && request.continue_final_message
+            && let Some(start) = prompt.rfind(content)
         {
-            prompt.truncate(start + last.content.len());
+            prompt.truncate(start + content.len());
             prompt.truncate(prompt.trim_end().len());
         }
         Ok(prompt)
+    }
+
+    /// The template's text.
+    pub(crate) fn source(&self) -> String {
+        self.environment.get_template(NAME).map_or_else(|_| String::new(), |template| template.source().to_owned())
     }
 
     fn render_context(&self, context: Value) -> Result<String, Error> {
@@ -152,13 +170,23 @@ pub(crate) mod tests {
         })
     }
 
-    fn message(role: &str, content: &str) -> TemplateMessage {
-        TemplateMessage { role: role.to_owned(), content: content.to_owned() }
+    fn message(role: &str, content: &str) -> serde_json::Value {
+        serde_json::json!({"role": role, "content": content})
+    }
+
+    fn request(messages: &[serde_json::Value]) -> RenderRequest {
+        let continues = messages.last().is_some_and(|last| last["role"] == "assistant");
+        RenderRequest {
+            messages: messages.to_vec(),
+            add_generation_prompt: true,
+            continue_final_message: continues,
+            ..RenderRequest::default()
+        }
     }
 
     #[track_caller]
-    fn check(source: &str, messages: &[TemplateMessage], expected: &str) {
-        let outcome = template(source).and_then(|template| template.render(messages));
+    fn check(source: &str, messages: &[serde_json::Value], expected: &str) {
+        let outcome = template(source).and_then(|template| template.render(&request(messages)));
         assert_eq!(outcome.unwrap_or_else(|error| error.to_string()), expected);
     }
 
@@ -216,7 +244,7 @@ pub(crate) mod tests {
             "Template error: engine ran out of fuel (in <string>:1)",
         );
         let flood = "{% for a in range(99999) %}{{ messages[0].content }}{% endfor %}";
-        let outcome = template(flood).unwrap().render(&[message("user", &"x".repeat(1000))]);
+        let outcome = template(flood).unwrap().render(&request(&[message("user", &"x".repeat(1000))]));
         assert!(outcome.unwrap_err().to_string().contains("more than 16777216 bytes"));
     }
 
