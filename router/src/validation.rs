@@ -34,6 +34,7 @@ pub(crate) struct Validated {
     pub(crate) stop: Vec<String>,
     /// Generations to run; each but the first takes a new seed ([`Validated::with_new_seed`]).
     pub(crate) best_of: usize,
+    pub(crate) n: usize,
     /// Reported to the client; `None` when greedy.
     pub(crate) seed: Option<u64>,
     /// Unicode scalar values of the prompt, before truncation.
@@ -49,9 +50,17 @@ impl Validation {
         metrics::request_arrived();
         let checked = params::check(&asked, &self.limits)?;
         let characters = asked.inputs.chars().count();
+        let n = asked.n.unwrap_or(1);
+        if !(1..=8).contains(&n) {
+            return Err(ValidationError::TooMany { field: "n", unit: "choices", limit: 8, given: n }.into());
+        }
+        let input_ids = asked.input_ids;
         let tokenizer = self.tokenizer.clone();
         let encode = move || tokenizer.encode(&asked.inputs, special_tokens == SpecialTokens::Add);
-        let mut ids = self.pool.run(encode).await??;
+        let mut ids = match input_ids {
+            Some(ids) => ids,
+            None => self.pool.run(encode).await??,
+        };
         // TGI keeps the end of the prompt: what the user said last.
         if let Some(truncate) = checked.truncate {
             ids.drain(..ids.len().saturating_sub(truncate));
@@ -70,7 +79,7 @@ impl Validation {
             &self.request_limits,
         )
         .map_err(from_last_gate)?;
-        Ok(Validated { request, stop: checked.stop, best_of: checked.best_of, seed: checked.seed, characters })
+        Ok(Validated { request, stop: checked.stop, best_of: checked.best_of, n, seed: checked.seed, characters })
     }
 
     /// The tokens a reply may have.
@@ -93,6 +102,12 @@ impl Validation {
 }
 
 impl Validated {
+    /// Temporary: the answers of one request.
+    pub(crate) fn siblings(&self, limits: &RequestLimits) -> Vec<Self> {
+        let count = self.n.max(self.best_of);
+        (0..count).map(|n| if n == 0 { self.clone() } else { self.with_new_seed(limits) }).collect()
+    }
+
     /// The same request with another seed.
     pub(crate) fn with_new_seed(&self, limits: &RequestLimits) -> Self {
         let seed = rand::random();

@@ -6,12 +6,15 @@ use serde_json::Value;
 use super::{ReplyPart, Tool, ToolChoice};
 use crate::grammar::GrammarSpec;
 
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ToolFormat;
+#[derive(Clone, Debug)]
+pub(crate) struct ToolFormat {
+    ids: std::sync::Arc<[u32]>,
+}
 
 impl ToolFormat {
-    pub(crate) fn detect(_template: &str) -> Self {
-        Self
+    pub(crate) fn detect(_template: Option<&str>, special_id: impl Fn(&str) -> Option<u32>) -> Self {
+        let markers = ["<think>", "</think>", "<tool_call>", "</tool_call>"];
+        Self { ids: markers.into_iter().filter_map(special_id).collect() }
     }
 
     pub(crate) fn grammar(&self, tools: &[Tool], choice: &ToolChoice, _parallel: bool) -> Option<GrammarSpec> {
@@ -23,8 +26,8 @@ impl ToolFormat {
         Some(GrammarSpec::Regex(format!("<tool_call>({}).*</tool_call>", names.join("|")).into()))
     }
 
-    pub(crate) fn markers(&self) -> &'static [&'static str] {
-        &["<think>", "</think>", "<tool_call>", "</tool_call>"]
+    pub(crate) fn visible_tokens(&self) -> impl Iterator<Item = u32> {
+        self.ids.iter().copied()
     }
 }
 
@@ -44,7 +47,7 @@ enum Section {
 }
 
 impl ReplyParser {
-    pub(crate) fn new(_format: ToolFormat, is_reasoning: bool, tools: &[Tool], choice: &ToolChoice) -> Self {
+    pub(crate) fn new(_format: &ToolFormat, is_reasoning: bool, tools: &[Tool], choice: &ToolChoice) -> Self {
         let section = if is_reasoning { Section::Reasoning } else { Section::Content };
         let has_tools = !tools.is_empty() && *choice != ToolChoice::None;
         Self { held: String::new(), section, calls: 0, has_tools }

@@ -6,5 +6,5 @@ use crate::error::ValidationError;
 pub(super) const PARAMETER: Parameter = Parameter { name: "inputs", range: "not empty", enter };
 
 fn enter(asked: &Asked, _: &ParamLimits, _: &mut Checked) -> Result<(), ValidationError> {
-    if asked.inputs.is_empty() { Err(ValidationError::EmptyInput) } else { Ok(()) }
+    if asked.inputs.is_empty() && asked.input_ids.is_none() { Err(ValidationError::EmptyInput) } else { Ok(()) }
 }
