@@ -63,6 +63,25 @@ pub(crate) enum ValidationError {
     NoContent { index: usize },
     #[error("`messages[{index}].content` of type `{kind}` is not supported by this version")]
     ContentPart { index: usize, kind: String },
+    #[error("`{field}` cannot be combined with `{other}`")]
+    Conflict { field: &'static str, other: &'static str },
+    #[error("`{field}` must be {expected}")]
+    Malformed { field: &'static str, expected: &'static str },
+    #[error("`{field}[{index}]`: {reason}")]
+    Item { field: &'static str, index: usize, reason: String },
+    #[error("`{field}[{index}]` of type `{kind}` is not supported by this version")]
+    ToolType { field: &'static str, index: usize, kind: String },
+}
+
+/// Tools that a request cannot have as it asks. Printed with TGI's text.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ToolError {
+    #[error("Tool with name {name} not found")]
+    NotFound { name: String },
+    #[error("Grammar and tools are mutually exclusive")]
+    GrammarAndTools,
+    #[error("`tool_choice` asks for a call and there are no tools")]
+    NoTools,
 }
 
 impl ValidationError {
@@ -75,7 +94,11 @@ impl ValidationError {
             | Self::NotFinite { field }
             | Self::NotAFraction { field }
             | Self::TooMany { field, .. }
-            | Self::Unsupported { field } => field,
+            | Self::Unsupported { field }
+            | Self::Conflict { field, .. }
+            | Self::Malformed { field, .. }
+            | Self::Item { field, .. }
+            | Self::ToolType { field, .. } => field,
             Self::FrequencyPenalty => "frequency_penalty",
             Self::StopSequences { .. } | Self::EmptyStop | Self::StopBytes { .. } => "stop",
             Self::TopNTokens { .. } => "top_n_tokens",
@@ -111,6 +134,11 @@ pub(crate) enum Error {
     BatchSize { limit: usize },
     #[error("Template error: {reason}")]
     Template { reason: String },
+    #[error("Tool error: {0}")]
+    Tool(#[from] ToolError),
+    /// Another name than the served model's.
+    #[error("The model `{model}` does not exist")]
+    NoModel { model: String },
     #[error("Model is overloaded")]
     Overloaded { retry_after_seconds: u64 },
     #[error("Request failed during generation: {reason}")]
@@ -164,6 +192,8 @@ impl Error {
             Self::Suffix => "suffix not supported",
             Self::BatchSize { .. } => "batch size exceeded",
             Self::Template { .. } => "template_error",
+            Self::Tool(_) => "tool_error",
+            Self::NoModel { .. } => "model_not_found",
             Self::Overloaded { .. } => "overloaded",
             Self::Generation { .. } => "generation",
             Self::Incomplete => "incomplete_generation",
@@ -179,9 +209,10 @@ impl Error {
         match self {
             Self::Body(BodyError::ContentType) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Body(BodyError::Rejected { status, .. }) => *status,
-            Self::Validation(_) | Self::Suffix | Self::BatchSize { .. } | Self::Template { .. } => {
+            Self::Validation(_) | Self::Suffix | Self::BatchSize { .. } | Self::Template { .. } | Self::Tool(_) => {
                 StatusCode::UNPROCESSABLE_ENTITY
             }
+            Self::NoModel { .. } => StatusCode::NOT_FOUND,
             Self::Overloaded { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Generation { .. } => StatusCode::FAILED_DEPENDENCY,
             Self::Incomplete => StatusCode::INTERNAL_SERVER_ERROR,
@@ -194,12 +225,16 @@ impl Error {
     /// The label of `tgi_request_failure`; `None` where TGI does not count.
     fn failure_kind(&self) -> Option<FailureKind> {
         match self {
-            Self::Validation(_) | Self::Suffix | Self::BatchSize { .. } => Some(FailureKind::Validation),
+            Self::Validation(_) | Self::Suffix | Self::BatchSize { .. } | Self::Tool(_) => Some(FailureKind::Validation),
             Self::Template { .. } => Some(FailureKind::Template),
             Self::Overloaded { .. } | Self::Stopping => Some(FailureKind::Overloaded),
             Self::Generation { .. } => Some(FailureKind::Generation),
             Self::Incomplete => Some(FailureKind::Incomplete),
-            Self::Body(_) | Self::Unhealthy | Self::NoRoute { .. } | Self::Method { .. } => None,
+            Self::Body(_)
+            | Self::Unhealthy
+            | Self::NoRoute { .. }
+            | Self::NoModel { .. }
+            | Self::Method { .. } => None,
         }
     }
 
@@ -224,6 +259,8 @@ impl Error {
             Self::Suffix => Some("suffix"),
             Self::BatchSize { .. } => Some("prompt"),
             Self::Template { .. } => Some("messages"),
+            Self::Tool(_) => Some("tools"),
+            Self::NoModel { .. } => Some("model"),
             _ => None,
         }
     }

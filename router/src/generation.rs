@@ -132,6 +132,11 @@ impl<E: Events> Generation<E> {
         }
     }
 
+    /// Makes the special tokens `ids` visible in the text: marks of a chat format that its parser must see.
+    pub(crate) fn show(&mut self, ids: Arc<[u32]>) {
+        self.text.show(ids);
+    }
+
     /// The next token; `None` after the last one.
     ///
     /// # Errors
@@ -304,6 +309,7 @@ mod tests {
             request: GenerateRequest::new(parts, &limits).unwrap(),
             stop: stop.iter().map(|stop| (*stop).to_owned()).collect(),
             best_of: 1,
+            n: 1,
             seed: None,
             characters: 1,
         };

@@ -2,7 +2,7 @@
 
 use std::future::IntoFuture;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use axum::http::HeaderValue;
@@ -17,6 +17,7 @@ use crate::engine::{EngineConfig, EngineHandle};
 use crate::error::Error;
 use crate::generation::Generation;
 use crate::limits::CONNECT_TIMEOUT;
+use crate::routes::ChatFormat;
 use crate::template::{ChatTemplate, RenderRequest, TemplateSource};
 use crate::text::{Pool, StopText, TextTokenizer};
 use crate::validation::{Validated, Validation};
@@ -28,6 +29,9 @@ pub(crate) struct Server {
     pub(crate) engine: EngineHandle,
     pub(crate) validation: Validation,
     template: Option<Arc<ChatTemplate>>,
+    pub(crate) chat_format: ChatFormat,
+    /// When the server started, in seconds of the Unix epoch.
+    pub(crate) started: u64,
     eos_token_ids: Arc<[u32]>,
     /// The `x-compute-type` header.
     pub(crate) compute_type: HeaderValue,
@@ -142,6 +146,7 @@ impl Server {
         );
         // Limits are at most the context of the model, which the shard gives as u32.
         let request_limits = facts.request_limits(u32::try_from(limits.max_total_tokens)?);
+        let chat_format = ChatFormat::new(template.as_ref(), &tokenizer);
         Ok(Self {
             eos_token_ids: facts.eos_token_ids.clone().into(),
             compute_type: compute_type(&facts.device),
@@ -151,6 +156,8 @@ impl Server {
                 limits,
                 request_limits,
             },
+            chat_format,
+            started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             template: template.map(Arc::new),
             engine,
             args,

@@ -6,6 +6,7 @@ use axum::body::Body as HttpBody;
 use axum::extract::State;
 use axum::http::Response;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::body::Body;
 use super::chat_completions::ChatRequest;
@@ -15,8 +16,9 @@ use crate::error::NativeFailure;
 use crate::server::Server;
 use crate::validation::SpecialTokens;
 
-#[derive(Serialize)]
-struct ChatTokenizeResponse {
+/// The prompt of a chat and its tokens.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ChatTokenizeResponse {
     tokenize_response: Vec<SimpleToken>,
     templated_text: String,
 }
@@ -24,10 +26,9 @@ struct ChatTokenizeResponse {
 /// The route.
 pub(super) async fn handle(
     State(server): State<Arc<Server>>,
-    mut body: Body<ChatRequest>,
+    body: Body<ChatRequest>,
 ) -> Result<Response<HttpBody>, NativeFailure> {
-    let messages = body.value.template_messages()?;
-    let templated_text = server.render_chat(messages).await?;
+    let templated_text = body.value.into_call(&server).await?.prompt(&server).await?;
     let tokenize_response = tokenize(&server, templated_text.clone(), SpecialTokens::Present).await?;
     Ok(json(to_json(&ChatTokenizeResponse { tokenize_response, templated_text })))
 }

@@ -1,10 +1,12 @@
 //! The HTTP routes: one file per route with its wire types, one line per route in [`router`].
 
 mod body;
+mod chat;
 mod chat_completions;
 mod chat_tokenize;
 mod compat;
 mod completions;
+mod detokenize;
 mod generate;
 mod generate_stream;
 mod headers;
@@ -29,12 +31,13 @@ use axum::http::{HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use axum::routing::{get, post};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
+pub(crate) use self::chat::ChatFormat;
 use crate::error::{Dialect, Error};
 use crate::server::Server;
 
 /// What an unknown path is told.
 const ROUTES: &str = "POST /generate, /generate_stream, /, /v1/chat/completions, /v1/completions, /tokenize, \
-     /chat_tokenize; GET /health, /ping, /info, /metrics, /v1/models";
+     /detokenize, /chat_tokenize; GET /health, /ping, /info, /metrics, /v1/models";
 
 /// All routes over one server.
 pub(crate) fn router(server: Arc<Server>) -> Router {
@@ -46,7 +49,9 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         .route("/generate_stream", post(generate_stream::handle))
         .route("/v1/chat/completions", post(chat_completions::handle))
         .route("/v1/completions", post(completions::handle))
-        .route("/v1/models", get(models::handle))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*model}", get(models::show))
+        .route("/detokenize", post(detokenize::handle))
         .route("/tokenize", post(tokenize::handle))
         .route("/chat_tokenize", post(chat_tokenize::handle))
         .route("/info", get(info::handle))

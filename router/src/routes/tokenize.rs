@@ -16,7 +16,7 @@ use crate::text::Span;
 use crate::validation::SpecialTokens;
 
 /// A token of a text. Tokens that were added cover nothing.
-#[derive(Serialize)]
+#[derive(Serialize, utoipa::ToSchema)]
 pub(super) struct SimpleToken {
     id: u32,
     text: String,

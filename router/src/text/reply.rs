@@ -25,6 +25,8 @@ pub(crate) struct ReplyText {
     /// Text that a stop string may still claim, in pieces of visible or hidden (special token) text.
     held: VecDeque<(String, Visibility)>,
     generated: String,
+    /// Special tokens that the reader sees like any other text.
+    shown: Arc<[u32]>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,12 +62,23 @@ impl ReplyText {
             stop_text,
             held: VecDeque::new(),
             generated: String::new(),
+            shown: Arc::default(),
         }
+    }
+
+    /// Lets the reader see the special tokens `ids`.
+    pub(crate) fn show(&mut self, ids: Arc<[u32]>) {
+        self.shown = ids;
     }
 
     /// Adds a token.
     pub(crate) fn push(&mut self, id: u32, position: Position) -> TokenText {
         let mut piece = self.detokenizer.push(id);
+        if self.shown.contains(&id)
+            && let Some(special) = piece.special.take()
+        {
+            piece.text.push_str(&special);
+        }
         if position == Position::Last && piece.special.is_none() {
             piece.text.push_str(&self.detokenizer.flush());
         }
@@ -206,6 +219,20 @@ mod tests {
         check("ab</s>c", &["</s>"], StopText::Remove, "a|b|!");
         check("ab</s>c", &["b</s>"], StopText::Remove, "a||!");
         check("ab</s>c", &["x"], StopText::Keep, "a|b||c|");
+    }
+
+    #[test]
+    fn marks_are_shown_and_can_stop() {
+        let tokenizer = Arc::new(byte_level());
+        let ids = tokenizer.encode("a</s>b", false).unwrap();
+        for (stops, expected) in [(vec![], "a</s>b"), (vec!["zz".to_owned()], "a</s>b"), (vec!["s>b".to_owned()], "a</")] {
+            let mut reply = ReplyText::new(tokenizer.clone(), &[], &stops, StopText::Remove);
+            reply.show([ids[1]].into());
+            for (at, id) in ids.iter().enumerate() {
+                reply.push(*id, if at + 1 == ids.len() { Position::Last } else { Position::Inner });
+            }
+            assert_eq!(reply.generated(), expected);
+        }
     }
 
     #[test]

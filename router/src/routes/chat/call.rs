@@ -1,0 +1,187 @@
+//! What is asked of a chat, and its way into the queue.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::{Map, Value};
+
+use super::steps::{Chat, Choice, Speaker};
+use crate::chat::{ReplyParser, Tool, ToolChoice};
+use crate::error::{Error, ToolError, ValidationError};
+use crate::grammar::GrammarSpec;
+use crate::limits::{MAX_DOCUMENTS, MAX_MESSAGES, MAX_NAME_BYTES, MAX_TOOLS};
+use crate::params::Asked;
+use crate::server::Server;
+use crate::template::RenderRequest;
+use crate::text::StopText;
+use crate::validation::SpecialTokens;
+
+/// A chat request in the terms of every protocol.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ChatCall {
+    /// The conversation as the template sees it: objects with `role` and `content`.
+    pub(crate) messages: Vec<Value>,
+    pub(crate) tools: Vec<Tool>,
+    pub(crate) tool_choice: ToolChoice,
+    /// At most one call if set.
+    pub(crate) is_single_call: bool,
+    /// Further variables of the template.
+    pub(crate) template_kwargs: Map<String, Value>,
+    pub(crate) documents: Vec<Value>,
+    pub(crate) add_generation_prompt: Option<bool>,
+    pub(crate) continue_final_message: Option<bool>,
+    /// TGI's sentence after the tools; it goes to the end of the last message.
+    pub(crate) tool_prompt: Option<String>,
+    /// The reply begins with the message it continues.
+    pub(crate) echo: bool,
+    pub(crate) reasoning: Reasoning,
+    /// How many alternatives per token the answer shows; `None` without log-probabilities.
+    pub(crate) logprobs: Option<usize>,
+    /// Everything else. Its prompt is still empty; its grammar is the response format.
+    pub(crate) asked: Asked,
+}
+
+/// What becomes of the text that a model thinks before it answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Reasoning {
+    /// It comes apart from the content.
+    #[default]
+    Separate,
+    /// It does not come.
+    Omitted,
+}
+
+impl ChatCall {
+    /// The prompt that the chat template makes of this call.
+    ///
+    /// # Errors
+    /// [`ValidationError`] and [`ToolError`] if the call contradicts itself, [`Error::Template`] if the template refuses.
+    pub(crate) async fn prompt(&mut self, server: &Server) -> Result<String, Error> {
+        self.check()?;
+        let request = self.render_request(server)?;
+        server.render_chat(request).await
+    }
+
+    /// Renders, validates and queues the call, once per choice.
+    ///
+    /// # Errors
+    /// As [`ChatCall::prompt`], and whatever validation or the queue refuses.
+    pub(crate) async fn start(mut self, server: &Server, arrived: Instant) -> Result<Chat, Error> {
+        let inputs = self.prompt(server).await?;
+        let (grammar, speaker) = self.grammar(server)?;
+        let is_thinking = server.chat_format.begins_in_reasoning(&inputs);
+        let echo = self.echoed();
+        let asked = Asked { inputs, grammar, ..self.asked };
+        let valid = server.validation.validate(asked, SpecialTokens::Present).await?;
+        let mut choices = Vec::new();
+        for sibling in valid.siblings(&server.validation.request_limits) {
+            let mut generation = server.submit(&sibling, StopText::Remove, arrived)?;
+            let parser = (speaker == Speaker::Model).then(|| {
+                generation.show(server.chat_format.marker_ids.clone());
+                ReplyParser::new(&server.chat_format.tools, is_thinking, &self.tools, &self.tool_choice)
+            });
+            choices.push(Choice::new(generation, parser, self.reasoning, echo.clone()));
+        }
+        Ok(Chat::new(choices, valid.characters, self.logprobs))
+    }
+
+    fn check(&mut self) -> Result<(), Error> {
+        for (field, unit, limit, given) in [
+            ("messages", "messages", MAX_MESSAGES, self.messages.len()),
+            ("tools", "tools", MAX_TOOLS, self.tools.len()),
+            ("documents", "documents", MAX_DOCUMENTS, self.documents.len()),
+        ] {
+            if given > limit {
+                return Err(ValidationError::TooMany { field, unit, limit, given }.into());
+            }
+        }
+        if let Some(tool) = self.tools.iter().find(|tool| tool.name.len() > MAX_NAME_BYTES) {
+            let (limit, given) = (MAX_NAME_BYTES, tool.name.len());
+            return Err(ValidationError::TooMany { field: "tools[].name", unit: "bytes", limit, given }.into());
+        }
+        match &self.tool_choice {
+            ToolChoice::None => self.tools.clear(),
+            ToolChoice::Required if self.tools.is_empty() => return Err(ToolError::NoTools.into()),
+            ToolChoice::Named(name) => {
+                self.tools.retain(|tool| tool.name == *name);
+                if self.tools.is_empty() {
+                    // The name is the client's text: enough of it to recognise, and no more.
+                    return Err(ToolError::NotFound { name: name.chars().take(MAX_NAME_BYTES).collect() }.into());
+                }
+            }
+            ToolChoice::Auto | ToolChoice::Required => {}
+        }
+        Ok(())
+    }
+
+    /// What the reply must match and who wrote its form: under a response format all text is content.
+    fn grammar(&mut self, server: &Server) -> Result<(Option<GrammarSpec>, Speaker), Error> {
+        match self.asked.grammar.take() {
+            Some(_) if !self.tools.is_empty() => Err(ToolError::GrammarAndTools.into()),
+            Some(grammar) => Ok((Some(grammar), Speaker::Grammar)),
+            None if self.tools.is_empty() => Ok((None, Speaker::Model)),
+            None => {
+                let tools = &server.chat_format.tools;
+                Ok((tools.grammar(&self.tools, &self.tool_choice, !self.is_single_call), Speaker::Model))
+            }
+        }
+    }
+
+    fn render_request(&mut self, server: &Server) -> Result<RenderRequest, ValidationError> {
+        let continues = self.continues();
+        if continues && self.add_generation_prompt == Some(true) {
+            return Err(ValidationError::Conflict { field: "add_generation_prompt", other: "continue_final_message" });
+        }
+        let mut messages = self.messages.clone();
+        for message in &mut messages {
+            // OpenAI renamed the role; most templates know only the old name.
+            if message["role"] == "developer" && !server.chat_format.knows_developer {
+                message["role"] = Value::from("system");
+            }
+        }
+        if let Some(text) = self.tool_text(server)
+            && let Some(Value::String(content)) = messages.last_mut().and_then(|last| last.get_mut("content"))
+        {
+            content.push_str(&text);
+        }
+        Ok(RenderRequest {
+            messages,
+            tools: self.tools.iter().map(|tool| Value::clone(&tool.original)).collect(),
+            documents: self.documents.clone(),
+            kwargs: self.template_kwargs.clone(),
+            add_generation_prompt: self.add_generation_prompt.unwrap_or(true) && !continues,
+            continue_final_message: continues,
+        })
+    }
+
+    /// Whether the reply goes on with the last message. Without a word about it a last message of the assistant is
+    /// continued, as in TGI.
+    fn continues(&self) -> bool {
+        let is_begun = self.messages.last().is_some_and(|last| {
+            last["role"] == "assistant" && last.get("tool_calls").is_none() && last["content"].is_string()
+        });
+        let is_wanted = self.continue_final_message.unwrap_or(self.add_generation_prompt != Some(true));
+        is_begun && is_wanted
+    }
+
+    fn echoed(&self) -> Option<String> {
+        let is_echoed = self.echo && self.continues();
+        self.messages.last().filter(|_| is_echoed)?["content"].as_str().map(str::to_owned)
+    }
+
+    /// What TGI appends to the last message when there are tools: its sentence, and the tools themselves for a template
+    /// that does not print them.
+    fn tool_text(&self, server: &Server) -> Option<String> {
+        if self.tools.is_empty() {
+            return None;
+        }
+        let sentence = self.tool_prompt.as_deref().filter(|text| !text.is_empty());
+        if server.chat_format.prints_tools {
+            return sentence.map(|sentence| format!("\n---\n{sentence}"));
+        }
+        let tools: Vec<&Arc<Value>> = self.tools.iter().map(|tool| &tool.original).collect();
+        let tools: Vec<&Value> = tools.into_iter().map(Arc::as_ref).collect();
+        let tools = serde_json::to_string(&tools).expect("JSON values always serialise");
+        Some(format!("\n---\n{tools}\n{}", sentence.unwrap_or_default()))
+    }
+}
