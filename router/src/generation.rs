@@ -58,6 +58,18 @@ pub(crate) struct Token {
     pub(crate) is_special: bool,
 }
 
+/// One token of the prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct PromptToken {
+    pub(crate) id: u32,
+    /// The token's text, outside any other.
+    pub(crate) text: String,
+    /// Given the tokens before it; `None` for the first.
+    pub(crate) logprob: Option<f32>,
+    /// The most likely tokens in its place, best first, if they were asked for.
+    pub(crate) top_tokens: Vec<Token>,
+}
+
 /// One step of a generation.
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
@@ -66,6 +78,8 @@ pub(crate) struct Step {
     pub(crate) delta: String,
     /// The most likely tokens, best first, if they were asked for.
     pub(crate) top_tokens: Vec<Token>,
+    /// The prompt's tokens with their log-probabilities: on the first step, if they were asked for.
+    pub(crate) prompt: Vec<PromptToken>,
     /// Present on the last step.
     pub(crate) end: Option<End>,
 }
@@ -188,7 +202,7 @@ impl<E: Events> Generation<E> {
         let token = Token { id, text, logprob, is_special: self.tokenizer.special(id).is_some() };
         let top_tokens = top.unwrap_or_default().iter().map(|&(id, logprob)| self.lone_token(id, logprob)).collect();
         let end = finish.map(|finish| self.end(finish));
-        Ok(Step { token, delta, top_tokens, end })
+        Ok(Step { token, delta, top_tokens, prompt: Vec::new(), end })
     }
 
     /// A token outside any text.

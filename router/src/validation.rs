@@ -102,10 +102,12 @@ impl Validation {
 }
 
 impl Validated {
-    /// Temporary: the answers of one request.
-    pub(crate) fn siblings(&self, limits: &RequestLimits) -> Vec<Self> {
-        let count = self.n.max(self.best_of);
-        (0..count).map(|n| if n == 0 { self.clone() } else { self.with_new_seed(limits) }).collect()
+    /// Answer `index` of `n`: the same request with the `index`-th seed after this one's.
+    pub(crate) fn sibling(&self, index: usize, limits: &RequestLimits) -> Self {
+        let mut parts = self.request.parts().clone();
+        parts.sampling.seed = parts.sampling.seed.wrapping_add(index as u64);
+        let request = GenerateRequest::new(parts, limits).expect("only the seed has changed, and every seed is valid");
+        Self { request, seed: self.seed.map(|seed| seed.wrapping_add(index as u64)), ..self.clone() }
     }
 
     /// The same request with another seed.

@@ -13,7 +13,7 @@ pub(crate) struct ToolFormat {
 
 impl ToolFormat {
     pub(crate) fn detect(_template: Option<&str>, special_id: impl Fn(&str) -> Option<u32>) -> Self {
-        let markers = ["<think>", "</think>", "<tool_call>", "</tool_call>"];
+        let markers = ["<tool_call>", "</tool_call>"];
         Self { ids: markers.into_iter().filter_map(special_id).collect() }
     }
 
@@ -29,6 +29,38 @@ impl ToolFormat {
     pub(crate) fn visible_tokens(&self) -> impl Iterator<Item = u32> {
         self.ids.iter().copied()
     }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct ReasoningFormat {
+    ids: std::sync::Arc<[u32]>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ReplyStart {
+    Content,
+    Reasoning,
+}
+
+impl ReasoningFormat {
+    pub(crate) fn detect(_template: Option<&str>, special_id: impl Fn(&str) -> Option<u32>) -> Option<Self> {
+        Some(Self { ids: ["<think>", "</think>"].into_iter().filter_map(special_id).collect() })
+    }
+
+    pub(crate) fn start(&self, prompt: &str) -> ReplyStart {
+        if prompt.trim_end().ends_with("<think>") { ReplyStart::Reasoning } else { ReplyStart::Content }
+    }
+
+    pub(crate) fn visible_tokens(&self) -> impl Iterator<Item = u32> {
+        self.ids.iter().copied()
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the arguments of the call {index} of `{name}` are no complete JSON object")]
+pub(crate) struct BrokenCall {
+    pub(crate) index: usize,
+    pub(crate) name: String,
 }
 
 /// `<think>..</think>` and `<tool_call>{"name", "arguments"}</tool_call>`.
@@ -47,7 +79,13 @@ enum Section {
 }
 
 impl ReplyParser {
-    pub(crate) fn new(_format: &ToolFormat, is_reasoning: bool, tools: &[Tool], choice: &ToolChoice) -> Self {
+    pub(crate) fn new(
+        _format: Option<&ToolFormat>,
+        reasoning: Option<(&ReasoningFormat, ReplyStart)>,
+        tools: std::sync::Arc<[Tool]>,
+        choice: &ToolChoice,
+    ) -> Self {
+        let is_reasoning = reasoning.is_some_and(|(_, start)| start == ReplyStart::Reasoning);
         let section = if is_reasoning { Section::Reasoning } else { Section::Content };
         let has_tools = !tools.is_empty() && *choice != ToolChoice::None;
         Self { held: String::new(), section, calls: 0, has_tools }
@@ -85,8 +123,9 @@ impl ReplyParser {
         }
     }
 
-    pub(crate) fn finish(&mut self, out: &mut Vec<ReplyPart>) {
+    pub(crate) fn finish(&mut self, out: &mut Vec<ReplyPart>) -> Result<(), BrokenCall> {
         self.release(out);
+        Ok(())
     }
 
     fn release(&mut self, out: &mut Vec<ReplyPart>) {

@@ -33,10 +33,19 @@ pub(crate) struct ChatTemplate {
 pub(crate) struct RenderRequest {
     pub(crate) messages: Vec<serde_json::Value>,
     pub(crate) tools: Vec<serde_json::Value>,
-    pub(crate) documents: Vec<serde_json::Value>,
-    pub(crate) kwargs: serde_json::Map<String, serde_json::Value>,
-    pub(crate) add_generation_prompt: bool,
-    pub(crate) continue_final_message: bool,
+    pub(crate) documents: Option<Vec<serde_json::Value>>,
+    pub(crate) variables: serde_json::Map<String, serde_json::Value>,
+    pub(crate) ending: Ending,
+}
+
+/// How the prompt ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Ending {
+    #[default]
+    Automatic,
+    GenerationPrompt,
+    Closed,
+    ContinueFinalMessage,
 }
 
 /// What a rendering sees. `tools` is not there: without tools, templates test `tools is defined`.
@@ -47,8 +56,8 @@ struct Context<'a> {
     messages: &'a [serde_json::Value],
     #[serde(skip_serializing_if = "<[serde_json::Value]>::is_empty")]
     tools: &'a [serde_json::Value],
-    #[serde(skip_serializing_if = "<[serde_json::Value]>::is_empty")]
-    documents: &'a [serde_json::Value],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    documents: Option<&'a [serde_json::Value]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     bos_token: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -80,16 +89,17 @@ impl ChatTemplate {
     /// [`Error::Template`] with the template's own words (`raise_exception`) or the fault and its line.
     pub(crate) fn render(&self, request: &RenderRequest) -> Result<String, Error> {
         let mut prompt = self.render_context(Value::from(Serde(Context {
-            kwargs: &request.kwargs,
+            kwargs: &request.variables,
             messages: &request.messages,
             tools: &request.tools,
-            documents: &request.documents,
+            documents: request.documents.as_deref(),
             bos_token: self.bos_token.as_deref(),
             eos_token: self.eos_token.as_deref(),
-            add_generation_prompt: request.add_generation_prompt,
+            add_generation_prompt: matches!(request.ending, Ending::Automatic | Ending::GenerationPrompt),
         })))?;
         if let Some(content) = request.messages.last().and_then(|last| last["content"].as_str())
-            && request.continue_final_message
+            && (request.ending == Ending::ContinueFinalMessage
+                || (request.ending == Ending::Automatic && request.messages.last().is_some_and(|last| last["role"] == "assistant")))
             && let Some(start) = prompt.rfind(content)
         {
             prompt.truncate(start + content.len());
@@ -175,13 +185,7 @@ pub(crate) mod tests {
     }
 
     fn request(messages: &[serde_json::Value]) -> RenderRequest {
-        let continues = messages.last().is_some_and(|last| last["role"] == "assistant");
-        RenderRequest {
-            messages: messages.to_vec(),
-            add_generation_prompt: true,
-            continue_final_message: continues,
-            ..RenderRequest::default()
-        }
+        RenderRequest { messages: messages.to_vec(), ..RenderRequest::default() }
     }
 
     #[track_caller]
