@@ -175,11 +175,27 @@ impl Server {
         Ok(Generation::new(events, valid, tokenizer, eos, stop_text, arrived))
     }
 
+    /// Queues `count` generations of one request, each with a seed of its own.
+    ///
+    /// # Errors
+    /// As [`Server::submit`]; those already queued are cancelled.
+    pub(crate) fn submit_siblings(
+        &self,
+        valid: &Validated,
+        count: usize,
+        stop_text: StopText,
+        arrived: Instant,
+    ) -> Result<Vec<Generation>, Error> {
+        let limits = &self.validation.request_limits;
+        let sibling = |index| self.submit(&valid.sibling(index, limits), stop_text, arrived);
+        (0..count).map(sibling).collect()
+    }
+
     /// The prompt that the model's chat template makes of a conversation, rendered on a worker.
     ///
     /// # Errors
     /// [`Error::Template`] if there is no template or it refuses the messages.
-    pub(crate) async fn render_chat(&self, request: RenderRequest) -> Result<String, Error> {
+    pub(crate) async fn render_prompt(&self, request: RenderRequest) -> Result<String, Error> {
         let template =
             self.template.clone().ok_or_else(|| Error::Template { reason: "template not found".to_owned() })?;
         self.validation.pool.run(move || template.render(&request)).await?

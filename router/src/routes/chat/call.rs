@@ -12,7 +12,7 @@ use crate::grammar::GrammarSpec;
 use crate::limits::{MAX_DOCUMENTS, MAX_MESSAGES, MAX_NAME_BYTES, MAX_TOOLS};
 use crate::params::Asked;
 use crate::server::Server;
-use crate::template::RenderRequest;
+use crate::template::{Ending, RenderRequest};
 use crate::text::StopText;
 use crate::validation::SpecialTokens;
 
@@ -27,7 +27,7 @@ pub(crate) struct ChatCall {
     pub(crate) is_single_call: bool,
     /// Further variables of the template.
     pub(crate) template_kwargs: Map<String, Value>,
-    pub(crate) documents: Vec<Value>,
+    pub(crate) documents: Option<Vec<Value>>,
     pub(crate) add_generation_prompt: Option<bool>,
     pub(crate) continue_final_message: Option<bool>,
     /// TGI's sentence after the tools; it goes to the end of the last message.
@@ -59,7 +59,7 @@ impl ChatCall {
     pub(crate) async fn prompt(&mut self, server: &Server) -> Result<String, Error> {
         self.check()?;
         let request = self.render_request(server)?;
-        server.render_chat(request).await
+        server.render_prompt(request).await
     }
 
     /// Renders, validates and queues the call, once per choice.
@@ -69,16 +69,17 @@ impl ChatCall {
     pub(crate) async fn start(mut self, server: &Server, arrived: Instant) -> Result<Chat, Error> {
         let inputs = self.prompt(server).await?;
         let (grammar, speaker) = self.grammar(server)?;
-        let is_thinking = server.chat_format.begins_in_reasoning(&inputs);
+        let format = &server.chat_format;
+        let reasoning = format.reasoning(&inputs);
+        let tools: Arc<[Tool]> = self.tools.clone().into();
         let echo = self.echoed();
         let asked = Asked { inputs, grammar, ..self.asked };
         let valid = server.validation.validate(asked, SpecialTokens::Present).await?;
-        let mut choices = Vec::new();
-        for sibling in valid.siblings(&server.validation.request_limits) {
-            let mut generation = server.submit(&sibling, StopText::Remove, arrived)?;
+        let mut choices = Vec::with_capacity(valid.n);
+        for mut generation in server.submit_siblings(&valid, valid.n, StopText::Remove, arrived)? {
             let parser = (speaker == Speaker::Model).then(|| {
-                generation.show(server.chat_format.marker_ids.clone());
-                ReplyParser::new(&server.chat_format.tools, is_thinking, &self.tools, &self.tool_choice)
+                generation.show(format.marker_ids.clone());
+                ReplyParser::new(Some(&format.tools), reasoning, tools.clone(), &self.tool_choice)
             });
             choices.push(Choice::new(generation, parser, self.reasoning, echo.clone()));
         }
@@ -89,7 +90,7 @@ impl ChatCall {
         for (field, unit, limit, given) in [
             ("messages", "messages", MAX_MESSAGES, self.messages.len()),
             ("tools", "tools", MAX_TOOLS, self.tools.len()),
-            ("documents", "documents", MAX_DOCUMENTS, self.documents.len()),
+            ("documents", "documents", MAX_DOCUMENTS, self.documents.as_ref().map_or(0, Vec::len)),
         ] {
             if given > limit {
                 return Err(ValidationError::TooMany { field, unit, limit, given }.into());
@@ -128,10 +129,7 @@ impl ChatCall {
     }
 
     fn render_request(&mut self, server: &Server) -> Result<RenderRequest, ValidationError> {
-        let continues = self.continues();
-        if continues && self.add_generation_prompt == Some(true) {
-            return Err(ValidationError::Conflict { field: "add_generation_prompt", other: "continue_final_message" });
-        }
+        let ending = self.ending()?;
         let mut messages = self.messages.clone();
         for message in &mut messages {
             // OpenAI renamed the role; most templates know only the old name.
@@ -148,25 +146,32 @@ impl ChatCall {
             messages,
             tools: self.tools.iter().map(|tool| Value::clone(&tool.original)).collect(),
             documents: self.documents.clone(),
-            kwargs: self.template_kwargs.clone(),
-            add_generation_prompt: self.add_generation_prompt.unwrap_or(true) && !continues,
-            continue_final_message: continues,
+            variables: self.template_kwargs.clone(),
+            ending,
         })
     }
 
-    /// Whether the reply goes on with the last message. Without a word about it a last message of the assistant is
-    /// continued, as in TGI.
-    fn continues(&self) -> bool {
-        let is_begun = self.messages.last().is_some_and(|last| {
-            last["role"] == "assistant" && last.get("tool_calls").is_none() && last["content"].is_string()
-        });
-        let is_wanted = self.continue_final_message.unwrap_or(self.add_generation_prompt != Some(true));
-        is_begun && is_wanted
+    /// How the prompt ends. Without a word about it a last message of the assistant is continued, as in TGI.
+    fn ending(&self) -> Result<Ending, ValidationError> {
+        match (self.continue_final_message, self.add_generation_prompt) {
+            (Some(true), Some(true)) => {
+                Err(ValidationError::Conflict { field: "continue_final_message", other: "add_generation_prompt" })
+            }
+            (Some(true), _) => Ok(Ending::ContinueFinalMessage),
+            (None, None) => Ok(Ending::Automatic),
+            (_, Some(false)) => Ok(Ending::Closed),
+            (_, Some(true) | None) => Ok(Ending::GenerationPrompt),
+        }
     }
 
     fn echoed(&self) -> Option<String> {
-        let is_echoed = self.echo && self.continues();
-        self.messages.last().filter(|_| is_echoed)?["content"].as_str().map(str::to_owned)
+        let last = self.messages.last()?;
+        let continues = match self.ending() {
+            Ok(Ending::ContinueFinalMessage) => true,
+            Ok(Ending::Automatic) => last["role"] == "assistant",
+            _ => false,
+        };
+        (self.echo && continues).then(|| last["content"].as_str().unwrap_or_default().to_owned())
     }
 
     /// What TGI appends to the last message when there are tools: its sentence, and the tools themselves for a template

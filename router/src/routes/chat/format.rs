@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
-use crate::chat::ToolFormat;
+use crate::chat::{ReasoningFormat, ReplyStart, ToolFormat};
 use crate::template::ChatTemplate;
 use crate::text::TextTokenizer;
 
 /// The model's chat format.
 pub(crate) struct ChatFormat {
-    /// How it writes calls and reasoning.
+    /// How it writes calls.
     pub(crate) tools: ToolFormat,
+    /// How it marks what it thinks; `None` if it does not.
+    pub(crate) reasoning: Option<ReasoningFormat>,
     /// Special tokens that are part of that form: the reply parser must see them.
     pub(crate) marker_ids: Arc<[u32]>,
     /// Whether the template knows OpenAI's new name of the role `system`.
@@ -22,17 +24,21 @@ impl ChatFormat {
     /// The format of a model with `template`.
     pub(crate) fn new(template: Option<&ChatTemplate>, tokenizer: &TextTokenizer) -> Self {
         let source = template.map(ChatTemplate::source).unwrap_or_default();
-        let tools = ToolFormat::detect(template.map(|_| source.as_str()), |text| tokenizer.special_id(text));
+        let special_id = |text: &str| tokenizer.special_id(text);
+        let tools = ToolFormat::detect(template.map(|_| source.as_str()), special_id);
+        let reasoning = ReasoningFormat::detect(template.map(|_| source.as_str()), special_id);
+        let thoughts = reasoning.iter().flat_map(ReasoningFormat::visible_tokens);
         Self {
-            marker_ids: tools.visible_tokens().collect(),
+            marker_ids: tools.visible_tokens().chain(thoughts).collect(),
+            reasoning,
             tools,
             knows_developer: source.contains("developer"),
             prints_tools: source.contains("tools"),
         }
     }
 
-    /// Whether the reply to `prompt` begins inside the reasoning: some templates open it themselves.
-    pub(crate) fn begins_in_reasoning(&self, prompt: &str) -> bool {
-        prompt.trim_end().ends_with("<think>")
+    /// The reasoning format, and whether the reply to `prompt` begins inside it: some templates open it themselves.
+    pub(crate) fn reasoning(&self, prompt: &str) -> Option<(&ReasoningFormat, ReplyStart)> {
+        self.reasoning.as_ref().map(|reasoning| (reasoning, reasoning.start(prompt)))
     }
 }

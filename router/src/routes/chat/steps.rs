@@ -145,8 +145,11 @@ impl Choice {
         match &mut self.parser {
             Some(parser) => {
                 parser.push(&step.delta, &mut parts);
-                if step.end.is_some() {
-                    parser.finish(&mut parts);
+                if step.end.is_some()
+                    && let Err(broken) = parser.finish(&mut parts)
+                {
+                    // The finish reason tells whether it was cut; what the model wrote is the client's to see.
+                    tracing::debug!(%broken);
                 }
             }
             None if step.delta.is_empty() => {}

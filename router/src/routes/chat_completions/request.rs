@@ -91,7 +91,7 @@ impl ChatRequest {
             tools,
             tool_choice,
             is_single_call,
-            documents: self.documents.unwrap_or_default(),
+            documents: self.documents,
             add_generation_prompt: self.add_generation_prompt,
             continue_final_message: self.continue_final_message,
             tool_prompt: self.tool_prompt,

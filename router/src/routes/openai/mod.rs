@@ -15,7 +15,6 @@ use utoipa::ToSchema;
 use super::chat::TokenCounts;
 use super::sse;
 use crate::error::{Dialect, Error, ValidationError};
-use crate::generation::End;
 use crate::limits::MAX_NAME_BYTES;
 use crate::server::Server;
 
@@ -100,16 +99,6 @@ struct CompletionTokensDetails {
 }
 
 impl Usage {
-    /// The usage of one generation.
-    pub(super) fn new(end: &End) -> Self {
-        Self::from(TokenCounts {
-            input: end.input_tokens,
-            cached: end.cached_tokens,
-            generated: end.generated_tokens,
-            reasoning: 0,
-        })
-    }
-
     /// Adds the usage of another prompt.
     pub(super) fn add(&mut self, other: &Usage) {
         self.prompt_tokens += other.prompt_tokens;
