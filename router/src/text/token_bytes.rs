@@ -3,9 +3,9 @@
 
 use std::collections::HashMap;
 
+use tokenizers::Tokenizer;
 use tokenizers::decoders::DecoderWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::Tokenizer;
 
 /// How a vocabulary spells bytes.
 pub(crate) struct TokenBytes {

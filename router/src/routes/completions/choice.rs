@@ -64,8 +64,7 @@ impl Started {
             }
             None => String::new(),
         };
-        let generations =
-            server.submit_siblings(&valid, valid.n.max(valid.best_of), StopText::Remove, arrived)?;
+        let generations = server.submit_siblings(&valid, valid.n.max(valid.best_of), StopText::Remove, arrived)?;
         let choice = |generation| Choice {
             generation,
             echo: echo.clone(),

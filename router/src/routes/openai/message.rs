@@ -84,11 +84,9 @@ impl Message {
         let role = if self.role == "function" { "tool".to_owned() } else { self.role };
         message.insert("role".to_owned(), Value::from(role));
         message.insert("content".to_owned(), Value::from(content));
-        for (key, value) in [
-            ("name", self.name),
-            ("tool_call_id", self.tool_call_id),
-            ("reasoning_content", self.reasoning_content),
-        ] {
+        for (key, value) in
+            [("name", self.name), ("tool_call_id", self.tool_call_id), ("reasoning_content", self.reasoning_content)]
+        {
             if let Some(value) = value {
                 message.insert(key.to_owned(), Value::from(value));
             }
@@ -216,10 +214,7 @@ mod tests {
 
     #[test]
     fn what_is_not_text_is_named() {
-        check(
-            json!({"role": "user"}),
-            json!("`messages[0].content` must be a string or a list of text parts"),
-        );
+        check(json!({"role": "user"}), json!("`messages[0].content` must be a string or a list of text parts"));
         check(
             json!({"role": "user", "content": [{"type": "input_audio"}]}),
             json!("`messages[0].content` of type `input_audio` is not supported by this version"),

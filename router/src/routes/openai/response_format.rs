@@ -113,18 +113,18 @@ struct Names {
     all: &'static str,
 }
 
-const STRUCTURED: Names = Names {
-    json: "structured_outputs.json",
-    choice: "structured_outputs.choice",
-    all: "structured_outputs",
-};
+const STRUCTURED: Names =
+    Names { json: "structured_outputs.json", choice: "structured_outputs.choice", all: "structured_outputs" };
 const GUIDED: Names = Names { json: "guided_json", choice: "guided_choice", all: "guided_*" };
 
 impl StructuredOutputs {
     fn into_grammar(self, names: Names) -> Result<Option<GrammarSpec>, ValidationError> {
         let choice = match self.choice {
             Some(choices) if choices.is_empty() => {
-                return Err(ValidationError::Malformed { field: names.choice, expected: "a list of at least one string" });
+                return Err(ValidationError::Malformed {
+                    field: names.choice,
+                    expected: "a list of at least one string",
+                });
             }
             Some(choices) if choices.len() > MAX_GRAMMAR_CHOICES => {
                 let (limit, given) = (MAX_GRAMMAR_CHOICES, choices.len());
@@ -177,7 +177,10 @@ mod tests {
     fn every_spelling_means_the_same() {
         let schema = json!({"type": "object"});
         let expected = || Ok(Some(GrammarSpec::JsonSchema(Arc::new(schema.clone()))));
-        check(json!({"type": "json_schema", "json_schema": {"name": "n", "strict": true, "schema": schema}}), expected());
+        check(
+            json!({"type": "json_schema", "json_schema": {"name": "n", "strict": true, "schema": schema}}),
+            expected(),
+        );
         check(json!({"type": "json_schema", "value": {"name": "n", "schema": schema}}), expected());
         check(json!({"type": "json", "value": schema}), expected());
         check(json!({"type": "json", "value": schema.to_string()}), expected());

@@ -52,16 +52,21 @@ fn tool(field: &'static str, index: usize, value: Value) -> Result<Tool, Validat
 /// [`ValidationError`] naming the first one that is none.
 pub(crate) fn functions(functions: Vec<Value>) -> Result<Vec<Tool>, ValidationError> {
     let tool = |(index, value): (usize, Value)| {
-        let function = FunctionObject::deserialize(&value)
-            .map_err(|error| ValidationError::Item { field: "functions", index, reason: error.to_string() })?;
+        let function = FunctionObject::deserialize(&value).map_err(|error| ValidationError::Item {
+            field: "functions",
+            index,
+            reason: error.to_string(),
+        })?;
         Ok(from_function(function, json!({"type": "function", "function": value})))
     };
     functions.into_iter().enumerate().map(tool).collect()
 }
 
 fn from_function(function: FunctionObject, mut original: Value) -> Tool {
-    let parameters =
-        function.parameters.filter(|schema| !schema.is_null()).unwrap_or_else(|| json!({"type": "object", "properties": {}}));
+    let parameters = function
+        .parameters
+        .filter(|schema| !schema.is_null())
+        .unwrap_or_else(|| json!({"type": "object", "properties": {}}));
     if let Some(object) = original["function"].as_object_mut() {
         // TGI's other name; templates know only this one.
         object.shift_remove("arguments");
@@ -123,7 +128,8 @@ mod tests {
 
     #[test]
     fn tools_are_functions() {
-        let given = json!({"type": "function", "function": {"name": "f", "strict": true, "arguments": {"type": "object"}}});
+        let given =
+            json!({"type": "function", "function": {"name": "f", "strict": true, "arguments": {"type": "object"}}});
         let tool = tools("tools", vec![given]).unwrap().remove(0);
         assert_eq!((tool.name.as_str(), &*tool.parameters), ("f", &json!({"type": "object"})));
         let expected =
