@@ -247,6 +247,19 @@ impl Error {
         }
     }
 
+    /// Anthropic's class of the error.
+    fn anthropic_type(&self) -> &'static str {
+        match self.status().as_u16() {
+            401 => "authentication_error",
+            404 => "not_found_error",
+            413 => "request_too_large",
+            429 => "rate_limit_error",
+            503 => "overloaded_error",
+            424 | 500.. => "api_error",
+            _ => "invalid_request_error",
+        }
+    }
+
     /// The request field at fault in OpenAI's name, where there is one.
     fn openai_param(&self) -> Option<&'static str> {
         match self {
@@ -298,17 +311,35 @@ struct OpenAiError<'a> {
     http_status_code: u16,
 }
 
+/// Anthropic's error object.
+#[derive(Serialize)]
+struct AnthropicBody<'a> {
+    r#type: &'a str,
+    error: AnthropicError<'a>,
+}
+
+#[derive(Serialize)]
+struct AnthropicError<'a> {
+    r#type: &'a str,
+    message: &'a str,
+}
+
 /// Which error shape a route speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Dialect {
     Native,
     OpenAi,
+    Anthropic,
 }
 
 impl Dialect {
-    /// The dialect of a path: OpenAI's below `/v1/`, TGI's elsewhere.
+    /// The dialect of a path: Anthropic's for `/v1/messages`, OpenAI's below `/v1/`, TGI's elsewhere.
     pub(crate) fn of(path: &str) -> Self {
-        if path.starts_with("/v1/") { Dialect::OpenAi } else { Dialect::Native }
+        match path.strip_prefix("/v1/") {
+            Some("messages" | "messages/count_tokens") => Dialect::Anthropic,
+            Some(_) => Dialect::OpenAi,
+            None => Dialect::Native,
+        }
     }
 
     /// The JSON text of `error`; counts and logs it.
@@ -327,6 +358,10 @@ impl Dialect {
                 },
                 error_type,
             }),
+            Dialect::Anthropic => serde_json::to_vec(&AnthropicBody {
+                r#type: "error",
+                error: AnthropicError { r#type: error.anthropic_type(), message: &text },
+            }),
         }
         .expect("strings and numbers always serialise")
     }
@@ -334,7 +369,11 @@ impl Dialect {
     /// The HTTP answer for `error`; counts and logs it.
     pub(crate) fn response(self, error: &Error) -> Response<Body> {
         let mut response = Response::new(Body::from(self.body(error)));
-        *response.status_mut() = error.status();
+        *response.status_mut() = match (self, error.status()) {
+            // Anthropic's status of an invalid request.
+            (Dialect::Anthropic, StatusCode::UNPROCESSABLE_ENTITY) => StatusCode::BAD_REQUEST,
+            (_, status) => status,
+        };
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Error::Overloaded { retry_after_seconds } = error {
@@ -354,6 +393,21 @@ pub(crate) struct OpenAiFailure(Error);
 impl<E: Into<Error>> From<E> for NativeFailure {
     fn from(error: E) -> Self {
         Self(error.into())
+    }
+}
+
+/// A failure of a route in Anthropic's shape; `?` makes it from any error.
+pub(crate) struct AnthropicFailure(Error);
+
+impl<E: Into<Error>> From<E> for AnthropicFailure {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
+impl IntoResponse for AnthropicFailure {
+    fn into_response(self) -> Response<Body> {
+        Dialect::Anthropic.response(&self.0)
     }
 }
 

@@ -88,6 +88,8 @@ pub(crate) struct Step {
 #[derive(Clone, Debug)]
 pub(crate) struct End {
     pub(crate) finish: Finish,
+    /// The stop string that ended the reply and is no longer part of it.
+    pub(crate) stop: Option<String>,
     pub(crate) generated_text: String,
     pub(crate) generated_tokens: u32,
     pub(crate) input_tokens: u32,
@@ -213,6 +215,7 @@ impl<E: Events> Generation<E> {
     fn end(&self, finish: Finish) -> End {
         let end = End {
             finish,
+            stop: self.text.removed_stop().map(str::to_owned),
             generated_text: self.text.generated().to_owned(),
             generated_tokens: self.generated_tokens,
             input_tokens: self.input_tokens,

@@ -105,6 +105,36 @@ pub(crate) const COMPLETIONS: &[Unsupported] = &[
     Unsupported { field: "request_id", neutral: Neutral::Anything },
 ];
 
+/// Of `/v1/responses`. Nothing is stored, so nothing can be referred to.
+pub(crate) const RESPONSES: &[Unsupported] = &[
+    Unsupported { field: "store", neutral: Neutral::False },
+    Unsupported { field: "previous_response_id", neutral: Neutral::Null },
+    Unsupported { field: "conversation", neutral: Neutral::Null },
+    Unsupported { field: "prompt", neutral: Neutral::Null },
+    Unsupported { field: "background", neutral: Neutral::False },
+    Unsupported { field: "truncation", neutral: Neutral::Words(&["disabled"]) },
+    Unsupported { field: "max_tool_calls", neutral: Neutral::Null },
+    Unsupported { field: "top_logprobs", neutral: Neutral::Number(0.0) },
+    Unsupported { field: "service_tier", neutral: Neutral::Words(&["auto", "default"]) },
+    // Further outputs of OpenAI's own tools and of its encrypted reasoning; there are none to include.
+    Unsupported { field: "include", neutral: Neutral::Anything },
+    Unsupported { field: "stream_options", neutral: Neutral::Anything },
+    Unsupported { field: "user", neutral: Neutral::Anything },
+    Unsupported { field: "safety_identifier", neutral: Neutral::Anything },
+    Unsupported { field: "prompt_cache_key", neutral: Neutral::Anything },
+    Unsupported { field: "prompt_cache_retention", neutral: Neutral::Anything },
+];
+
+/// Of `/v1/messages`.
+pub(crate) const MESSAGES: &[Unsupported] = &[
+    Unsupported { field: "container", neutral: Neutral::Null },
+    Unsupported { field: "mcp_servers", neutral: Neutral::Empty },
+    Unsupported { field: "context_management", neutral: Neutral::Null },
+    Unsupported { field: "service_tier", neutral: Neutral::Words(&["auto", "standard_only"]) },
+    Unsupported { field: "metadata", neutral: Neutral::Anything },
+    Unsupported { field: "cache_control", neutral: Neutral::Anything },
+];
+
 impl Neutral {
     /// Whether `value` asks for nothing.
     pub(crate) fn covers(&self, value: &Value) -> bool {

@@ -12,9 +12,11 @@ mod generate_stream;
 mod headers;
 mod health;
 mod info;
+mod messages;
 mod metrics;
 mod models;
 mod openai;
+mod responses;
 #[cfg(test)]
 mod scripted_model;
 mod sse;
@@ -36,7 +38,7 @@ use crate::error::{Dialect, Error};
 use crate::server::Server;
 
 /// What an unknown path is told.
-const ROUTES: &str = "POST /generate, /generate_stream, /, /v1/chat/completions, /v1/completions, /tokenize, \
+const ROUTES: &str = "POST /generate, /generate_stream, /, /v1/chat/completions, /v1/completions, /v1/responses, /v1/messages, /v1/messages/count_tokens, /tokenize, \
      /detokenize, /chat_tokenize; GET /health, /ping, /info, /metrics, /v1/models";
 
 /// All routes over one server.
@@ -49,7 +51,10 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         .route("/generate_stream", post(generate_stream::handle))
         .route("/v1/chat/completions", post(chat_completions::handle))
         .route("/v1/completions", post(completions::handle))
-        .route("/v1/models", get(models::list))
+        .route("/v1/responses", post(responses::handle))
+        .route("/v1/messages", post(messages::handle))
+        .route("/v1/messages/count_tokens", post(messages::count_tokens))
+        .route("/v1/models", get(models::handle))
         .route("/v1/models/{*model}", get(models::show))
         .route("/detokenize", post(detokenize::handle))
         .route("/tokenize", post(tokenize::handle))

@@ -33,7 +33,7 @@ pub(super) struct Model<'a> {
 }
 
 /// The list.
-pub(super) async fn list(State(server): State<Arc<Server>>) -> Response<Body> {
+pub(super) async fn handle(State(server): State<Arc<Server>>) -> Response<Body> {
     json(to_json(&Models { object: "list", data: [model(&server)] }))
 }
 

@@ -17,6 +17,8 @@ use crate::text::test_tokenizers::byte_level;
 
 mod chat;
 mod completions;
+mod messages;
+mod responses;
 
 const TEMPLATE: &str = "{% for m in messages %}{% if m.role == 'bad' %}{{ raise_exception('no such role') }}{% endif %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}>{% endif %}";
 

@@ -27,6 +27,8 @@ pub(crate) struct ReplyText {
     generated: String,
     /// Special tokens that the reader sees like any other text.
     shown: Arc<[u32]>,
+    /// The stop string that was removed.
+    removed_stop: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +65,7 @@ impl ReplyText {
             held: VecDeque::new(),
             generated: String::new(),
             shown: Arc::default(),
+            removed_stop: None,
         }
     }
 
@@ -102,6 +105,11 @@ impl ReplyText {
         &self.generated
     }
 
+    /// The stop string that ended the text and was removed from it.
+    pub(crate) fn removed_stop(&self) -> Option<&str> {
+        self.removed_stop.as_deref()
+    }
+
     fn push_keeping(&mut self, pieces: impl Iterator<Item = (String, Visibility)>) -> TokenText {
         let mut result = TokenText::default();
         for (mut text, visibility) in pieces {
@@ -136,6 +144,8 @@ impl ReplyText {
                 Scan::Found { end, length } => {
                     result.delta = self.release(before + end - length);
                     result.is_stopped = true;
+                    let held: String = self.held.iter().map(|(text, _)| text.as_str()).collect();
+                    self.removed_stop = Some(held[..length].to_owned());
                 }
             }
         }
@@ -232,6 +242,7 @@ mod tests {
                 reply.push(*id, if at + 1 == ids.len() { Position::Last } else { Position::Inner });
             }
             assert_eq!(reply.generated(), expected);
+            assert_eq!(reply.removed_stop(), stops.iter().find(|stop| *stop == "s>b").map(String::as_str));
         }
     }
 

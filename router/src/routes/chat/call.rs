@@ -83,7 +83,7 @@ impl ChatCall {
             });
             choices.push(Choice::new(generation, parser, self.reasoning, echo.clone()));
         }
-        Ok(Chat::new(choices, valid.characters, self.logprobs))
+        Ok(Chat::new(choices, &valid, self.logprobs))
     }
 
     fn check(&mut self) -> Result<(), Error> {

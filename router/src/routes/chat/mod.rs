@@ -3,12 +3,14 @@
 //!
 //! An answer that is not streamed is [`Chat::collect`]ed from the same steps: both ways say the same by construction.
 
+mod blocks;
 mod call;
 mod format;
 mod reply;
 mod steps;
 
+pub(crate) use blocks::{BlockEvent, BlockKind, Blocks};
 pub(crate) use call::{ChatCall, Reasoning};
 pub(crate) use format::ChatFormat;
 pub(crate) use reply::{Block, ChatReply};
-pub(crate) use steps::{Chat, ChatFinish, ChatStep, TokenCounts};
+pub(crate) use steps::{Chat, ChatEnd, ChatFinish, ChatStep, TokenCounts};

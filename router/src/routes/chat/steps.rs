@@ -9,6 +9,7 @@ use super::reply::ChatReply;
 use crate::chat::{ReplyParser, ReplyPart};
 use crate::error::Error;
 use crate::generation::{End, Finish, Generation, Token};
+use crate::validation::Validated;
 
 /// A running chat. Dropping it cancels every choice.
 pub(crate) struct Chat {
@@ -16,6 +17,7 @@ pub(crate) struct Chat {
     choices: usize,
     /// Unicode scalar values of the prompt.
     pub(crate) characters: usize,
+    pub(crate) input_tokens: u32,
     /// How many alternatives per token the answer shows; `None` without log-probabilities.
     pub(crate) logprobs: Option<usize>,
 }
@@ -84,7 +86,7 @@ pub(super) enum Speaker {
 }
 
 impl Chat {
-    pub(super) fn new(choices: Vec<Choice>, characters: usize, logprobs: Option<usize>) -> Self {
+    pub(super) fn new(choices: Vec<Choice>, valid: &Validated, logprobs: Option<usize>) -> Self {
         let number = choices.len();
         let steps = stream::select_all(choices.into_iter().enumerate().map(|(index, choice)| {
             Box::pin(stream::unfold(choice, move |mut choice| async move {
@@ -92,7 +94,13 @@ impl Chat {
                 Some(((index, step), choice))
             })) as Steps
         }));
-        Self { steps, choices: number, characters, logprobs }
+        Self {
+            steps,
+            choices: number,
+            characters: valid.characters,
+            input_tokens: valid.request.input_tokens(),
+            logprobs,
+        }
     }
 
     /// The next step of any choice, with the choice's index; `None` when all have ended. A choice that fails does not

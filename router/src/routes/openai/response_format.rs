@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
@@ -12,20 +12,33 @@ use crate::grammar::GrammarSpec;
 use crate::limits::MAX_GRAMMAR_CHOICES;
 
 /// `response_format`.
-#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub(crate) struct ResponseFormat {
     /// `text`, `json_object`, `json_schema`; TGI's `json` and `regex`.
     r#type: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    strict: Option<bool>,
     /// OpenAI's place of the schema.
+    #[serde(skip_serializing_if = "Option::is_none")]
     json_schema: Option<NamedSchema>,
     /// TGI's place of the schema or the expression.
+    #[serde(skip_serializing_if = "Option::is_none")]
     value: Option<Value>,
-    /// The schema of a `json_object`, as some servers take it.
+    /// The schema in the responses API, and of a `json_object` as some servers take it.
+    #[serde(skip_serializing_if = "Option::is_none")]
     schema: Option<Value>,
 }
 
+impl Default for ResponseFormat {
+    fn default() -> Self {
+        Self { r#type: "text".to_owned(), name: None, strict: None, json_schema: None, value: None, schema: None }
+    }
+}
+
 /// A schema with its name.
-#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub(crate) struct NamedSchema {
     /// Means nothing here.
     name: Option<String>,
@@ -82,22 +95,21 @@ impl ResponseFormat {
         const FIELD: &str = "response_format";
         let malformed = |expected| ValidationError::Malformed { field: FIELD, expected };
         let schema = |value: Value| json_value(FIELD, value).map(|schema| GrammarSpec::JsonSchema(Arc::new(schema)));
-        let given = self.value.or(self.schema);
         match self.r#type.as_str() {
             "text" => Ok(None),
-            "json_object" | "json" => match given {
+            "json_object" | "json" => match self.value.or(self.schema) {
                 Some(value) => schema(value).map(Some),
                 None if self.r#type == "json" => Err(malformed("a `json` format with its schema in `value`")),
                 None => Ok(Some(GrammarSpec::JsonObject)),
             },
             "json_schema" => {
-                // OpenAI has the schema in `json_schema.schema`, TGI in `value.schema`.
+                // TGI's envelope, which may be left out.
                 let inner = |value: Value| value.get("schema").cloned().unwrap_or(value);
-                let found = self.json_schema.and_then(|named| named.schema).or(given.map(inner));
+                let found = self.json_schema.and_then(|named| named.schema).or(self.schema).or(self.value.map(inner));
                 let found = found.ok_or_else(|| malformed("a `json_schema` format with `json_schema.schema`"))?;
                 schema(found).map(Some)
             }
-            "regex" => match given {
+            "regex" => match self.value {
                 Some(Value::String(regex)) => Ok(Some(GrammarSpec::Regex(regex.into()))),
                 _ => Err(malformed("a `regex` format with the expression in `value`")),
             },
