@@ -6,4 +6,4 @@ pub(crate) use tool::{ReplyPart, Tool, ToolChoice};
 
 mod temporary;
 
-pub(crate) use temporary::{ReasoningFormat, ReplyParser, ReplyStart, ToolFormat};
+pub(crate) use temporary::{ReasoningFormat, ReplyParser, ReplyStart, ToolFormat, instruction};

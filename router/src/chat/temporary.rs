@@ -9,15 +9,27 @@ use crate::grammar::GrammarSpec;
 #[derive(Clone, Debug)]
 pub(crate) struct ToolFormat {
     ids: std::sync::Arc<[u32]>,
+    is_fallback: bool,
 }
 
 impl ToolFormat {
-    pub(crate) fn detect(_template: Option<&str>, special_id: impl Fn(&str) -> Option<u32>) -> Self {
+    pub(crate) fn detect(template: Option<&str>, special_id: impl Fn(&str) -> Option<u32>) -> Self {
+        let is_fallback = !template.is_some_and(|template| template.contains("<tool_call>"));
         let markers = ["<tool_call>", "</tool_call>"];
-        Self { ids: markers.into_iter().filter_map(special_id).collect() }
+        Self { ids: markers.into_iter().filter_map(special_id).collect(), is_fallback }
     }
 
-    pub(crate) fn grammar(&self, tools: &[Tool], choice: &ToolChoice, _parallel: bool) -> Option<GrammarSpec> {
+    pub(crate) fn is_fallback(&self) -> bool {
+        self.is_fallback
+    }
+
+    pub(crate) fn grammar(
+        &self,
+        tools: &[Tool],
+        choice: &ToolChoice,
+        _parallel: bool,
+        _reasoning: Option<(&ReasoningFormat, ReplyStart)>,
+    ) -> Option<GrammarSpec> {
         let names: Vec<&str> = match choice {
             ToolChoice::Auto | ToolChoice::None => return None,
             ToolChoice::Required => tools.iter().map(|tool| tool.name.as_str()).collect(),
@@ -102,7 +114,10 @@ impl ReplyParser {
                 Section::Reasoning => &[("</think>", Section::Content)],
                 Section::Call => &[("</tool_call>", Section::Content)],
             };
-            let first = markers.iter().filter_map(|(text, next)| Some((self.held.find(text)?, text.len(), *next))).min_by_key(|found| found.0);
+            let first = markers
+                .iter()
+                .filter_map(|(text, next)| Some((self.held.find(text)?, text.len(), *next)))
+                .min_by_key(|found| found.0);
             if let Some((at, length, next)) = first {
                 let rest = self.held.split_off(at + length);
                 self.held.truncate(at);
@@ -113,7 +128,10 @@ impl ReplyParser {
             }
             if self.section != Section::Call {
                 let keep = (0..=self.held.len())
-                    .find(|at| self.held.is_char_boundary(*at) && markers.iter().any(|(text, _)| text.starts_with(&self.held[*at..])))
+                    .find(|at| {
+                        self.held.is_char_boundary(*at)
+                            && markers.iter().any(|(text, _)| text.starts_with(&self.held[*at..]))
+                    })
                     .unwrap_or(self.held.len());
                 let rest = self.held.split_off(keep);
                 self.release(out);
@@ -143,4 +161,11 @@ impl ReplyParser {
             }
         }
     }
+}
+
+pub(crate) fn instruction(tools: &[Tool], template_shows_tools: bool, tool_prompt: Option<&str>) -> String {
+    let tool_prompt = tool_prompt.unwrap_or("Call.");
+    let list: Vec<&Value> = tools.iter().map(|tool| &*tool.original).collect();
+    let list = serde_json::to_string(&list).expect("JSON values can be written");
+    if template_shows_tools { format!("\n---\n{tool_prompt}") } else { format!("\n---\n{list}\n{tool_prompt}") }
 }
