@@ -19,6 +19,7 @@ use crate::server::Server;
 #[derive(Deserialize, ToSchema)]
 pub(super) struct DetokenizeRequest {
     /// Ids that the tokenizer does not know are skipped, special tokens have no text.
+    #[schema(max_items = 1048576)]
     tokens: Vec<u32>,
 }
 

@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use serde_json::{Map, Value};
 
+use super::format::ChatFormat;
 use super::steps::{Chat, Choice, Speaker};
-use crate::chat::{ReplyParser, Tool, ToolChoice};
+use crate::chat::{ReasoningFormat, ReplyParser, ReplyStart, Tool, ToolChoice, ToolFormat, instruction};
 use crate::error::{Error, ToolError, ValidationError};
 use crate::grammar::GrammarSpec;
 use crate::limits::{MAX_DOCUMENTS, MAX_MESSAGES, MAX_NAME_BYTES, MAX_TOOLS};
@@ -68,9 +69,9 @@ impl ChatCall {
     /// As [`ChatCall::prompt`], and whatever validation or the queue refuses.
     pub(crate) async fn start(mut self, server: &Server, arrived: Instant) -> Result<Chat, Error> {
         let inputs = self.prompt(server).await?;
-        let (grammar, speaker) = self.grammar(server)?;
         let format = &server.chat_format;
         let reasoning = format.reasoning(&inputs);
+        let (grammar, speaker) = self.grammar(&format.tools, reasoning)?;
         let tools: Arc<[Tool]> = self.tools.clone().into();
         let echo = self.echoed();
         let asked = Asked { inputs, grammar, ..self.asked };
@@ -115,15 +116,19 @@ impl ChatCall {
         Ok(())
     }
 
-    /// What the reply must match and who wrote its form: under a response format all text is content.
-    fn grammar(&mut self, server: &Server) -> Result<(Option<GrammarSpec>, Speaker), Error> {
+    /// What the reply must match and whose form it has.
+    fn grammar(
+        &mut self,
+        format: &ToolFormat,
+        reasoning: Option<(&ReasoningFormat, ReplyStart)>,
+    ) -> Result<(Option<GrammarSpec>, Speaker), ToolError> {
         match self.asked.grammar.take() {
-            Some(_) if !self.tools.is_empty() => Err(ToolError::GrammarAndTools.into()),
+            Some(_) if !self.tools.is_empty() => Err(ToolError::GrammarAndTools),
             Some(grammar) => Ok((Some(grammar), Speaker::Grammar)),
             None if self.tools.is_empty() => Ok((None, Speaker::Model)),
             None => {
-                let tools = &server.chat_format.tools;
-                Ok((tools.grammar(&self.tools, &self.tool_choice, !self.is_single_call), Speaker::Model))
+                let grammar = format.grammar(&self.tools, &self.tool_choice, !self.is_single_call, reasoning);
+                Ok((grammar, Speaker::Model))
             }
         }
     }
@@ -137,7 +142,7 @@ impl ChatCall {
                 message["role"] = Value::from("system");
             }
         }
-        if let Some(text) = self.tool_text(server)
+        if let Some(text) = self.tool_text(&server.chat_format)
             && let Some(Value::String(content)) = messages.last_mut().and_then(|last| last.get_mut("content"))
         {
             content.push_str(&text);
@@ -174,19 +179,14 @@ impl ChatCall {
         (self.echo && continues).then(|| last["content"].as_str().unwrap_or_default().to_owned())
     }
 
-    /// What TGI appends to the last message when there are tools: its sentence, and the tools themselves for a template
-    /// that does not print them.
-    fn tool_text(&self, server: &Server) -> Option<String> {
-        if self.tools.is_empty() {
+    /// What goes to the end of the last message if there are tools: the tools themselves if the template does not print
+    /// them, how to call if it does not say it, and the client's own sentence.
+    fn tool_text(&self, format: &ChatFormat) -> Option<String> {
+        let sentence = self.tool_prompt.as_deref().filter(|text| !text.is_empty());
+        let is_taught = format.prints_tools && !format.tools.is_fallback();
+        if self.tools.is_empty() || (is_taught && sentence.is_none()) {
             return None;
         }
-        let sentence = self.tool_prompt.as_deref().filter(|text| !text.is_empty());
-        if server.chat_format.prints_tools {
-            return sentence.map(|sentence| format!("\n---\n{sentence}"));
-        }
-        let tools: Vec<&Arc<Value>> = self.tools.iter().map(|tool| &tool.original).collect();
-        let tools: Vec<&Value> = tools.into_iter().map(Arc::as_ref).collect();
-        let tools = serde_json::to_string(&tools).expect("JSON values always serialise");
-        Some(format!("\n---\n{tools}\n{}", sentence.unwrap_or_default()))
+        Some(instruction(&self.tools, format.prints_tools, sentence))
     }
 }

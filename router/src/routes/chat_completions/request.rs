@@ -16,32 +16,39 @@ use crate::server::Server;
 request_body! {
     /// The body of the chat routes.
     pub(in crate::routes) struct ChatRequest {
+        #[schema(max_items = 4096)]
         messages: Vec<Message>,
         /// OpenAI's newer name of `max_tokens`; it wins if both are given.
+        #[schema(minimum = 0, maximum = 4294967295_u32)]
         max_completion_tokens: Option<u32>,
         logprobs: Option<bool>,
         /// Alternatives per token.
+        #[schema(minimum = 0, extensions(("x-limit" = json!("max_top_n_tokens"))))]
         top_logprobs: Option<u32>,
-        #[schema(value_type = Option<Vec<tools::ToolObject>>)]
+        #[schema(value_type = Option<Vec<tools::ToolObject>>, max_items = 128)]
         tools: Option<Vec<Value>>,
         /// `auto`, `none`, `required`, or the function to call.
+        #[schema(value_type = Option<Object>, extensions(("x-limit" = json!("payload_limit"))))]
         tool_choice: Option<Value>,
         parallel_tool_calls: Option<bool>,
         /// The older form of `tools`.
-        #[schema(value_type = Option<Vec<tools::FunctionObject>>)]
+        #[schema(value_type = Option<Vec<tools::FunctionObject>>, max_items = 128)]
         functions: Option<Vec<Value>>,
         /// The older form of `tool_choice`.
+        #[schema(value_type = Option<Object>, extensions(("x-limit" = json!("payload_limit"))))]
         function_call: Option<Value>,
         /// What is written after the last message if there are tools (TGI).
+        #[schema(extensions(("x-limit" = json!("payload_limit"))))]
         tool_prompt: Option<String>,
         /// Without it the thinking section comes as `reasoning_content`.
         include_reasoning: Option<bool>,
         /// For the template.
+        #[schema(extensions(("x-limit" = json!("payload_limit"))))]
         reasoning_effort: Option<String>,
         /// Further variables of the template.
-        #[schema(value_type = Option<Object>)]
+        #[schema(value_type = Option<Object>, extensions(("x-limit" = json!("payload_limit"))))]
         chat_template_kwargs: Option<Map<String, Value>>,
-        #[schema(value_type = Option<Vec<Object>>)]
+        #[schema(value_type = Option<Vec<Object>>, max_items = 1024)]
         documents: Option<Vec<Value>>,
         add_generation_prompt: Option<bool>,
         /// Whether the reply goes on with the last message; without it, it does if that is the assistant's.

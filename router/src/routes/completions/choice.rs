@@ -111,7 +111,7 @@ impl Plan {
     /// What the choice `index` adds to the usage of the request: a prompt counts once.
     pub(super) fn share(&self, index: usize, end: &End) -> Usage {
         let usage = self.usage(end);
-        if index % self.n == 0 { usage } else { usage.without_prompt() }
+        if index.is_multiple_of(self.n) { usage } else { usage.without_prompt() }
     }
 
     /// Why the choice ended, in OpenAI's words.

@@ -18,12 +18,15 @@ request_body! {
     pub(in crate::routes) struct CompletionRequest {
         prompt: Prompts,
         /// Not supported: write it into the prompt.
+        #[schema(extensions(("x-limit" = json!("payload_limit"))))]
         suffix: Option<String>,
         /// The answer begins with the prompt.
         echo: Option<bool>,
         /// Log-probabilities with so many alternatives per token; with `echo`, of the prompt too.
+        #[schema(minimum = 0, extensions(("x-limit" = json!("max_top_n_tokens"))))]
         logprobs: Option<u32>,
         /// So many answers are made per prompt, and the `n` of the highest mean log-probability given.
+        #[schema(minimum = 0, extensions(("x-limit" = json!("max_best_of"))))]
         best_of: Option<usize>,
         /// Whether the tokenizer adds the tokens a prompt begins with; it does unless this is false.
         add_special_tokens: Option<bool>,
@@ -126,5 +129,57 @@ impl Prompts {
             return Err(BodyError::Rejected { status, text: text.to_owned() }.into());
         }
         if prompts.len() > limit { Err(Error::BatchSize { limit }) } else { Ok(prompts) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::grammar::GrammarSpec;
+
+    fn asked(fields: Value) -> Result<Asked, String> {
+        let mut body = json!({"prompt": "x"});
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let mut request: CompletionRequest = serde_json::from_value(body).map_err(|error| error.to_string())?;
+        request.take_asked().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn every_shared_field_is_asked_for() {
+        let asked = asked(json!({"n": 2, "max_tokens": 3, "temperature": 0.5, "top_p": 0.9, "top_k": 7, "min_p": 0.1,
+            "typical_p": 0.8, "seed": -1, "stop": "s", "presence_penalty": 0.2, "frequency_penalty": 0.3,
+            "repetition_penalty": 1.1, "logit_bias": {"5": -1.5}, "min_tokens": 2, "ignore_eos": true,
+            "bad_words_ids": [[1, 2]], "truncate_prompt_tokens": 9, "adapter_id": "a", "guided_json": {"type": "object"}}))
+        .unwrap();
+        assert_eq!((asked.n, asked.max_new_tokens, asked.temperature), (Some(2), Some(3), Some(0.5)));
+        assert_eq!((asked.top_p, asked.top_k, asked.min_p), (Some(0.9), Some(7), Some(0.1)));
+        assert_eq!((asked.typical_p, asked.seed, asked.stop), (Some(0.8), Some(u64::MAX), vec!["s".to_owned()]));
+        assert_eq!((asked.presence_penalty, asked.occurrence_penalty), (Some(0.2), Some(0.3)));
+        assert_eq!(
+            (asked.frequency_penalty, asked.repetition_penalty),
+            (None, Some(1.1)),
+            "TGI's penalty is another one"
+        );
+        assert_eq!((asked.logit_bias, asked.min_tokens), (vec![(5, -1.5)], Some(2)));
+        assert!(asked.ignore_eos && asked.do_sample);
+        assert_eq!((asked.bad_words, asked.truncate), (vec![vec![1, 2]], Some(9)));
+        assert_eq!(asked.adapter_id.as_deref(), Some("a"));
+        assert_eq!(asked.grammar, Some(GrammarSpec::JsonSchema(Arc::new(json!({"type": "object"})))));
+    }
+
+    #[test]
+    fn words_for_off_are_understood() {
+        for off in [
+            json!({"top_k": -1, "min_p": 0, "typical_p": 1, "top_p": 1, "temperature": 0}),
+            json!({"top_k": 0, "top_p": null, "temperature": 0, "stop": null, "logit_bias": null, "n": null}),
+        ] {
+            let asked = asked(off).unwrap();
+            assert!(!asked.is_sampling());
+            assert_eq!((asked.top_k, asked.min_p, asked.typical_p, asked.top_p), (None, None, None, None));
+        }
     }
 }

@@ -15,6 +15,7 @@ use crate::server::Server;
 
 /// A message of the assistant.
 #[derive(Serialize, ToSchema)]
+#[schema(as = AnthropicMessage)]
 pub(super) struct Message<'a> {
     id: &'a str,
     r#type: &'static str,
@@ -37,6 +38,7 @@ pub(super) enum OutputBlock {
 
 /// What the answer cost. Tokens of the prompt that came from the prefix cache are counted apart.
 #[derive(Clone, Copy, Debug, Default, Serialize, ToSchema)]
+#[schema(as = AnthropicUsage)]
 pub(super) struct Usage {
     input_tokens: u32,
     cache_creation_input_tokens: u32,

@@ -25,18 +25,15 @@ pub(super) enum MessageEvent<'a> {
 
 /// What a block grows by.
 #[derive(Serialize, ToSchema)]
-#[serde(tag = "type", rename_all = "snake_case")]
+#[serde(tag = "type")]
 pub(super) enum BlockDelta {
-    TextDelta {
-        text: String,
-    },
-    ThinkingDelta {
-        thinking: String,
-    },
+    #[serde(rename = "text_delta")]
+    Text { text: String },
+    #[serde(rename = "thinking_delta")]
+    Thinking { thinking: String },
     /// A piece of the arguments' JSON text.
-    InputJsonDelta {
-        partial_json: String,
-    },
+    #[serde(rename = "input_json_delta")]
+    InputJson { partial_json: String },
 }
 
 #[derive(Serialize, ToSchema)]
@@ -98,9 +95,9 @@ fn write_step(out: &mut Vec<u8>, blocks: &mut Blocks, step: ChatStep) {
             BlockEvent::Grew { index, kind, text } => MessageEvent::ContentBlockDelta {
                 index,
                 delta: match kind {
-                    BlockKind::Content => BlockDelta::TextDelta { text },
-                    BlockKind::Reasoning => BlockDelta::ThinkingDelta { thinking: text },
-                    BlockKind::ToolCall => BlockDelta::InputJsonDelta { partial_json: text },
+                    BlockKind::Content => BlockDelta::Text { text },
+                    BlockKind::Reasoning => BlockDelta::Thinking { thinking: text },
+                    BlockKind::ToolCall => BlockDelta::InputJson { partial_json: text },
                 },
             },
             BlockEvent::Closed { index, .. } => MessageEvent::ContentBlockStop { index },

@@ -17,17 +17,24 @@ use crate::routes::chat::ChatCall;
 /// The body of `/v1/messages`.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(in crate::routes) struct MessagesRequest {
+    #[schema(max_length = 256)]
     model: Option<String>,
+    #[schema(max_items = 4096)]
     messages: Vec<InputMessage>,
     /// What the model is told before the conversation.
     system: Option<Blocks>,
     /// Required, except to count tokens.
+    #[schema(minimum = 0, maximum = 4294967295_u32)]
     max_tokens: Option<u32>,
     stop_sequences: Option<Vec<String>>,
     stream: Option<bool>,
+    #[schema(minimum = 0)]
     temperature: Option<f32>,
+    #[schema(minimum = 0, maximum = 1)]
     top_p: Option<f32>,
+    #[schema(minimum = -1, maximum = 2147483647)]
     top_k: Option<i32>,
+    #[schema(max_items = 128)]
     tools: Option<Vec<InputTool>>,
     tool_choice: Option<InputToolChoice>,
     thinking: Option<Thinking>,
@@ -41,12 +48,14 @@ impl Wire for MessagesRequest {
 /// One turn.
 #[derive(Debug, Deserialize, ToSchema)]
 struct InputMessage {
+    #[schema(max_length = 256)]
     role: String,
     content: Blocks,
 }
 
 /// A text, or blocks.
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = AnthropicContent)]
 #[serde(untagged)]
 enum Blocks {
     Text(String),
@@ -56,17 +65,24 @@ enum Blocks {
 /// A block of a turn: `text`, `thinking`, `tool_use` or `tool_result`.
 #[derive(Debug, Deserialize, ToSchema)]
 struct InputBlock {
+    #[schema(max_length = 256)]
     r#type: String,
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     text: Option<String>,
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     thinking: Option<String>,
     /// Of a `tool_use`.
     #[serde(default)]
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     id: String,
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     #[serde(default)]
     name: String,
+    #[schema(value_type = Option<Object>, extensions(("x-limit" = json!("payload_limit"))))]
     input: Option<Value>,
     /// Of a `tool_result`.
     #[serde(default)]
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     tool_use_id: String,
     #[schema(no_recursion)]
     content: Option<Blocks>,
@@ -76,16 +92,22 @@ struct InputBlock {
 #[derive(Debug, Deserialize, ToSchema)]
 struct InputTool {
     /// `custom`. Anthropic's own tools are not served.
+    #[schema(max_length = 256)]
     r#type: Option<String>,
+    #[schema(max_length = 256)]
     name: String,
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     description: Option<String>,
+    #[schema(value_type = Option<Object>, extensions(("x-limit" = json!("payload_limit"))))]
     input_schema: Option<Value>,
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
 struct InputToolChoice {
     /// `auto`, `any`, `tool`, `none`.
+    #[schema(max_length = 256)]
     r#type: String,
+    #[schema(max_length = 256)]
     name: Option<String>,
     disable_parallel_tool_use: Option<bool>,
 }
@@ -93,6 +115,7 @@ struct InputToolChoice {
 /// Whether the model thinks first, if its template can switch that.
 #[derive(Debug, Deserialize, ToSchema)]
 struct Thinking {
+    #[schema(max_length = 256)]
     r#type: String,
 }
 

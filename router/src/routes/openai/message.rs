@@ -11,23 +11,30 @@ use crate::limits::{MAX_CALLS_PER_MESSAGE, MAX_CONTENT_PARTS};
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct Message {
     /// `system`, `developer`, `user`, `assistant`, `tool`, or what else the template knows.
+    #[schema(max_length = 256)]
     role: String,
     content: Option<Content>,
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     name: Option<String>,
     /// The calls that the assistant made.
+    #[schema(max_items = 128)]
     tool_calls: Option<Vec<MessageToolCall>>,
     /// Of a `tool` message: the call it answers.
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     tool_call_id: Option<String>,
     /// What the assistant thought; the template decides whether the model sees it.
     #[serde(alias = "reasoning")]
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     reasoning_content: Option<String>,
     /// The older form of one tool call.
     function_call: Option<MessageFunction>,
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     refusal: Option<String>,
 }
 
 /// The text of a message.
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = MessageContent)]
 #[serde(untagged)]
 pub(crate) enum Content {
     Text(String),
@@ -36,9 +43,13 @@ pub(crate) enum Content {
 
 /// A part of a message. Only text is served.
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = MessagePart)]
 pub(crate) struct Part {
+    #[schema(max_length = 256)]
     r#type: String,
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     text: Option<String>,
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     refusal: Option<String>,
 }
 
@@ -46,7 +57,9 @@ pub(crate) struct Part {
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct MessageToolCall {
     #[serde(default)]
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     id: String,
+    #[schema(max_length = 256)]
     r#type: Option<String>,
     function: MessageFunction,
 }
@@ -54,9 +67,11 @@ pub(crate) struct MessageToolCall {
 /// A function with the arguments of a call.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct MessageFunction {
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     name: String,
     /// JSON in a string, or the JSON itself.
     #[serde(alias = "parameters", default)]
+    #[schema(value_type = String, extensions(("x-limit" = json!("payload_limit"))))]
     arguments: Value,
 }
 

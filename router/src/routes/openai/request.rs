@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
+use utoipa::openapi::schema::{Object, ObjectBuilder, SchemaType, Type};
 
 use crate::error::{Error, ValidationError};
 use crate::limits::{MAX_BAD_WORD_BYTES, MAX_BAD_WORD_STRINGS};
@@ -21,48 +22,68 @@ macro_rules! request_body {
         $visibility struct $name {
             $($fields)*
             /// Echoed in the answer. `tgi` stands for the served model.
+            #[schema(max_length = 256)]
             model: Option<String>,
             /// Answers wanted, each with its own seed.
+            #[schema(minimum = 1, maximum = 128)]
             n: Option<usize>,
             stream: Option<bool>,
             stream_options: Option<$crate::routes::openai::StreamOptions>,
             /// Most tokens of the reply.
+            #[schema(minimum = 0, maximum = 4294967295_u32)]
             max_tokens: Option<u32>,
             /// 0 is greedy; without it the answer is sampled at 1.
+            #[schema(minimum = 0)]
             temperature: Option<f32>,
+            #[schema(minimum = 0, maximum = 1)]
             top_p: Option<f32>,
             /// 0 and -1 are off.
+            #[schema(minimum = -1, maximum = 2147483647)]
             top_k: Option<i32>,
+            #[schema(minimum = 0, maximum = 1)]
             min_p: Option<f32>,
+            #[schema(exclusive_minimum = 0, maximum = 1)]
             typical_p: Option<f32>,
             /// Any 64-bit integer.
-            #[schema(value_type = Option<i64>)]
+            #[schema(value_type = Option<i64>, minimum = -9223372036854775808_i64, maximum = 9223372036854775807_i64)]
             seed: Option<i128>,
             stop: Option<$crate::routes::openai::Stop>,
             /// Once per distinct token of the reply.
+            #[schema(minimum = -2, maximum = 2)]
             presence_penalty: Option<f32>,
             /// Per occurrence in the reply.
+            #[schema(minimum = -2, maximum = 2)]
             frequency_penalty: Option<f32>,
+            #[schema(exclusive_minimum = 0)]
             repetition_penalty: Option<f32>,
             /// Token ids and what is added to their logits, -100 to 100.
-            #[schema(value_type = Option<std::collections::HashMap<String, f32>>)]
+            #[schema(schema_with = $crate::routes::openai::request::LogitBias::described)]
             logit_bias: Option<$crate::routes::openai::request::LogitBias>,
+            #[schema(minimum = 0, extensions(("x-limit" = json!("max_total_tokens"))))]
             min_tokens: Option<u32>,
             ignore_eos: Option<bool>,
             /// Words that the reply must not contain.
+            #[schema(max_items = 256)]
             bad_words: Option<Vec<String>>,
             /// The same as token ids.
+            #[schema(max_items = 1024)]
             bad_words_ids: Option<Vec<Vec<u32>>>,
             /// Keep only so many tokens of the prompt's end.
             #[serde(alias = "truncate")]
+            #[schema(minimum = 1, extensions(("x-limit" = json!("max_input_tokens"))))]
             truncate_prompt_tokens: Option<usize>,
+            #[schema(max_length = 256)]
             adapter_id: Option<String>,
             response_format: Option<$crate::routes::openai::response_format::ResponseFormat>,
             structured_outputs: Option<$crate::routes::openai::response_format::StructuredOutputs>,
+            #[schema(value_type = Option<Object>, extensions(("x-limit" = json!("payload_limit"))))]
             guided_json: Option<serde_json::Value>,
+            #[schema(extensions(("x-limit" = json!("payload_limit"))))]
             guided_regex: Option<String>,
+            #[schema(max_items = 4096)]
             guided_choice: Option<Vec<String>>,
             /// A grammar in llguidance's dialect of Lark.
+            #[schema(extensions(("x-limit" = json!("payload_limit"))))]
             guided_grammar: Option<String>,
         }
 
@@ -113,6 +134,19 @@ pub(crate) use request_body;
 /// `logit_bias`: an object whose keys are token ids.
 #[derive(Debug)]
 pub(crate) struct LogitBias(pub(crate) Vec<(u32, f32)>);
+
+impl LogitBias {
+    /// Its schema. (The derive knows no bound of a map.)
+    pub(crate) fn described() -> Object {
+        let bias = ObjectBuilder::new().schema_type(Type::Number).minimum(Some(-100)).maximum(Some(100));
+        ObjectBuilder::new()
+            .schema_type(SchemaType::from_iter([Type::Object, Type::Null]))
+            .description(Some("Token ids and what is added to their logits"))
+            .additional_properties(Some(bias))
+            .max_properties(Some(1024))
+            .build()
+    }
+}
 
 impl<'de> Deserialize<'de> for LogitBias {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

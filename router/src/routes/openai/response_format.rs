@@ -15,8 +15,10 @@ use crate::limits::MAX_GRAMMAR_CHOICES;
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub(crate) struct ResponseFormat {
     /// `text`, `json_object`, `json_schema`; TGI's `json` and `regex`.
+    #[schema(max_length = 256)]
     r#type: String,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     strict: Option<bool>,
@@ -25,9 +27,11 @@ pub(crate) struct ResponseFormat {
     json_schema: Option<NamedSchema>,
     /// TGI's place of the schema or the expression.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>, extensions(("x-limit" = json!("payload_limit"))))]
     value: Option<Value>,
     /// The schema in the responses API, and of a `json_object` as some servers take it.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>, extensions(("x-limit" = json!("payload_limit"))))]
     schema: Option<Value>,
 }
 
@@ -41,16 +45,22 @@ impl Default for ResponseFormat {
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub(crate) struct NamedSchema {
     /// Means nothing here.
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     name: Option<String>,
+    #[schema(value_type = Option<Object>, extensions(("x-limit" = json!("payload_limit"))))]
     schema: Option<Value>,
 }
 
 /// vLLM's `structured_outputs`; exactly one is set.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 pub(crate) struct StructuredOutputs {
+    #[schema(value_type = Option<Object>, extensions(("x-limit" = json!("payload_limit"))))]
     pub(crate) json: Option<Value>,
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     pub(crate) regex: Option<String>,
+    #[schema(max_items = 4096)]
     pub(crate) choice: Option<Vec<String>>,
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     pub(crate) grammar: Option<String>,
     pub(crate) json_object: Option<bool>,
 }

@@ -13,6 +13,7 @@ use crate::error::ValidationError;
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct ToolObject {
     /// `function`.
+    #[schema(max_length = 256)]
     r#type: Option<String>,
     function: Option<FunctionObject>,
 }
@@ -20,10 +21,13 @@ pub(crate) struct ToolObject {
 /// What a function is called, does and takes.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct FunctionObject {
+    #[schema(max_length = 256)]
     name: String,
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     description: Option<String>,
     /// JSON Schema of the arguments.
     #[serde(alias = "arguments")]
+    #[schema(value_type = Option<Object>, extensions(("x-limit" = json!("payload_limit"))))]
     parameters: Option<Value>,
 }
 

@@ -107,6 +107,7 @@ pub(super) enum ContentPart {
 }
 
 #[derive(Clone, Copy, Serialize, ToSchema)]
+#[schema(as = ResponsesUsage)]
 struct Usage {
     input_tokens: u32,
     input_tokens_details: InputTokensDetails,

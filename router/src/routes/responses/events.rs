@@ -11,6 +11,7 @@ use crate::routes::sse;
 
 /// An event.
 #[derive(Serialize, ToSchema)]
+#[schema(as = ResponsesEvent)]
 struct Event<T> {
     r#type: &'static str,
     sequence_number: u64,
@@ -20,6 +21,7 @@ struct Event<T> {
 
 /// What an event says, beside its type.
 #[derive(Serialize, ToSchema)]
+#[schema(as = ResponsesEventContent)]
 #[serde(untagged)]
 enum Content<'a> {
     Response {

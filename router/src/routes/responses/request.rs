@@ -21,18 +21,25 @@ use crate::routes::openai::tools::tool_choice;
 /// The body of `/v1/responses`.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(in crate::routes) struct ResponsesRequest {
+    #[schema(max_length = 256)]
     model: Option<String>,
     input: Input,
     /// What the model is told before the conversation.
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     instructions: Option<String>,
+    #[schema(value_type = Option<Vec<Object>>, max_items = 128)]
     tools: Option<Vec<Value>>,
     /// `auto`, `none`, `required`, or the function to call.
+    #[schema(value_type = Option<Object>, extensions(("x-limit" = json!("payload_limit"))))]
     tool_choice: Option<Value>,
     parallel_tool_calls: Option<bool>,
     text: Option<TextOptions>,
     reasoning: Option<ReasoningOptions>,
+    #[schema(minimum = 0, maximum = 4294967295_u32)]
     max_output_tokens: Option<u32>,
+    #[schema(minimum = 0)]
     temperature: Option<f32>,
+    #[schema(minimum = 0, maximum = 1)]
     top_p: Option<f32>,
     stream: Option<bool>,
     /// Comes back with the answer.
@@ -47,6 +54,7 @@ impl Wire for ResponsesRequest {
 
 /// What the user says, or the conversation so far.
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = ResponsesInput)]
 #[serde(untagged)]
 enum Input {
     Text(String),
@@ -57,15 +65,20 @@ enum Input {
 #[derive(Debug, Deserialize, ToSchema)]
 struct InputItem {
     /// `message` if it is missing.
+    #[schema(max_length = 256)]
     r#type: Option<String>,
+    #[schema(max_length = 256)]
     role: Option<String>,
     content: Option<Parts>,
     /// Of calls and their outputs.
     #[serde(default)]
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     call_id: String,
     #[serde(default)]
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     name: String,
     #[serde(default)]
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     arguments: String,
     output: Option<Parts>,
     summary: Option<Parts>,
@@ -73,6 +86,7 @@ struct InputItem {
 
 /// A text, or parts of one.
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = ResponsesParts)]
 #[serde(untagged)]
 enum Parts {
     Text(String),
@@ -80,9 +94,13 @@ enum Parts {
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = ResponsesPart)]
 struct Part {
+    #[schema(max_length = 256)]
     r#type: String,
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     text: Option<String>,
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     refusal: Option<String>,
 }
 
@@ -91,11 +109,13 @@ struct TextOptions {
     /// What the answer must match.
     format: Option<ResponseFormat>,
     /// Only `medium`.
+    #[schema(max_length = 256)]
     verbosity: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 struct ReasoningOptions {
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     effort: Option<String>,
 }
 

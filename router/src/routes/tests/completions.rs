@@ -29,9 +29,9 @@ async fn answers_are_numbered_prompt_by_prompt() {
     streamed["stream"] = json!(true);
     streamed["stream_options"] = json!({"include_usage": true});
     let events = fixture.post("/v1/completions", &streamed).await.events();
-    for index in 0..4 {
+    for (index, text) in texts.iter().enumerate() {
         let own: Vec<Value> = events.iter().filter(|event| event["choices"][0]["index"] == index).cloned().collect();
-        assert_eq!(joined(&own, "/choices/0/text"), *texts[index].as_str().unwrap());
+        assert_eq!(joined(&own, "/choices/0/text"), *text.as_str().unwrap());
     }
     assert_eq!(events[events.len() - 2]["usage"]["total_tokens"], answer["usage"]["total_tokens"]);
 }
