@@ -63,7 +63,7 @@ pub(super) async fn handle(
     mut body: Body<ChatRequest>,
 ) -> Result<Response<HttpBody>, OpenAiFailure> {
     let shape = Shape {
-        head: Head::new("chatcmpl", body.value.take_model(), &server)?,
+        head: Head::new("chatcmpl-", body.value.take_model(), &server)?,
         tokenizer: server.validation.tokenizer.clone(),
         includes_usage: body.value.includes_usage(),
         calls: body.value.call_form(),

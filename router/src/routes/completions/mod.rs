@@ -63,7 +63,7 @@ pub(super) async fn handle(
     State(server): State<Arc<Server>>,
     mut body: Body<CompletionRequest>,
 ) -> Result<Response<HttpBody>, OpenAiFailure> {
-    let head = Head::new("cmpl", body.value.take_model(), &server)?;
+    let head = Head::new("cmpl-", body.value.take_model(), &server)?;
     let (plan, prompts, asked) = body.value.into_plan(&server).await?;
     let start = |prompt: Prompt| Started::new(&server, &plan, prompt, asked.clone(), body.arrived);
     let started = try_join_all(prompts.into_iter().map(start)).await?;

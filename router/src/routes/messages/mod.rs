@@ -31,7 +31,7 @@ pub(super) async fn handle(
     State(server): State<Arc<Server>>,
     mut body: Body<MessagesRequest>,
 ) -> Result<Response<HttpBody>, AnthropicFailure> {
-    let head = Head::new("msg", body.value.take_model(), &server)?;
+    let head = Head::new("msg_", body.value.take_model(), &server)?;
     if !body.value.has_max_tokens() {
         return Err(ValidationError::Malformed { field: "max_tokens", expected: "given" }.into());
     }

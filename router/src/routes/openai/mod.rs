@@ -68,7 +68,7 @@ impl Head {
             let (limit, given) = (MAX_NAME_BYTES, model.len());
             return Err(ValidationError::TooMany { field: "model", unit: "bytes", limit, given }.into());
         }
-        let id = format!("{prefix}-{:032x}", rand::random::<u128>());
+        let id = format!("{prefix}{:032x}", rand::random::<u128>());
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Ok(Self { id, created, model, system_fingerprint: SYSTEM_FINGERPRINT })
     }

@@ -24,7 +24,7 @@ pub(super) async fn handle(
     State(server): State<Arc<Server>>,
     mut body: Body<ResponsesRequest>,
 ) -> Result<HttpResponse<HttpBody>, OpenAiFailure> {
-    let head = Head::new("resp", body.value.take_model(), &server)?;
+    let head = Head::new("resp_", body.value.take_model(), &server)?;
     let is_stream = body.value.is_stream();
     let response = Response::begun(head, body.value.settings());
     let chat = body.value.into_call()?.start(&server, body.arrived).await?;

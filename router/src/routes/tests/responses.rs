@@ -47,7 +47,7 @@ async fn items_come_whole_and_as_events() {
     let answer = fixture.post("/v1/responses", &request()).await;
     assert_eq!(answer.status, 200, "{}", answer.body);
     let response = answer.json();
-    assert!(response["id"].as_str().unwrap().starts_with("resp-"));
+    assert!(response["id"].as_str().unwrap().starts_with("resp_"));
     assert_eq!((&response["object"], &response["status"]), (&json!("response"), &json!("completed")));
     assert_eq!((&response["metadata"], &response["store"]), (&json!({"k": "v"}), &json!(false)));
     assert_eq!(response["text"], json!({"format": {"type": "text"}}));
