@@ -100,6 +100,25 @@ pub(crate) enum ValidationError {
     Grammar { reason: String },
     #[error("the shortest reply that `grammar` allows has {needed} tokens. This reply may have {limit}")]
     GrammarTooLong { needed: u32, limit: u32 },
+    #[error("`{field}` cannot be combined with `{other}`")]
+    Conflict { field: &'static str, other: &'static str },
+    #[error("`{field}` must be {expected}")]
+    Malformed { field: &'static str, expected: &'static str },
+    #[error("`{field}[{index}]`: {reason}")]
+    Item { field: &'static str, index: usize, reason: String },
+    #[error("`{field}[{index}]` of type `{kind}` is not supported by this version")]
+    ToolType { field: &'static str, index: usize, kind: String },
+}
+
+/// Tools that a request cannot have as it asks. Printed with TGI's text.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ToolError {
+    #[error("Tool with name {name} not found")]
+    NotFound { name: String },
+    #[error("Grammar and tools are mutually exclusive")]
+    GrammarAndTools,
+    #[error("`tool_choice` asks for a call and there are no tools")]
+    NoTools,
 }
 
 impl ValidationError {
@@ -112,7 +131,11 @@ impl ValidationError {
             | Self::NotFinite { field }
             | Self::NotAFraction { field }
             | Self::TooMany { field, .. }
-            | Self::Unsupported { field } => field,
+            | Self::Unsupported { field }
+            | Self::Conflict { field, .. }
+            | Self::Malformed { field, .. }
+            | Self::Item { field, .. }
+            | Self::ToolType { field, .. } => field,
             Self::FrequencyPenalty => "frequency_penalty",
             Self::StopSequences { .. } | Self::EmptyStop | Self::StopBytes { .. } => "stop",
             Self::TopNTokens { .. } => "top_n_tokens",
@@ -159,6 +182,11 @@ pub(crate) enum Error {
     BatchSize { limit: usize },
     #[error("Template error: {reason}")]
     Template { reason: String },
+    #[error("Tool error: {0}")]
+    Tool(#[from] ToolError),
+    /// Another name than the served model's.
+    #[error("The model `{model}` does not exist")]
+    NoModel { model: String },
     #[error("Model is overloaded")]
     Overloaded { retry_after_seconds: u64 },
     #[error("Request failed during generation: {reason}")]
@@ -232,6 +260,8 @@ impl Error {
             Self::Suffix => "suffix not supported",
             Self::BatchSize { .. } => "batch size exceeded",
             Self::Template { .. } => "template_error",
+            Self::Tool(_) => "tool_error",
+            Self::NoModel { .. } => "model_not_found",
             Self::Overloaded { .. } => "overloaded",
             Self::Generation { .. } => "generation",
             Self::Incomplete => "incomplete_generation",
@@ -250,9 +280,10 @@ impl Error {
         match self {
             Self::Body(BodyError::ContentType) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Body(BodyError::Rejected { status, .. }) => *status,
-            Self::Validation(_) | Self::Suffix | Self::BatchSize { .. } | Self::Template { .. } => {
+            Self::Validation(_) | Self::Suffix | Self::BatchSize { .. } | Self::Template { .. } | Self::Tool(_) => {
                 StatusCode::UNPROCESSABLE_ENTITY
             }
+            Self::NoModel { .. } => StatusCode::NOT_FOUND,
             Self::Overloaded { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Generation { .. } => StatusCode::FAILED_DEPENDENCY,
             Self::Incomplete => StatusCode::INTERNAL_SERVER_ERROR,
@@ -268,7 +299,7 @@ impl Error {
     /// The label of `tgi_request_failure`; `None` where TGI does not count.
     fn failure_kind(&self) -> Option<FailureKind> {
         match self {
-            Self::Validation(_) | Self::Suffix | Self::BatchSize { .. } => Some(FailureKind::Validation),
+            Self::Validation(_) | Self::Suffix | Self::BatchSize { .. } | Self::Tool(_) => Some(FailureKind::Validation),
             Self::Template { .. } => Some(FailureKind::Template),
             Self::Overloaded { .. } | Self::Stopping => Some(FailureKind::Overloaded),
             Self::Generation { .. } => Some(FailureKind::Generation),
@@ -277,6 +308,7 @@ impl Error {
             Self::Body(_)
             | Self::Unhealthy
             | Self::NoRoute { .. }
+            | Self::NoModel { .. }
             | Self::Method { .. }
             | Self::Unauthorized
             | Self::Timeout { .. }
@@ -293,6 +325,19 @@ impl Error {
         }
     }
 
+    /// Anthropic's class of the error.
+    fn anthropic_type(&self) -> &'static str {
+        match self.status().as_u16() {
+            401 => "authentication_error",
+            404 => "not_found_error",
+            413 => "request_too_large",
+            429 => "rate_limit_error",
+            503 => "overloaded_error",
+            424 | 500.. => "api_error",
+            _ => "invalid_request_error",
+        }
+    }
+
     /// The request field at fault in OpenAI's name, where there is one.
     fn openai_param(&self) -> Option<&'static str> {
         match self {
@@ -305,6 +350,8 @@ impl Error {
             Self::Suffix => Some("suffix"),
             Self::BatchSize { .. } => Some("prompt"),
             Self::Template { .. } => Some("messages"),
+            Self::Tool(_) => Some("tools"),
+            Self::NoModel { .. } => Some("model"),
             _ => None,
         }
     }
@@ -354,17 +401,36 @@ struct OpenAiError<'a> {
     http_status_code: u16,
 }
 
+/// Anthropic's error object.
+#[derive(Serialize, ToSchema)]
+#[schema(as = AnthropicErrorResponse)]
+pub(crate) struct AnthropicBody<'a> {
+    r#type: &'a str,
+    error: AnthropicError<'a>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(crate) struct AnthropicError<'a> {
+    r#type: &'a str,
+    message: &'a str,
+}
+
 /// Which error shape a route speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Dialect {
     Native,
     OpenAi,
+    Anthropic,
 }
 
 impl Dialect {
-    /// The dialect of a path: OpenAI's below `/v1/`, TGI's elsewhere.
+    /// The dialect of a path: Anthropic's for `/v1/messages`, OpenAI's below `/v1/`, TGI's elsewhere.
     pub(crate) fn of(path: &str) -> Self {
-        if path.starts_with("/v1/") { Dialect::OpenAi } else { Dialect::Native }
+        match path.strip_prefix("/v1/") {
+            Some("messages" | "messages/count_tokens") => Dialect::Anthropic,
+            Some(_) => Dialect::OpenAi,
+            None => Dialect::Native,
+        }
     }
 
     /// The JSON text of `error`; counts and logs it.
@@ -383,6 +449,10 @@ impl Dialect {
                 },
                 error_type,
             }),
+            Dialect::Anthropic => serde_json::to_vec(&AnthropicBody {
+                r#type: "error",
+                error: AnthropicError { r#type: error.anthropic_type(), message: &text },
+            }),
         }
         .expect("strings and numbers always serialise")
     }
@@ -390,7 +460,11 @@ impl Dialect {
     /// The HTTP answer for `error`; counts and logs it.
     pub(crate) fn response(self, error: &Error) -> Response<Body> {
         let mut response = Response::new(Body::from(self.body(error)));
-        *response.status_mut() = error.status();
+        *response.status_mut() = match (self, error.status()) {
+            // Anthropic's status of an invalid request.
+            (Dialect::Anthropic, StatusCode::UNPROCESSABLE_ENTITY) => StatusCode::BAD_REQUEST,
+            (_, status) => status,
+        };
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Error::Overloaded { retry_after_seconds } = error {
@@ -412,6 +486,21 @@ pub(crate) struct OpenAiFailure(Error);
 impl<E: Into<Error>> From<E> for NativeFailure {
     fn from(error: E) -> Self {
         Self(error.into())
+    }
+}
+
+/// A failure of a route in Anthropic's shape; `?` makes it from any error.
+pub(crate) struct AnthropicFailure(Error);
+
+impl<E: Into<Error>> From<E> for AnthropicFailure {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
+impl IntoResponse for AnthropicFailure {
+    fn into_response(self) -> Response<Body> {
+        Dialect::Anthropic.response(&self.0)
     }
 }
 

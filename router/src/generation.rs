@@ -92,6 +92,8 @@ pub(crate) struct Step {
 #[derive(Clone, Debug)]
 pub(crate) struct End {
     pub(crate) finish: Finish,
+    /// The stop string that ended the reply and is no longer part of it.
+    pub(crate) stop: Option<String>,
     pub(crate) generated_text: String,
     pub(crate) generated_tokens: u32,
     pub(crate) input_tokens: u32,
@@ -150,6 +152,11 @@ impl<E: Events> Generation<E> {
             prompt: Vec::new(),
             has_ended: false,
         }
+    }
+
+    /// Makes the special tokens `ids` visible in the text: marks of a chat format that its parser must see.
+    pub(crate) fn show(&mut self, ids: Arc<[u32]>) {
+        self.text.show(ids);
     }
 
     /// The next token; `None` after the last one.
@@ -228,6 +235,7 @@ impl<E: Events> Generation<E> {
     fn end(&self, finish: Finish) -> End {
         let end = End {
             finish,
+            stop: self.text.removed_stop().map(str::to_owned),
             generated_text: self.text.generated().to_owned(),
             generated_tokens: self.generated_tokens,
             input_tokens: self.input_tokens,

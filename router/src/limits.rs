@@ -10,6 +10,20 @@ use std::time::Duration;
 pub const MAX_MESSAGES: usize = 4096;
 /// Content parts in one chat message. 256: text split finer than that is an attack on the template engine.
 pub const MAX_CONTENT_PARTS: usize = 256;
+/// Tools in one request. 128: OpenAI's own bound; every tool costs the prompt tokens and the grammar states.
+pub const MAX_TOOLS: usize = 128;
+/// Calls in one message of the assistant. 128: as many as there can be tools.
+pub const MAX_CALLS_PER_MESSAGE: usize = 128;
+/// Documents in one chat request. 1024: more than a context holds at 32 tokens each.
+pub const MAX_DOCUMENTS: usize = 1024;
+/// Choices that a reply can be bound to. 4096: a large classification; each becomes a branch of the grammar.
+pub const MAX_GRAMMAR_CHOICES: usize = 4096;
+/// Forbidden words given as text. 256: each becomes up to two token lists, and each list costs every step.
+pub const MAX_BAD_WORD_STRINGS: usize = 256;
+/// Bytes of one forbidden word. 256: a long phrase.
+pub const MAX_BAD_WORD_BYTES: usize = 256;
+/// Tokens in one `/detokenize` request. 1 Mi: four bytes each fill the default request body.
+pub const MAX_DETOKENIZED: usize = 1 << 20;
 /// Bytes of one stop string. 1024: the matcher keeps a table of this size per string and holds that much text back.
 pub const MAX_STOP_BYTES: usize = 1024;
 /// Bytes of `model`, `user` and other names that we echo or log. 256: longer than any path a hub accepts.
@@ -155,8 +169,6 @@ pub const MAX_GRAMMAR_BYTES: usize = 256 << 10;
 pub const MAX_GRAMMAR_REGEX_BYTES: usize = 16 << 10;
 /// Nested groups and repetitions of a regular expression. 64: the parser of the automaton recurses into them.
 pub const MAX_GRAMMAR_REGEX_NESTING: u32 = 64;
-/// Choices of one request. 4096: a vocabulary of labels, not a dictionary.
-pub const MAX_GRAMMAR_CHOICES: usize = 4096;
 /// Nested arrays and objects of a JSON schema. 128: what `serde_json` reads.
 pub const MAX_SCHEMA_DEPTH: usize = 128;
 /// Subschemas and constants of one JSON schema. 20 000: a schema of [`MAX_GRAMMAR_BYTES`] has fewer in practice.

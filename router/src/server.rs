@@ -1,7 +1,7 @@
 //! The server: what all routes share, and its life from start to drained.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use axum::http::HeaderValue;
@@ -16,7 +16,8 @@ use crate::error::Error;
 use crate::generation::Generation;
 use crate::grammar::GrammarEngine;
 use crate::limits::CONNECT_TIMEOUT;
-use crate::template::{ChatTemplate, RenderRequest, TemplateMessage, TemplateSource};
+use crate::routes::ChatFormat;
+use crate::template::{ChatTemplate, RenderRequest, TemplateSource};
 use crate::text::{Pool, StopText, TextTokenizer};
 use crate::validation::{Validated, Validation};
 use crate::{listener, logging, metrics, routes};
@@ -27,6 +28,9 @@ pub(crate) struct Server {
     pub(crate) engine: EngineHandle,
     pub(crate) validation: Validation,
     template: Option<Arc<ChatTemplate>>,
+    pub(crate) chat_format: ChatFormat,
+    /// When the server started, in seconds of the Unix epoch.
+    pub(crate) started: u64,
     eos_token_ids: Arc<[u32]>,
     /// The `x-compute-type` header.
     pub(crate) compute_type: HeaderValue,
@@ -131,6 +135,7 @@ impl Server {
         let request_limits = facts.request_limits(u32::try_from(limits.max_total_tokens)?);
         let tokenizer = Arc::new(tokenizer);
         let grammars = limits.has_grammars.then(|| grammars(&tokenizer, facts)).flatten();
+        let chat_format = ChatFormat::new(template.as_ref(), &tokenizer);
         Ok(Self {
             eos_token_ids: facts.eos_token_ids.clone().into(),
             compute_type: compute_type(&facts.device),
@@ -141,6 +146,8 @@ impl Server {
                 request_limits,
                 grammars,
             },
+            chat_format,
+            started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             template: template.map(Arc::new),
             engine,
             args,
@@ -158,18 +165,27 @@ impl Server {
         Ok(Generation::new(events, valid, tokenizer, eos, stop_text, arrived))
     }
 
-    /// The prompt that the model's chat template makes of `messages`, rendered on a worker.
+    /// Queues `count` generations of one request, each with a seed of its own.
+    ///
+    /// # Errors
+    /// As [`Server::submit`]; those already queued are cancelled.
+    pub(crate) fn submit_siblings(
+        &self,
+        valid: &Validated,
+        count: usize,
+        stop_text: StopText,
+        arrived: Instant,
+    ) -> Result<Vec<Generation>, Error> {
+        let limits = &self.validation.request_limits;
+        let sibling = |index| self.submit(&valid.sibling(index, limits), stop_text, arrived);
+        (0..count).map(sibling).collect()
+    }
+
+    /// The prompt of a chat request, rendered off the async threads: messages, tools, documents and the client's own
+    /// variables.
     ///
     /// # Errors
     /// [`Error::Template`] if there is no template or it refuses the messages.
-    pub(crate) async fn render_chat(&self, messages: Vec<TemplateMessage>) -> Result<String, Error> {
-        self.render_prompt(RenderRequest::of_texts(messages)).await
-    }
-
-    /// The prompt of a whole chat request: messages, tools, documents and the client's own variables.
-    ///
-    /// # Errors
-    /// As [`Self::render_chat`].
     pub(crate) async fn render_prompt(&self, request: RenderRequest) -> Result<String, Error> {
         let template = self.chat_template()?.clone();
         Ok(self.validation.pool.run(move || template.render(&request)).await??)

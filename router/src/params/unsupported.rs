@@ -18,8 +18,12 @@ pub(crate) enum Neutral {
     Number(f64),
     /// Null, or a string of this list.
     Words(&'static [&'static str]),
-    /// Null, or an object whose `type` is this string.
-    Type(&'static str),
+    /// Null, true.
+    True,
+    /// Null, or a list of nothing but this string.
+    Only(&'static str),
+    /// Whatever the value, nothing has to be done.
+    Anything,
 }
 
 /// A field that is refused unless its value is neutral.
@@ -32,29 +36,98 @@ pub(crate) struct Unsupported {
 /// Of the native API's `parameters`: all are served.
 pub(crate) const NATIVE: &[Unsupported] = &[];
 
-/// Of `/v1/chat/completions`.
+/// Of `/v1/chat/completions`. What asks only for bookkeeping on OpenAI's side is accepted whatever its value.
 pub(crate) const CHAT: &[Unsupported] = &[
-    Unsupported { field: "tools", neutral: Neutral::Empty },
-    Unsupported { field: "tool_choice", neutral: Neutral::Words(&["none", "auto"]) },
-    Unsupported { field: "functions", neutral: Neutral::Empty },
-    Unsupported { field: "function_call", neutral: Neutral::Words(&["none", "auto"]) },
-    Unsupported { field: "response_format", neutral: Neutral::Type("text") },
-    Unsupported { field: "n", neutral: Neutral::Number(1.0) },
-    Unsupported { field: "logit_bias", neutral: Neutral::Empty },
-    Unsupported { field: "presence_penalty", neutral: Neutral::Number(0.0) },
-    Unsupported { field: "adapter_id", neutral: Neutral::Null },
+    // OpenAI's.
     Unsupported { field: "audio", neutral: Neutral::Null },
+    Unsupported { field: "modalities", neutral: Neutral::Only("text") },
+    Unsupported { field: "prediction", neutral: Neutral::Anything },
+    Unsupported { field: "verbosity", neutral: Neutral::Words(&["medium"]) },
+    Unsupported { field: "web_search_options", neutral: Neutral::Null },
+    Unsupported { field: "store", neutral: Neutral::False },
+    Unsupported { field: "metadata", neutral: Neutral::Anything },
+    Unsupported { field: "user", neutral: Neutral::Anything },
+    Unsupported { field: "safety_identifier", neutral: Neutral::Anything },
+    Unsupported { field: "prompt_cache_key", neutral: Neutral::Anything },
+    Unsupported { field: "prompt_cache_retention", neutral: Neutral::Anything },
+    Unsupported { field: "service_tier", neutral: Neutral::Words(&["auto", "default"]) },
+    // vLLM's.
+    Unsupported { field: "best_of", neutral: Neutral::Number(1.0) },
+    Unsupported { field: "add_special_tokens", neutral: Neutral::False },
+    Unsupported { field: "chat_template", neutral: Neutral::Null },
+    Unsupported { field: "mm_processor_kwargs", neutral: Neutral::Empty },
+    Unsupported { field: "use_beam_search", neutral: Neutral::False },
+    Unsupported { field: "length_penalty", neutral: Neutral::Number(1.0) },
+    Unsupported { field: "stop_token_ids", neutral: Neutral::Empty },
+    Unsupported { field: "allowed_token_ids", neutral: Neutral::Empty },
+    Unsupported { field: "include_stop_str_in_output", neutral: Neutral::False },
+    Unsupported { field: "skip_special_tokens", neutral: Neutral::True },
+    Unsupported { field: "spaces_between_special_tokens", neutral: Neutral::Anything },
+    Unsupported { field: "prompt_logprobs", neutral: Neutral::Null },
+    Unsupported { field: "return_token_ids", neutral: Neutral::False },
+    Unsupported { field: "return_tokens_as_token_ids", neutral: Neutral::False },
+    Unsupported { field: "guided_whitespace_pattern", neutral: Neutral::Null },
+    Unsupported { field: "guided_decoding_backend", neutral: Neutral::Anything },
+    Unsupported { field: "logits_processors", neutral: Neutral::Empty },
+    Unsupported { field: "kv_transfer_params", neutral: Neutral::Null },
+    Unsupported { field: "cache_salt", neutral: Neutral::Null },
+    Unsupported { field: "priority", neutral: Neutral::Number(0.0) },
+    Unsupported { field: "request_id", neutral: Neutral::Anything },
 ];
 
 /// Of `/v1/completions`. (`suffix` is refused by its route, with TGI's own text.)
 pub(crate) const COMPLETIONS: &[Unsupported] = &[
-    Unsupported { field: "n", neutral: Neutral::Number(1.0) },
-    Unsupported { field: "best_of", neutral: Neutral::Number(1.0) },
-    Unsupported { field: "logit_bias", neutral: Neutral::Empty },
-    Unsupported { field: "presence_penalty", neutral: Neutral::Number(0.0) },
-    Unsupported { field: "echo", neutral: Neutral::False },
-    Unsupported { field: "logprobs", neutral: Neutral::Null },
-    Unsupported { field: "adapter_id", neutral: Neutral::Null },
+    // OpenAI's.
+    Unsupported { field: "user", neutral: Neutral::Anything },
+    // vLLM's.
+    Unsupported { field: "use_beam_search", neutral: Neutral::False },
+    Unsupported { field: "length_penalty", neutral: Neutral::Number(1.0) },
+    Unsupported { field: "stop_token_ids", neutral: Neutral::Empty },
+    Unsupported { field: "allowed_token_ids", neutral: Neutral::Empty },
+    Unsupported { field: "include_stop_str_in_output", neutral: Neutral::False },
+    Unsupported { field: "skip_special_tokens", neutral: Neutral::True },
+    Unsupported { field: "spaces_between_special_tokens", neutral: Neutral::Anything },
+    Unsupported { field: "prompt_logprobs", neutral: Neutral::Null },
+    Unsupported { field: "prompt_embeds", neutral: Neutral::Null },
+    Unsupported { field: "return_token_ids", neutral: Neutral::False },
+    Unsupported { field: "return_tokens_as_token_ids", neutral: Neutral::False },
+    Unsupported { field: "guided_whitespace_pattern", neutral: Neutral::Null },
+    Unsupported { field: "guided_decoding_backend", neutral: Neutral::Anything },
+    Unsupported { field: "logits_processors", neutral: Neutral::Empty },
+    Unsupported { field: "kv_transfer_params", neutral: Neutral::Null },
+    Unsupported { field: "cache_salt", neutral: Neutral::Null },
+    Unsupported { field: "priority", neutral: Neutral::Number(0.0) },
+    Unsupported { field: "request_id", neutral: Neutral::Anything },
+];
+
+/// Of `/v1/responses`. Nothing is stored, so nothing can be referred to.
+pub(crate) const RESPONSES: &[Unsupported] = &[
+    Unsupported { field: "store", neutral: Neutral::False },
+    Unsupported { field: "previous_response_id", neutral: Neutral::Null },
+    Unsupported { field: "conversation", neutral: Neutral::Null },
+    Unsupported { field: "prompt", neutral: Neutral::Null },
+    Unsupported { field: "background", neutral: Neutral::False },
+    Unsupported { field: "truncation", neutral: Neutral::Words(&["disabled"]) },
+    Unsupported { field: "max_tool_calls", neutral: Neutral::Null },
+    Unsupported { field: "top_logprobs", neutral: Neutral::Number(0.0) },
+    Unsupported { field: "service_tier", neutral: Neutral::Words(&["auto", "default"]) },
+    // Further outputs of OpenAI's own tools and of its encrypted reasoning; there are none to include.
+    Unsupported { field: "include", neutral: Neutral::Anything },
+    Unsupported { field: "stream_options", neutral: Neutral::Anything },
+    Unsupported { field: "user", neutral: Neutral::Anything },
+    Unsupported { field: "safety_identifier", neutral: Neutral::Anything },
+    Unsupported { field: "prompt_cache_key", neutral: Neutral::Anything },
+    Unsupported { field: "prompt_cache_retention", neutral: Neutral::Anything },
+];
+
+/// Of `/v1/messages`.
+pub(crate) const MESSAGES: &[Unsupported] = &[
+    Unsupported { field: "container", neutral: Neutral::Null },
+    Unsupported { field: "mcp_servers", neutral: Neutral::Empty },
+    Unsupported { field: "context_management", neutral: Neutral::Null },
+    Unsupported { field: "service_tier", neutral: Neutral::Words(&["auto", "standard_only"]) },
+    Unsupported { field: "metadata", neutral: Neutral::Anything },
+    Unsupported { field: "cache_control", neutral: Neutral::Anything },
 ];
 
 impl Neutral {
@@ -71,7 +144,9 @@ impl Neutral {
             }
             Neutral::Number(number) => value.as_f64() == Some(*number),
             Neutral::Words(words) => value.as_str().is_some_and(|word| words.contains(&word)),
-            Neutral::Type(name) => value.get("type").and_then(Value::as_str) == Some(name),
+            Neutral::True => value == &Value::Bool(true),
+            Neutral::Only(word) => value.as_array().is_some_and(|list| list.iter().all(|item| item == word)),
+            Neutral::Anything => true,
         }
     }
 }
@@ -90,19 +165,24 @@ mod tests {
 
     #[test]
     fn what_asks_for_nothing_is_accepted() {
-        let neutral = json!({"tools": [], "tool_choice": "auto", "response_format": {"type": "text"}, "n": 1,
-            "logit_bias": {}, "presence_penalty": 0, "functions": null});
+        let neutral = json!({"modalities": ["text"], "audio": null, "store": false, "user": "me", "metadata": {"a": "b"},
+            "service_tier": "auto", "priority": 0, "stop_token_ids": [], "skip_special_tokens": true});
         assert_eq!(refused(CHAT, neutral), None);
-        assert_eq!(refused(COMPLETIONS, json!({"logprobs": null, "echo": false, "best_of": 1})), None);
+        assert_eq!(refused(COMPLETIONS, json!({"user": "me", "use_beam_search": false, "priority": 0})), None);
     }
 
     #[test]
     fn what_asks_for_something_is_refused_by_name() {
-        assert_eq!(refused(CHAT, json!({"tools": [{}]})), Some("tools"));
-        assert_eq!(refused(CHAT, json!({"tool_choice": "required"})), Some("tool_choice"));
-        assert_eq!(refused(CHAT, json!({"response_format": {"type": "json_object"}})), Some("response_format"));
-        assert_eq!(refused(CHAT, json!({"n": 2})), Some("n"));
-        assert_eq!(refused(CHAT, json!({"logit_bias": {"1": 5}})), Some("logit_bias"));
-        assert_eq!(refused(COMPLETIONS, json!({"logprobs": 1})), Some("logprobs"));
+        for (body, field) in [
+            (json!({"modalities": ["text", "audio"]}), "modalities"),
+            (json!({"store": true}), "store"),
+            (json!({"service_tier": "flex"}), "service_tier"),
+            (json!({"stop_token_ids": [1]}), "stop_token_ids"),
+            (json!({"skip_special_tokens": false}), "skip_special_tokens"),
+            (json!({"cache_salt": "x"}), "cache_salt"),
+        ] {
+            assert_eq!(refused(CHAT, body), Some(field));
+        }
+        assert_eq!(refused(COMPLETIONS, json!({"use_beam_search": true})), Some("use_beam_search"));
     }
 }

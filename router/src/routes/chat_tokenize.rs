@@ -16,8 +16,9 @@ use crate::error::NativeFailure;
 use crate::server::Server;
 use crate::validation::SpecialTokens;
 
+/// The prompt of a chat and its tokens.
 #[derive(Serialize, ToSchema)]
-struct ChatTokenizeResponse {
+pub(super) struct ChatTokenizeResponse {
     #[schema(value_type = TokenizeResponse)]
     tokenize_response: Vec<SimpleToken>,
     templated_text: String,
@@ -32,10 +33,9 @@ struct ChatTokenizeResponse {
 )]
 pub(super) async fn handle(
     State(server): State<Arc<Server>>,
-    mut body: Body<ChatRequest>,
+    body: Body<ChatRequest>,
 ) -> Result<Response<HttpBody>, NativeFailure> {
-    let messages = body.value.template_messages()?;
-    let templated_text = server.render_chat(messages).await?;
+    let templated_text = body.value.into_call(&server).await?.prompt(&server).await?;
     let tokenize_response = tokenize(&server, templated_text.clone(), SpecialTokens::Present).await?;
     Ok(json(to_json(&ChatTokenizeResponse { tokenize_response, templated_text })))
 }

@@ -2,11 +2,13 @@
 
 mod auth;
 mod body;
+mod chat;
 mod chat_completions;
 mod chat_tokenize;
 mod compat;
 mod completions;
 mod deadline;
+mod detokenize;
 mod dispatch;
 mod docs;
 mod generate;
@@ -17,10 +19,12 @@ mod health;
 mod info;
 mod invocations;
 mod kserve;
+mod messages;
 mod metrics;
 mod models;
 mod openai;
 mod openapi;
+mod responses;
 #[cfg(test)]
 mod scripted_model;
 mod sse;
@@ -46,6 +50,7 @@ use crate::args::Args;
 use crate::error::{Dialect, Error};
 use crate::server::Server;
 
+pub(crate) use chat::ChatFormat;
 pub(crate) use openapi::text as openapi_text;
 
 /// Who is answered when the server has API keys.
@@ -97,6 +102,12 @@ fn table() -> Vec<Route> {
         Route::post("/v1/chat/completions", Key, chat_completions::handle),
         Route::post("/v1/completions", Key, completions::handle),
         Route::get("/v1/models", Key, models::handle),
+        Route::get("/v1/models/{*model}", Key, models::show),
+        Route::post("/v1/responses", Key, responses::handle),
+        Route::post("/detokenize", Key, detokenize::handle),
+        // Anthropic.
+        Route::post("/v1/messages", Key, messages::handle),
+        Route::post("/v1/messages/count_tokens", Key, messages::count_tokens),
         // Platforms.
         Route::post("/invocations", Key, invocations::handle),
         Route::post("/vertex", Key, vertex::handle),

@@ -17,20 +17,19 @@ use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder
 use utoipa::openapi::{ObjectBuilder, RefOr};
 use utoipa::{Modify, OpenApi, PartialSchema, ToSchema};
 
-use super::chat_completions::ChatRequest;
-use super::completions::CompletionRequest;
 use super::generate_stream::StreamResponse;
 use super::kserve::infer::{InferenceInput, InferenceOutput};
 use super::vertex::VertexInstance;
 use super::{
-    Access, chat_tokenize, compat, generate, generate_stream, health, info, invocations, kserve, metrics, models,
+    Access, chat_completions, chat_tokenize, compat, completions, detokenize, generate, generate_stream, health, info,
+    invocations, kserve, messages, metrics, models, responses,
 };
 use super::{table, tokenize, vertex};
-use crate::error::{NativeBody, OpenAiBody};
+use crate::error::{AnthropicBody, NativeBody, OpenAiBody};
 use crate::server::Server;
 
 pub(super) use bounds::{array, integer, limited, limited_list, limited_string, stop_strings};
-pub(super) use errors::{EitherErrors, GateErrors, HealthErrors, ModelHealthErrors, NativeErrors, OpenAiErrors};
+pub(super) use errors::{AnthropicErrors, EitherErrors, GateErrors, HealthErrors, ModelHealthErrors, NativeErrors, OpenAiErrors};
 
 /// TGI's one tag.
 pub(super) const TAG: &str = "Text Generation Inference";
@@ -48,9 +47,14 @@ pub(super) const TAG: &str = "Text Generation Inference";
         info::handle,
         health::handle,
         metrics::handle,
-        chat_completions,
-        completions,
+        chat_completions::handle,
+        completions::handle,
         models::handle,
+        models::show,
+        responses::handle,
+        messages::handle,
+        messages::count_tokens,
+        detokenize::handle,
         invocations::handle,
         vertex::handle,
         kserve::server_metadata,
@@ -60,7 +64,7 @@ pub(super) const TAG: &str = "Text Generation Inference";
         kserve::model_ready,
         kserve::infer::handle,
     ),
-    components(schemas(NativeBody, OpenAiBody, VertexInstance, InferenceInput, InferenceOutput)),
+    components(schemas(NativeBody, OpenAiBody, AnthropicBody, VertexInstance, InferenceInput, InferenceOutput)),
     modifiers(&Keys),
     security(("bearer" = []), ("x_api_key" = [])),
 )]
@@ -165,48 +169,3 @@ pub(super) enum FinishReason {
     EosToken,
     StopSequence,
 }
-
-// What follows describes the OpenAI routes until their files do so themselves.
-
-#[utoipa::path(
-    post, path = "/v1/chat/completions", operation_id = "chat_completions", tag = TAG, summary = "Generate a chat reply",
-    request_body = ChatRequest,
-    responses(
-        (status = 200, description = "The reply, or a stream of chunks", content((Value = "application/json"), (String = "text/event-stream"))),
-        OpenAiErrors
-    ),
-)]
-#[allow(dead_code)]
-fn chat_completions() {}
-
-#[utoipa::path(
-    post, path = "/v1/completions", operation_id = "completions", tag = TAG, summary = "Complete a text",
-    request_body = CompletionRequest,
-    responses(
-        (status = 200, description = "The completion, or a stream of chunks", content((Value = "application/json"), (String = "text/event-stream"))),
-        OpenAiErrors
-    ),
-)]
-#[allow(dead_code)]
-fn completions() {}
-
-fn open_object(required: &str) -> RefOr<Schema> {
-    let object = ObjectBuilder::new().property(required, ObjectBuilder::new()).required(required);
-    RefOr::T(Schema::Object(object.build()))
-}
-
-impl PartialSchema for ChatRequest {
-    fn schema() -> RefOr<Schema> {
-        open_object("messages")
-    }
-}
-
-impl ToSchema for ChatRequest {}
-
-impl PartialSchema for CompletionRequest {
-    fn schema() -> RefOr<Schema> {
-        open_object("prompt")
-    }
-}
-
-impl ToSchema for CompletionRequest {}

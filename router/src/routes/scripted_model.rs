@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-/// Positions of the model.
+/// Positions of the model in most tests.
 pub(super) const CONTEXT: u32 = 64;
 /// The end-of-sequence token of the test tokenizer.
 pub(super) const EOS: u32 = 257;
@@ -31,6 +31,8 @@ pub(super) struct ScriptedModel {
 pub(super) struct Script {
     /// Every reply; [`EOS`] follows its last token.
     reply: Vec<u32>,
+    /// Positions of the model.
+    context: u32,
     /// One permit per plan.
     pub(super) steps: Semaphore,
     /// The sampling parameters and the prompt of every request, in the order of their arrival.
@@ -40,13 +42,15 @@ pub(super) struct Script {
 }
 
 impl ScriptedModel {
-    pub(super) fn start(reply: Vec<u32>) -> Self {
+    /// A model of `context` positions that says `reply`.
+    pub(super) fn with_context(reply: Vec<u32>, context: u32) -> Self {
         static GROUPS: AtomicU32 = AtomicU32::new(0);
         let number = GROUPS.fetch_add(1, Ordering::Relaxed);
         let prefix = std::env::temp_dir().join(format!("tgi-route-test-{}-{number}", std::process::id()));
         let prefix = prefix.to_str().expect("temp_dir is UTF-8 in tests").to_owned();
         let script = Arc::new(Script {
             reply,
+            context,
             steps: Semaphore::new(Semaphore::MAX_PERMITS / 2),
             heard: Mutex::default(),
             freed: Mutex::default(),
@@ -134,7 +138,7 @@ impl Shard for Rank {
     }
 
     async fn info(&self, _: Request<v1::InfoRequest>) -> Result<Response<InfoResponse>, Status> {
-        Ok(Response::new(info()))
+        Ok(Response::new(info(self.script.context)))
     }
 
     async fn health(&self, _: Request<v1::HealthRequest>) -> Result<Response<v1::HealthResponse>, Status> {
@@ -150,7 +154,7 @@ impl Shard for Rank {
     }
 }
 
-fn info() -> InfoResponse {
+fn info(context: u32) -> InfoResponse {
     InfoResponse {
         protocol_version: proto::PROTOCOL_VERSION,
         rank: 0,
@@ -159,7 +163,7 @@ fn info() -> InfoResponse {
         dtype: "float32".into(),
         model_type: "llama".into(),
         vocab_size: 300,
-        max_position_embeddings: CONTEXT,
+        max_position_embeddings: context,
         block_size: 16,
         num_blocks: 64,
         max_slots: 8,
@@ -183,7 +187,7 @@ impl Script {
         while let Some(message) = incoming.message().await? {
             let answer = match message.message {
                 Some(to_shard::Message::Hello(hello)) => {
-                    Some(from_shard::Message::Welcome(v1::Welcome { epoch: hello.epoch, info: Some(info()) }))
+                    Some(from_shard::Message::Welcome(v1::Welcome { epoch: hello.epoch, info: Some(info(self.context)) }))
                 }
                 Some(to_shard::Message::Plan(plan)) => {
                     waiting.push_back(plan);

@@ -25,6 +25,14 @@ pub(super) fn write_event(out: &mut Vec<u8>, value: &impl Serialize) {
     out.extend_from_slice(b"\n\n");
 }
 
+/// Appends an event with a name.
+pub(super) fn write_named_event(out: &mut Vec<u8>, name: &str, value: &impl Serialize) {
+    out.extend_from_slice(b"event: ");
+    out.extend_from_slice(name.as_bytes());
+    out.push(b'\n');
+    write_event(out, value);
+}
+
 /// Appends an event that is JSON text already.
 pub(super) fn write_raw_event(out: &mut Vec<u8>, json: &[u8]) {
     out.extend_from_slice(b"data: ");

@@ -35,6 +35,8 @@ pub(crate) struct ChatTemplate {
     /// By name: what a template is like, or why it does not compile.
     templates: BTreeMap<String, Result<TemplateFacts, TemplateError>>,
     special_tokens: Map<String, Json>,
+    /// The text of all of them.
+    source: String,
 }
 
 /// Why there is no prompt. Clients see the text behind `Template error: `.
@@ -88,6 +90,7 @@ impl ChatTemplate {
             environment: dialect::environment(now, TEMPLATE_RECURSION)?,
             templates: BTreeMap::new(),
             special_tokens: source.special_tokens,
+            source: source.templates.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>().join("\n"),
         };
         template.environment.set_fuel(Some(TEMPLATE_PROBE_FUEL));
         for (name, text) in source.templates {
@@ -106,6 +109,11 @@ impl ChatTemplate {
         self.environment.add_template_owned(inner_name(name).to_owned(), text.clone())?;
         let variables = self.environment.get_template(inner_name(name))?.undeclared_variables(false);
         Ok(TemplateFacts::find(&text, variables, &|context| self.render_context(name, context).ok()))
+    }
+
+    /// The text of the model's templates, in which the marks of its tool calls and thoughts can be looked for.
+    pub(crate) fn source(&self) -> &str {
+        &self.source
     }
 
     /// What the template is like that a request with or without tools is rendered by.

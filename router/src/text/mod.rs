@@ -4,6 +4,7 @@ mod detokenizer;
 mod pool;
 mod reply;
 mod stop;
+mod token_bytes;
 mod tokenizer;
 
 pub(crate) use pool::{Pool, PoolError};

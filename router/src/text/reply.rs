@@ -25,8 +25,10 @@ pub(crate) struct ReplyText {
     /// Text that a stop string may still claim, in pieces of visible or hidden (special token) text.
     held: VecDeque<(String, Visibility)>,
     generated: String,
-    /// Special tokens that are part of the text: the marks of tool calls and thoughts.
-    visible: Vec<u32>,
+    /// Special tokens that the reader sees like any other text.
+    shown: Arc<[u32]>,
+    /// The stop string that was removed.
+    removed_stop: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,22 +64,23 @@ impl ReplyText {
             stop_text,
             held: VecDeque::new(),
             generated: String::new(),
-            visible: Vec::new(),
+            shown: Arc::default(),
+            removed_stop: None,
         }
     }
 
-    /// The same with the literal text of these special tokens as part of what may be shown: a parser needs to see the
-    /// marks of tool calls and thoughts.
-    pub(crate) fn showing(mut self, special_tokens: impl IntoIterator<Item = u32>) -> Self {
-        self.visible.extend(special_tokens);
-        self
+    /// Lets the reader see the special tokens `ids`.
+    pub(crate) fn show(&mut self, ids: Arc<[u32]>) {
+        self.shown = ids;
     }
 
     /// Adds a token.
     pub(crate) fn push(&mut self, id: u32, position: Position) -> TokenText {
         let mut piece = self.detokenizer.push(id);
-        if piece.special.is_some() && self.visible.contains(&id) {
-            piece.text.extend(piece.special.take());
+        if self.shown.contains(&id)
+            && let Some(special) = piece.special.take()
+        {
+            piece.text.push_str(&special);
         }
         if position == Position::Last && piece.special.is_none() {
             piece.text.push_str(&self.detokenizer.flush());
@@ -100,6 +103,11 @@ impl ReplyText {
     /// The whole text so far, as the reader sees it.
     pub(crate) fn generated(&self) -> &str {
         &self.generated
+    }
+
+    /// The stop string that ended the text and was removed from it.
+    pub(crate) fn removed_stop(&self) -> Option<&str> {
+        self.removed_stop.as_deref()
     }
 
     fn push_keeping(&mut self, pieces: impl Iterator<Item = (String, Visibility)>) -> TokenText {
@@ -136,6 +144,8 @@ impl ReplyText {
                 Scan::Found { end, length } => {
                     result.delta = self.release(before + end - length);
                     result.is_stopped = true;
+                    let held: String = self.held.iter().map(|(text, _)| text.as_str()).collect();
+                    self.removed_stop = Some(held[..length].to_owned());
                 }
             }
         }
@@ -228,7 +238,8 @@ mod tests {
             let stops: Vec<String> = stops.iter().map(|stop: &&str| (*stop).to_owned()).collect();
             let ids = tokenizer.encode("ab<s>c</s>", false).unwrap();
             let visible = tokenizer.token_to_id("<s>");
-            let mut reply = ReplyText::new(tokenizer, &[], &stops, StopText::Remove).showing(visible);
+            let mut reply = ReplyText::new(tokenizer, &[], &stops, StopText::Remove);
+            reply.show(visible.into_iter().collect());
             for (at, id) in ids.iter().enumerate() {
                 let position = if at + 1 == ids.len() { Position::Last } else { Position::Inner };
                 if reply.push(*id, position).is_stopped {
@@ -236,6 +247,21 @@ mod tests {
                 }
             }
             assert_eq!(reply.generated(), expected, "{stops:?}");
+        }
+    }
+
+    #[test]
+    fn marks_are_shown_and_can_stop() {
+        let tokenizer = Arc::new(byte_level());
+        let ids = tokenizer.encode("a</s>b", false).unwrap();
+        for (stops, expected) in [(vec![], "a</s>b"), (vec!["zz".to_owned()], "a</s>b"), (vec!["s>b".to_owned()], "a</")] {
+            let mut reply = ReplyText::new(tokenizer.clone(), &[], &stops, StopText::Remove);
+            reply.show([ids[1]].into());
+            for (at, id) in ids.iter().enumerate() {
+                reply.push(*id, if at + 1 == ids.len() { Position::Last } else { Position::Inner });
+            }
+            assert_eq!(reply.generated(), expected);
+            assert_eq!(reply.removed_stop(), stops.iter().find(|stop| *stop == "s>b").map(String::as_str));
         }
     }
 

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use tokenizers::Tokenizer;
 
+use super::token_bytes::TokenBytes;
+
 use crate::error::ValidationError;
 use crate::limits::TOKENIZER_FILE_BYTES;
 
@@ -13,6 +15,7 @@ pub(crate) struct TextTokenizer {
     inner: Tokenizer,
     /// Special tokens and their literal text.
     special: HashMap<u32, String>,
+    bytes: TokenBytes,
 }
 
 /// A token of a text, with the bytes of the text it covers.
@@ -57,7 +60,8 @@ impl TextTokenizer {
             .filter(|(_, token)| token.special)
             .map(|(id, token)| (id, token.content))
             .collect();
-        Self { inner, special }
+        let bytes = TokenBytes::new(&inner);
+        Self { inner, special, bytes }
     }
 
     /// The ids of `text`.
@@ -100,8 +104,13 @@ impl TextTokenizer {
     }
 
     /// The id of a special token by its literal text. Looks at all of them: for start-up, not for requests.
-    pub(crate) fn special_id(&self, literal: &str) -> Option<u32> {
-        self.special.iter().find(|(_, text)| *text == literal).map(|(id, _)| *id)
+    pub(crate) fn special_id(&self, text: &str) -> Option<u32> {
+        self.special.iter().find(|(_, literal)| *literal == text).map(|(id, _)| *id)
+    }
+
+    /// The bytes of one token, also of one that is only a part of a character. Empty for an unknown id.
+    pub(crate) fn token_bytes(&self, id: u32) -> Vec<u8> {
+        self.bytes.of(&self.inner, id)
     }
 
     /// The text of one token by itself, special ones literally.

@@ -9,7 +9,7 @@ use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Schema, Type};
 use utoipa::openapi::{Ref, RefOr};
 use utoipa::{IntoResponses, ToSchema};
 
-use crate::error::{NativeBody, OpenAiBody};
+use crate::error::{AnthropicBody, NativeBody, OpenAiBody};
 
 /// Status and description. TGI's own statuses mean what they mean there.
 const FAILURES: &[(u16, &str)] = &[
@@ -31,6 +31,9 @@ pub(in crate::routes) struct NativeErrors;
 
 /// Of a call below `/v1/`.
 pub(in crate::routes) struct OpenAiErrors;
+
+/// Of a call on Anthropic's routes.
+pub(in crate::routes) struct AnthropicErrors;
 
 /// Of a platform's call, which fails in the words of the call that it wraps.
 pub(in crate::routes) struct EitherErrors;
@@ -55,6 +58,13 @@ impl IntoResponses for NativeErrors {
 impl IntoResponses for OpenAiErrors {
     fn responses() -> Responses {
         responses(openai(), |_| true)
+    }
+}
+
+impl IntoResponses for AnthropicErrors {
+    fn responses() -> Responses {
+        // Their clients know no 422: what a request says wrong is 400.
+        responses(RefOr::Ref(Ref::from_schema_name(AnthropicBody::name())), |status| status != 422)
     }
 }
 

@@ -1,17 +1,25 @@
-//! What the two OpenAI routes share: ids, usage, stop lists, log-probabilities, errors inside a stream.
+//! What OpenAI's routes share: request fields, messages, tools, formats, ids, usage, log-probabilities, errors inside a
+//! stream.
+
+pub(super) mod logprobs;
+pub(super) mod message;
+pub(super) mod request;
+pub(super) mod response_format;
+pub(super) mod tools;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
+use super::chat::TokenCounts;
 use super::sse;
 use crate::error::{Dialect, Error, ValidationError};
-use crate::generation::{End, Step, Token};
 use crate::limits::MAX_NAME_BYTES;
 use crate::server::Server;
 
 /// `stop`: OpenAI takes a string or a list, TGI only a list.
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged)]
 pub(super) enum Stop {
     One(String),
@@ -29,8 +37,9 @@ impl Stop {
 }
 
 /// `stream_options`.
-#[derive(Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 pub(super) struct StreamOptions {
+    /// One more event at the end, with the usage of all choices.
     include_usage: Option<bool>,
 }
 
@@ -59,7 +68,7 @@ impl Head {
             let (limit, given) = (MAX_NAME_BYTES, model.len());
             return Err(ValidationError::TooMany { field: "model", unit: "bytes", limit, given }.into());
         }
-        let id = format!("{prefix}-{:032x}", rand::random::<u128>());
+        let id = format!("{prefix}{:032x}", rand::random::<u128>());
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Ok(Self { id, created, model, system_fingerprint: SYSTEM_FINGERPRINT })
     }
@@ -68,72 +77,53 @@ impl Head {
 const SYSTEM_FINGERPRINT: &str = concat!(env!("CARGO_PKG_VERSION"), "-native");
 
 /// `usage`.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, ToSchema)]
 pub(super) struct Usage {
     prompt_tokens: u32,
     completion_tokens: u32,
     total_tokens: u32,
     prompt_tokens_details: PromptTokensDetails,
+    completion_tokens_details: CompletionTokensDetails,
 }
 
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, ToSchema)]
 struct PromptTokensDetails {
+    /// Tokens that came from the prefix cache.
     cached_tokens: u32,
 }
 
-impl Usage {
-    pub(super) fn new(end: &End) -> Self {
-        Self {
-            prompt_tokens: end.input_tokens,
-            completion_tokens: end.generated_tokens,
-            total_tokens: end.input_tokens + end.generated_tokens,
-            prompt_tokens_details: PromptTokensDetails { cached_tokens: end.cached_tokens },
-        }
-    }
+#[derive(Clone, Copy, Debug, Default, Serialize, ToSchema)]
+struct CompletionTokensDetails {
+    /// Tokens of the thinking section.
+    reasoning_tokens: u32,
+}
 
+impl Usage {
+    /// Adds the usage of another prompt.
     pub(super) fn add(&mut self, other: &Usage) {
         self.prompt_tokens += other.prompt_tokens;
         self.completion_tokens += other.completion_tokens;
         self.total_tokens += other.total_tokens;
         self.prompt_tokens_details.cached_tokens += other.prompt_tokens_details.cached_tokens;
     }
+
+    /// The usage of a further answer to a prompt that is counted already.
+    pub(super) fn without_prompt(mut self) -> Self {
+        self.total_tokens = self.completion_tokens;
+        self.prompt_tokens = 0;
+        self.prompt_tokens_details.cached_tokens = 0;
+        self
+    }
 }
 
-/// `logprobs` of a chat choice.
-#[derive(Serialize)]
-pub(super) struct Logprobs {
-    pub(super) content: Vec<TokenLogprob>,
-}
-
-#[derive(Serialize)]
-pub(super) struct TokenLogprob {
-    token: String,
-    logprob: f32,
-    bytes: Vec<u8>,
-    top_logprobs: Vec<TopLogprob>,
-}
-
-#[derive(Serialize)]
-struct TopLogprob {
-    token: String,
-    logprob: f32,
-    bytes: Vec<u8>,
-}
-
-impl TokenLogprob {
-    /// The entry of one step with its `top` most likely tokens (the shard may send more on ties).
-    pub(super) fn new(step: &Step, top: usize) -> Self {
-        let Token { text, logprob, .. } = &step.token;
-        let top_logprobs = step.top_tokens.iter().take(top).map(|token| TopLogprob {
-            token: token.text.clone(),
-            logprob: token.logprob,
-            bytes: token.text.clone().into_bytes(),
-        });
+impl From<TokenCounts> for Usage {
+    fn from(counts: TokenCounts) -> Self {
         Self {
-            token: text.clone(),
-            logprob: *logprob,
-            bytes: text.clone().into_bytes(),
-            top_logprobs: top_logprobs.collect(),
+            prompt_tokens: counts.input,
+            completion_tokens: counts.generated,
+            total_tokens: counts.input + counts.generated,
+            prompt_tokens_details: PromptTokensDetails { cached_tokens: counts.cached },
+            completion_tokens_details: CompletionTokensDetails { reasoning_tokens: counts.reasoning },
         }
     }
 }

@@ -1,0 +1,110 @@
+//! A stream of parts as blocks that open, grow and close: the view of protocols whose answers are lists of blocks.
+
+use super::reply::Block;
+use crate::chat::ReplyPart;
+
+/// Follows one reply.
+#[derive(Debug, Default)]
+pub(crate) struct Blocks {
+    /// The block that grows, complete so far.
+    open: Option<Block>,
+    /// Blocks before the open one.
+    closed: usize,
+}
+
+/// What happens to the block `index`.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum BlockEvent {
+    /// It begins; its texts are empty.
+    Opened { index: usize, block: Block },
+    /// Its text, or the arguments of its call, go on.
+    Grew { index: usize, kind: BlockKind, text: String },
+    /// It is complete.
+    Closed { index: usize, block: Block },
+}
+
+/// What a block is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BlockKind {
+    Content,
+    Reasoning,
+    ToolCall,
+}
+
+impl Blocks {
+    /// Takes the next part.
+    pub(crate) fn push(&mut self, part: ReplyPart, out: &mut Vec<BlockEvent>) {
+        let (block, text) = match part {
+            ReplyPart::Content(text) => (Block::Content(String::new()), text),
+            ReplyPart::Reasoning(text) => (Block::Reasoning(String::new()), text),
+            ReplyPart::ToolCall { name, .. } => {
+                self.close(out);
+                (Block::ToolCall { name, arguments: String::new() }, String::new())
+            }
+            // Arguments follow the name of their call, so that one is open.
+            ReplyPart::Arguments { fragment, .. } => return self.grow(fragment, out),
+        };
+        if self.open.as_ref().is_none_or(|open| open.kind() != block.kind()) {
+            self.close(out);
+            out.push(BlockEvent::Opened { index: self.closed, block: block.clone() });
+            self.open = Some(block);
+        }
+        self.grow(text, out);
+    }
+
+    /// The reply is over.
+    pub(crate) fn close(&mut self, out: &mut Vec<BlockEvent>) {
+        if let Some(block) = self.open.take() {
+            out.push(BlockEvent::Closed { index: self.closed, block });
+            self.closed += 1;
+        }
+    }
+
+    fn grow(&mut self, text: String, out: &mut Vec<BlockEvent>) {
+        if text.is_empty() {
+            return;
+        }
+        let Some(block) = &mut self.open else { return };
+        match block {
+            Block::Content(all) | Block::Reasoning(all) | Block::ToolCall { arguments: all, .. } => all.push_str(&text),
+        }
+        out.push(BlockEvent::Grew { index: self.closed, kind: block.kind(), text });
+    }
+}
+
+impl Block {
+    fn kind(&self) -> BlockKind {
+        match self {
+            Block::Content(_) => BlockKind::Content,
+            Block::Reasoning(_) => BlockKind::Reasoning,
+            Block::ToolCall { .. } => BlockKind::ToolCall,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_open_grow_and_close_in_order() {
+        let (mut blocks, mut out) = (Blocks::default(), Vec::new());
+        let call = |index| ReplyPart::ToolCall { index, name: "f".to_owned() };
+        let arguments = |index| ReplyPart::Arguments { index, fragment: "{}".to_owned() };
+        let text = |text: &str| ReplyPart::Content(text.to_owned());
+        for part in [text("a"), text("b"), call(0), arguments(0), call(1), arguments(1), text("c")] {
+            blocks.push(part, &mut out);
+        }
+        blocks.close(&mut out);
+        let shown: Vec<String> = out
+            .iter()
+            .map(|event| match event {
+                BlockEvent::Opened { index, .. } => format!("({index}"),
+                BlockEvent::Grew { index, text, .. } => format!("{index}{text}"),
+                BlockEvent::Closed { index, .. } => format!("{index})"),
+            })
+            .collect();
+        assert_eq!(shown.join(" "), "(0 0a 0b 0) (1 1{} 1) (2 2{} 2) (3 3c 3)");
+        assert_eq!(out[3], BlockEvent::Closed { index: 0, block: Block::Content("ab".to_owned()) });
+    }
+}

@@ -1,0 +1,192 @@
+//! What is asked of a chat, and its way into the queue.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::{Map, Value};
+
+use super::format::ChatFormat;
+use super::steps::{Chat, Choice, Speaker};
+use crate::chat::{ReasoningFormat, ReplyParser, ReplyStart, Tool, ToolChoice, ToolFormat, instruction};
+use crate::error::{Error, ToolError, ValidationError};
+use crate::grammar::GrammarSpec;
+use crate::limits::{MAX_DOCUMENTS, MAX_MESSAGES, MAX_NAME_BYTES, MAX_TOOLS};
+use crate::params::Asked;
+use crate::server::Server;
+use crate::template::{Ending, RenderRequest};
+use crate::text::StopText;
+use crate::validation::SpecialTokens;
+
+/// A chat request in the terms of every protocol.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ChatCall {
+    /// The conversation as the template sees it: objects with `role` and `content`.
+    pub(crate) messages: Vec<Value>,
+    pub(crate) tools: Vec<Tool>,
+    pub(crate) tool_choice: ToolChoice,
+    /// At most one call if set.
+    pub(crate) is_single_call: bool,
+    /// Further variables of the template.
+    pub(crate) template_kwargs: Map<String, Value>,
+    pub(crate) documents: Option<Vec<Value>>,
+    pub(crate) add_generation_prompt: Option<bool>,
+    pub(crate) continue_final_message: Option<bool>,
+    /// TGI's sentence after the tools; it goes to the end of the last message.
+    pub(crate) tool_prompt: Option<String>,
+    /// The reply begins with the message it continues.
+    pub(crate) echo: bool,
+    pub(crate) reasoning: Reasoning,
+    /// How many alternatives per token the answer shows; `None` without log-probabilities.
+    pub(crate) logprobs: Option<usize>,
+    /// Everything else. Its prompt is still empty; its grammar is the response format.
+    pub(crate) asked: Asked,
+}
+
+/// What becomes of the text that a model thinks before it answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Reasoning {
+    /// It comes apart from the content.
+    #[default]
+    Separate,
+    /// It does not come.
+    Omitted,
+}
+
+impl ChatCall {
+    /// The prompt that the chat template makes of this call.
+    ///
+    /// # Errors
+    /// [`ValidationError`] and [`ToolError`] if the call contradicts itself, [`Error::Template`] if the template refuses.
+    pub(crate) async fn prompt(&mut self, server: &Server) -> Result<String, Error> {
+        self.check()?;
+        let request = self.render_request(server)?;
+        server.render_prompt(request).await
+    }
+
+    /// Renders, validates and queues the call, once per choice.
+    ///
+    /// # Errors
+    /// As [`ChatCall::prompt`], and whatever validation or the queue refuses.
+    pub(crate) async fn start(mut self, server: &Server, arrived: Instant) -> Result<Chat, Error> {
+        let inputs = self.prompt(server).await?;
+        let format = &server.chat_format;
+        let reasoning = format.reasoning(&inputs);
+        let (grammar, speaker) = self.grammar(&format.tools, reasoning)?;
+        let tools: Arc<[Tool]> = self.tools.clone().into();
+        let echo = self.echoed();
+        let asked = Asked { inputs, grammar, ..self.asked };
+        let valid = server.validation.validate(asked, SpecialTokens::Present).await?;
+        let mut choices = Vec::with_capacity(valid.n);
+        for mut generation in server.submit_siblings(&valid, valid.n, StopText::Remove, arrived)? {
+            let parser = (speaker == Speaker::Model).then(|| {
+                generation.show(format.marker_ids.clone());
+                ReplyParser::new(Some(&format.tools), reasoning, tools.clone(), &self.tool_choice)
+            });
+            choices.push(Choice::new(generation, parser, self.reasoning, echo.clone()));
+        }
+        Ok(Chat::new(choices, &valid, self.logprobs))
+    }
+
+    fn check(&mut self) -> Result<(), Error> {
+        for (field, unit, limit, given) in [
+            ("messages", "messages", MAX_MESSAGES, self.messages.len()),
+            ("tools", "tools", MAX_TOOLS, self.tools.len()),
+            ("documents", "documents", MAX_DOCUMENTS, self.documents.as_ref().map_or(0, Vec::len)),
+        ] {
+            if given > limit {
+                return Err(ValidationError::TooMany { field, unit, limit, given }.into());
+            }
+        }
+        if let Some(tool) = self.tools.iter().find(|tool| tool.name.len() > MAX_NAME_BYTES) {
+            let (limit, given) = (MAX_NAME_BYTES, tool.name.len());
+            return Err(ValidationError::TooMany { field: "tools[].name", unit: "bytes", limit, given }.into());
+        }
+        match &self.tool_choice {
+            ToolChoice::None => self.tools.clear(),
+            ToolChoice::Required if self.tools.is_empty() => return Err(ToolError::NoTools.into()),
+            ToolChoice::Named(name) => {
+                self.tools.retain(|tool| tool.name == *name);
+                if self.tools.is_empty() {
+                    // The name is the client's text: enough of it to recognise, and no more.
+                    return Err(ToolError::NotFound { name: name.chars().take(MAX_NAME_BYTES).collect() }.into());
+                }
+            }
+            ToolChoice::Auto | ToolChoice::Required => {}
+        }
+        Ok(())
+    }
+
+    /// What the reply must match and whose form it has.
+    fn grammar(
+        &mut self,
+        format: &ToolFormat,
+        reasoning: Option<(&ReasoningFormat, ReplyStart)>,
+    ) -> Result<(Option<GrammarSpec>, Speaker), ToolError> {
+        match self.asked.grammar.take() {
+            Some(_) if !self.tools.is_empty() => Err(ToolError::GrammarAndTools),
+            Some(grammar) => Ok((Some(grammar), Speaker::Grammar)),
+            None if self.tools.is_empty() => Ok((None, Speaker::Model)),
+            None => {
+                let grammar = format.grammar(&self.tools, &self.tool_choice, !self.is_single_call, reasoning);
+                Ok((grammar, Speaker::Model))
+            }
+        }
+    }
+
+    fn render_request(&mut self, server: &Server) -> Result<RenderRequest, ValidationError> {
+        let ending = self.ending()?;
+        let mut messages = self.messages.clone();
+        for message in &mut messages {
+            // OpenAI renamed the role; most templates know only the old name.
+            if message["role"] == "developer" && !server.chat_format.knows_developer {
+                message["role"] = Value::from("system");
+            }
+        }
+        if let Some(text) = self.tool_text(&server.chat_format)
+            && let Some(Value::String(content)) = messages.last_mut().and_then(|last| last.get_mut("content"))
+        {
+            content.push_str(&text);
+        }
+        Ok(RenderRequest {
+            messages,
+            tools: self.tools.iter().map(|tool| Value::clone(&tool.original)).collect(),
+            documents: self.documents.clone(),
+            variables: self.template_kwargs.clone(),
+            ending,
+        })
+    }
+
+    /// How the prompt ends. Without a word about it a last message of the assistant is continued, as in TGI.
+    fn ending(&self) -> Result<Ending, ValidationError> {
+        match (self.continue_final_message, self.add_generation_prompt) {
+            (Some(true), Some(true)) => {
+                Err(ValidationError::Conflict { field: "continue_final_message", other: "add_generation_prompt" })
+            }
+            (Some(true), _) => Ok(Ending::ContinueFinalMessage),
+            (None, None) => Ok(Ending::Automatic),
+            (_, Some(false)) => Ok(Ending::Closed),
+            (_, Some(true) | None) => Ok(Ending::GenerationPrompt),
+        }
+    }
+
+    fn echoed(&self) -> Option<String> {
+        let last = self.messages.last()?;
+        let continues = match self.ending() {
+            Ok(Ending::ContinueFinalMessage) => true,
+            Ok(Ending::Automatic) => last["role"] == "assistant",
+            _ => false,
+        };
+        (self.echo && continues).then(|| last["content"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// What goes to the end of the last message if there are tools: the tools themselves if the template does not print
+    /// them, how to call if it does not say it, and the client's own sentence.
+    fn tool_text(&self, format: &ChatFormat) -> Option<String> {
+        let sentence = self.tool_prompt.as_deref().filter(|text| !text.is_empty());
+        let is_taught = format.prints_tools && !format.tools.is_fallback();
+        if self.tools.is_empty() || (is_taught && sentence.is_none()) {
+            return None;
+        }
+        Some(instruction(&self.tools, format.prints_tools, sentence))
+    }
+}

@@ -1,0 +1,55 @@
+//! `POST /detokenize`: the text of tokens.
+
+use std::sync::Arc;
+
+use axum::body::Body as HttpBody;
+use axum::extract::State;
+use axum::http::Response;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::body::{Body, Wire};
+use super::{json, to_json};
+use crate::error::{NativeFailure, ValidationError};
+use crate::limits::MAX_DETOKENIZED;
+use crate::params::unsupported::Unsupported;
+use crate::server::Server;
+
+/// Token ids.
+#[derive(Deserialize, ToSchema)]
+pub(super) struct DetokenizeRequest {
+    /// Ids that the tokenizer does not know are skipped, special tokens have no text.
+    #[schema(max_items = 1048576)]
+    tokens: Vec<u32>,
+}
+
+impl Wire for DetokenizeRequest {
+    const UNSUPPORTED: &'static [Unsupported] = &[];
+    const PARAMETERS: Option<&'static str> = None;
+}
+
+/// Their text.
+#[derive(Serialize, ToSchema)]
+pub(super) struct DetokenizeResponse {
+    prompt: String,
+}
+
+/// The route.
+#[utoipa::path(
+    post, path = "/detokenize", operation_id = "detokenize", tag = super::openapi::TAG, summary = "Turn token ids into text",
+    request_body = DetokenizeRequest,
+    responses((status = 200, description = "The text", body = DetokenizeResponse), super::openapi::NativeErrors),
+)]
+pub(super) async fn handle(
+    State(server): State<Arc<Server>>,
+    body: Body<DetokenizeRequest>,
+) -> Result<Response<HttpBody>, NativeFailure> {
+    let tokens = body.value.tokens;
+    if tokens.len() > MAX_DETOKENIZED {
+        let (limit, given) = (MAX_DETOKENIZED, tokens.len());
+        return Err(ValidationError::TooMany { field: "tokens", unit: "tokens", limit, given }.into());
+    }
+    let tokenizer = server.validation.tokenizer.clone();
+    let prompt = server.validation.pool.run(move || tokenizer.decode(&tokens)).await?;
+    Ok(json(to_json(&DetokenizeResponse { prompt })))
+}

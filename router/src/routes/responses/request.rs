@@ -1,0 +1,306 @@
+//! The body of the responses API, and what it is in the terms of every protocol.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
+
+use super::answer::Settings;
+use crate::chat::Tool;
+use crate::error::ValidationError;
+use crate::limits::{MAX_CALLS_PER_MESSAGE, MAX_CONTENT_PARTS, MAX_MESSAGES};
+use crate::params::unsupported::{RESPONSES, Unsupported};
+use crate::params::{Asked, temperature, top_p};
+use crate::routes::body::Wire;
+use crate::routes::chat::ChatCall;
+use crate::routes::openai::message::arguments_object;
+use crate::routes::openai::response_format::{Formats, ResponseFormat};
+use crate::routes::openai::tools::tool_choice;
+
+/// The body of `/v1/responses`.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(in crate::routes) struct ResponsesRequest {
+    #[schema(max_length = 256)]
+    model: Option<String>,
+    input: Input,
+    /// What the model is told before the conversation.
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
+    instructions: Option<String>,
+    #[schema(value_type = Option<Vec<Object>>, max_items = 128)]
+    tools: Option<Vec<Value>>,
+    /// `auto`, `none`, `required`, or the function to call.
+    #[schema(value_type = Option<Object>, extensions(("x-limit" = json!("payload_limit"))))]
+    tool_choice: Option<Value>,
+    parallel_tool_calls: Option<bool>,
+    text: Option<TextOptions>,
+    reasoning: Option<ReasoningOptions>,
+    #[schema(minimum = 0, maximum = 4294967295_u32)]
+    max_output_tokens: Option<u32>,
+    #[schema(minimum = 0)]
+    temperature: Option<f32>,
+    #[schema(minimum = 0, maximum = 1)]
+    top_p: Option<f32>,
+    stream: Option<bool>,
+    /// Comes back with the answer.
+    #[schema(value_type = Option<Object>)]
+    metadata: Option<Map<String, Value>>,
+}
+
+impl Wire for ResponsesRequest {
+    const UNSUPPORTED: &'static [Unsupported] = RESPONSES;
+    const PARAMETERS: Option<&'static str> = None;
+}
+
+/// What the user says, or the conversation so far.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = ResponsesInput)]
+#[serde(untagged)]
+enum Input {
+    Text(String),
+    Items(Vec<InputItem>),
+}
+
+/// An item of the conversation: `message`, `function_call`, `function_call_output` or `reasoning`.
+#[derive(Debug, Deserialize, ToSchema)]
+struct InputItem {
+    /// `message` if it is missing.
+    #[schema(max_length = 256)]
+    r#type: Option<String>,
+    #[schema(max_length = 256)]
+    role: Option<String>,
+    content: Option<Parts>,
+    /// Of calls and their outputs.
+    #[serde(default)]
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
+    call_id: String,
+    #[serde(default)]
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
+    name: String,
+    #[serde(default)]
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
+    arguments: String,
+    output: Option<Parts>,
+    summary: Option<Parts>,
+}
+
+/// A text, or parts of one.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = ResponsesParts)]
+#[serde(untagged)]
+enum Parts {
+    Text(String),
+    Parts(Vec<Part>),
+}
+
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = ResponsesPart)]
+struct Part {
+    #[schema(max_length = 256)]
+    r#type: String,
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
+    text: Option<String>,
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
+    refusal: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+struct TextOptions {
+    /// What the answer must match.
+    format: Option<ResponseFormat>,
+    /// Only `medium`.
+    #[schema(max_length = 256)]
+    verbosity: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+struct ReasoningOptions {
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
+    effort: Option<String>,
+}
+
+impl ResponsesRequest {
+    pub(super) fn take_model(&mut self) -> Option<String> {
+        self.model.take()
+    }
+
+    pub(super) fn is_stream(&self) -> bool {
+        self.stream.unwrap_or(false)
+    }
+
+    /// What of the request comes back with the answer.
+    pub(super) fn settings(&self) -> Settings {
+        Settings {
+            instructions: self.instructions.clone(),
+            max_output_tokens: self.max_output_tokens,
+            metadata: self.metadata.clone().unwrap_or_default(),
+            parallel_tool_calls: self.parallel_tool_calls.unwrap_or(true),
+            reasoning_effort: self.reasoning.as_ref().and_then(|reasoning| reasoning.effort.clone()),
+            temperature: self.temperature.unwrap_or(1.0),
+            format: self.text.as_ref().and_then(|text| text.format.clone()),
+            tool_choice: self.tool_choice.clone().filter(|choice| !choice.is_null()),
+            tools: self.tools.clone().unwrap_or_default(),
+            top_p: self.top_p.unwrap_or(1.0),
+        }
+    }
+
+    /// The request in the terms of every protocol.
+    ///
+    /// # Errors
+    /// [`ValidationError`] with the field that is at fault.
+    pub(super) fn into_call(self) -> Result<ChatCall, ValidationError> {
+        let format = match self.text {
+            Some(TextOptions { verbosity: Some(verbosity), .. }) if verbosity != "medium" => {
+                return Err(ValidationError::Unsupported { field: "text.verbosity" });
+            }
+            text => text.and_then(|text| text.format),
+        };
+        let mut asked = Asked {
+            max_new_tokens: self.max_output_tokens,
+            grammar: Formats { response_format: format, ..Formats::default() }.into_grammar()?,
+            ..Asked::default()
+        };
+        temperature::ask_openai(&mut asked, self.temperature);
+        top_p::ask_openai(&mut asked, self.top_p);
+        let mut template_kwargs = Map::new();
+        if let Some(effort) = self.reasoning.and_then(|reasoning| reasoning.effort) {
+            // Templates that can switch thinking off ask for the second variable.
+            if effort == "none" {
+                template_kwargs.insert("enable_thinking".to_owned(), Value::Bool(false));
+            }
+            template_kwargs.insert("reasoning_effort".to_owned(), Value::from(effort));
+        }
+        Ok(ChatCall {
+            messages: template_messages(self.instructions, self.input)?,
+            tools: tools(self.tools.unwrap_or_default())?,
+            tool_choice: tool_choice(self.tool_choice.as_ref())?,
+            is_single_call: self.parallel_tool_calls == Some(false),
+            template_kwargs,
+            // The answer is a new item, whatever came last.
+            add_generation_prompt: Some(true),
+            asked,
+            ..ChatCall::default()
+        })
+    }
+}
+
+/// Functions, whose fields stand beside their type here.
+fn tools(tools: Vec<Value>) -> Result<Vec<Tool>, ValidationError> {
+    let tool = |(index, value): (usize, Value)| {
+        let invalid = |reason: &str| ValidationError::Item { field: "tools", index, reason: reason.to_owned() };
+        let Value::Object(mut fields) = value else { return Err(invalid("not an object")) };
+        match fields.shift_remove("type") {
+            Some(Value::String(kind)) if kind == "function" => {}
+            Some(Value::String(kind)) => return Err(ValidationError::ToolType { field: "tools", index, kind }),
+            _ => return Err(invalid("missing field `type`")),
+        }
+        let name =
+            fields.get("name").and_then(Value::as_str).ok_or_else(|| invalid("missing field `name`"))?.to_owned();
+        let description = fields.get("description").and_then(Value::as_str).map(str::to_owned);
+        let parameters = fields.entry("parameters").or_insert(Value::Null);
+        if parameters.is_null() {
+            *parameters = json!({"type": "object", "properties": {}});
+        }
+        let parameters = Arc::new(parameters.clone());
+        let original = Arc::new(json!({"type": "function", "function": fields}));
+        Ok(Tool { name, description, parameters, original })
+    };
+    tools.into_iter().enumerate().map(tool).collect()
+}
+
+/// The conversation as templates read it. What the assistant thought, said and called between two turns of others is
+/// one message there.
+fn template_messages(instructions: Option<String>, input: Input) -> Result<Vec<Value>, ValidationError> {
+    let mut out = Vec::new();
+    if let Some(instructions) = instructions {
+        out.push(json!({"role": "system", "content": instructions}));
+    }
+    let items = match input {
+        Input::Text(text) => {
+            out.push(json!({"role": "user", "content": text}));
+            return Ok(out);
+        }
+        Input::Items(items) => items,
+    };
+    let given = items.len();
+    if given > MAX_MESSAGES {
+        return Err(ValidationError::TooMany { field: "input", unit: "items", limit: MAX_MESSAGES, given });
+    }
+    for (index, item) in items.into_iter().enumerate() {
+        push_item(item, index, &mut out)?;
+    }
+    Ok(out)
+}
+
+fn push_item(item: InputItem, index: usize, out: &mut Vec<Value>) -> Result<(), ValidationError> {
+    let text = |parts: Option<Parts>| parts.map_or(Ok(String::new()), |parts| parts.into_text(index));
+    match item.r#type.as_deref().unwrap_or("message") {
+        "message" => {
+            let role = item.role.ok_or(ValidationError::Item {
+                field: "input",
+                index,
+                reason: "missing field `role`".to_owned(),
+            })?;
+            let content = text(item.content)?;
+            match out.last_mut().filter(|last| role == "assistant" && is_wordless(last)) {
+                Some(begun) => begun["content"] = Value::from(content),
+                None => out.push(json!({"role": role, "content": content})),
+            }
+        }
+        "reasoning" => {
+            let reasoning = text(item.content.or(item.summary))?;
+            out.push(json!({"role": "assistant", "content": "", "reasoning_content": reasoning}));
+        }
+        "function_call" => {
+            let call = json!({"id": item.call_id, "type": "function",
+                "function": {"name": item.name, "arguments": arguments_object(Value::from(item.arguments))}});
+            if out.last().is_none_or(|last| last["role"] != "assistant") {
+                out.push(json!({"role": "assistant", "content": ""}));
+            }
+            let last = out.last_mut().expect("a message of the assistant is the last now");
+            if !last["tool_calls"].is_array() {
+                last["tool_calls"] = json!([]);
+            }
+            let calls = last["tool_calls"].as_array_mut().expect("it was made a list");
+            if calls.len() == MAX_CALLS_PER_MESSAGE {
+                let (limit, given) = (MAX_CALLS_PER_MESSAGE, calls.len() + 1);
+                return Err(ValidationError::TooMany { field: "input", unit: "calls in a row", limit, given });
+            }
+            calls.push(call);
+        }
+        "function_call_output" => {
+            let content = text(item.output)?;
+            out.push(json!({"role": "tool", "tool_call_id": item.call_id, "content": content}));
+        }
+        kind => return Err(ValidationError::ToolType { field: "input", index, kind: kind.to_owned() }),
+    }
+    Ok(())
+}
+
+/// A message of the assistant that has only its reasoning yet.
+fn is_wordless(message: &Value) -> bool {
+    message["role"] == "assistant" && message["content"] == "" && message.get("tool_calls").is_none()
+}
+
+impl Parts {
+    fn into_text(self, index: usize) -> Result<String, ValidationError> {
+        let parts = match self {
+            Parts::Text(text) => return Ok(text),
+            Parts::Parts(parts) => parts,
+        };
+        if parts.len() > MAX_CONTENT_PARTS {
+            let (limit, given) = (MAX_CONTENT_PARTS, parts.len());
+            return Err(ValidationError::TooMany { field: "input[].content", unit: "parts", limit, given });
+        }
+        let mut all = String::new();
+        for part in parts {
+            match (part.r#type.as_str(), part.text.or(part.refusal)) {
+                ("input_text" | "output_text" | "text" | "refusal" | "reasoning_text" | "summary_text", Some(text)) => {
+                    all.push_str(&text);
+                }
+                _ => return Err(ValidationError::ToolType { field: "input", index, kind: part.r#type }),
+            }
+        }
+        Ok(all)
+    }
+}
