@@ -4,6 +4,7 @@
 //! library is their harness: [`Server`] runs the executable, [`Stream`] reads server-sent events, [`TinyModel`] writes
 //! models of any shape with random weights, [`Metrics`] reads `/metrics`, [`Python`] and [`Node`] install pinned clients.
 
+mod demo_model;
 mod executable;
 mod metrics;
 mod node;
@@ -13,6 +14,7 @@ mod server;
 mod stream;
 mod tiny_model;
 
+pub use demo_model::endless_demo_model;
 pub use executable::{executable, workspace_root};
 pub use metrics::Metrics;
 pub use node::Node;
