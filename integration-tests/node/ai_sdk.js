@@ -12,7 +12,7 @@ const provider = createOpenAICompatible({
   includeUsage: true,
   supportsStructuredOutputs: true,
 });
-const ASK = { model: provider(MODEL), prompt: QUESTION, maxOutputTokens: 96, temperature: 0, maxRetries: 0 };
+const ASK = { model: provider(MODEL), prompt: QUESTION, maxOutputTokens: 512, temperature: 0, maxRetries: 0 };
 const TOOLS = {
   get_weather: tool({ description: "The weather.", inputSchema: z.object({ city: z.enum(CITIES) }) }),
 };

@@ -5,7 +5,7 @@ import { InferenceClient } from "@huggingface/inference";
 import { ANSWER, BASE_URL, CITIES, MESSAGES, MODEL, PROMPT, WEATHER, assert, keep, promise, rejection } from "./promises.js";
 
 const client = new InferenceClient("unused", { endpointUrl: BASE_URL });
-const CHAT = { model: MODEL, messages: MESSAGES, max_tokens: 64, temperature: 0 };
+const CHAT = { model: MODEL, messages: MESSAGES, max_tokens: 512, temperature: 0 };
 
 promise("text_generation", async () => {
   const answer = await client.textGeneration({ inputs: PROMPT, parameters: { max_new_tokens: 24, temperature: 0.01 } });

@@ -7,7 +7,7 @@ import { z } from "zod";
 import { ANSWER, BASE_URL, CITIES, MESSAGES, MODEL, WEATHER, assert, keep, promise, rejection } from "./promises.js";
 
 const client = new OpenAI({ baseURL: `${BASE_URL}/v1`, apiKey: "unused", maxRetries: 0 });
-const ASK = { model: MODEL, messages: MESSAGES, max_tokens: 64, temperature: 0 };
+const ASK = { model: MODEL, messages: MESSAGES, max_tokens: 512, temperature: 0 };
 const TOOLS = [{ type: "function", function: { name: "get_weather", description: "The weather.", parameters: WEATHER } }];
 
 promise("models", async () => {

@@ -48,7 +48,8 @@ export async function keep(name) {
       console.log(`PASS ${name}`);
     } catch (error) {
       broken += 1;
-      console.log(`FAIL ${name}: ${String(error).replace(/\s+/g, " ").slice(0, 1000)}`);
+      const response = error.httpResponse ? ` ${JSON.stringify(error.httpResponse)}` : "";
+      console.log(`FAIL ${name}: ${(String(error) + response).replace(/\s+/g, " ").slice(0, 1000)}`);
       console.error(error);
     }
   }

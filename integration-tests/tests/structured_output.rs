@@ -12,8 +12,8 @@ async fn completed_answers_are_valid() {
     let server = Setup::new().start();
     let output = python.command(&["-m", "structured.run", &server.url("")]).output().unwrap();
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    println!("{stdout}");
     assert!(output.status.success(), "{stdout}{stderr}");
+    println!("{stdout}");
     // The judge's last line: it has come to its end.
     assert!(stdout.lines().last().is_some_and(|line| line.starts_with("STRUCTURED 960 answers")), "{stdout}");
 }

@@ -73,7 +73,7 @@ def messages_stream():
 @promise
 def messages_tools():
     for choice in ({"type": "any"}, {"type": "tool", "name": "get_weather"}):
-        answer = client.messages.create(**(ASK | {"max_tokens": 128}), tools=TOOLS, tool_choice=choice)
+        answer = client.messages.create(**(ASK | {"max_tokens": 512}), tools=TOOLS, tool_choice=choice)
         assert answer.stop_reason == "tool_use", answer
         calls = [block for block in answer.content if block.type == "tool_use"]
         assert calls and all(call.id for call in calls), answer
@@ -86,7 +86,7 @@ def messages_tools():
 @promise
 def messages_tools_stream():
     choice = {"type": "tool", "name": "get_weather"}
-    with client.messages.stream(**(ASK | {"max_tokens": 128}), tools=TOOLS, tool_choice=choice) as stream:
+    with client.messages.stream(**(ASK | {"max_tokens": 512}), tools=TOOLS, tool_choice=choice) as stream:
         final = stream.get_final_message()
     call = next(block for block in final.content if block.type == "tool_use")
     check_call(call.name, call.input)
@@ -108,7 +108,8 @@ def messages_tool_results():
 @promise
 def count_tokens():
     count = client.messages.count_tokens(model=MODEL, messages=MESSAGES).input_tokens
-    assert count == client.messages.create(**ASK).usage.input_tokens, count
+    usage = client.messages.create(**ASK).usage
+    assert count == usage.input_tokens + (usage.cache_read_input_tokens or 0), (count, usage)
     assert client.messages.count_tokens(model=MODEL, messages=MESSAGES, system="Be brief.").input_tokens > count
 
 

@@ -8,13 +8,13 @@ from pydantic import BaseModel
 
 from clients.promises import BASE_URL, MESSAGES, MODEL, keep, promise
 
-ASK = dict(model=MODEL, messages=MESSAGES, max_tokens=128, temperature=1.0, seed=2, max_retries=0)
+ASK = dict(model=MODEL, messages=MESSAGES, max_tokens=512, temperature=1.0, seed=2, max_retries=0)
 
 
 class Person(BaseModel):
     name: Literal["Ada", "Bob"]
     age: Literal[20, 30, 40]
-    friends: list[Literal["Cleo", "Dan"]] | None
+    friend: Literal["Cleo", "Dan"] | None
 
 
 def answer_in(mode: instructor.Mode):

@@ -7,7 +7,7 @@ from clients.promises import ANSWER, BASE_URL, END, PROMPT, QUESTION, TOOLS, che
 ENDPOINT = dict(max_new_tokens=24, temperature=0.1, seed=1, huggingfacehub_api_token="unused")
 endpoint = HuggingFaceEndpoint(endpoint_url=BASE_URL, **ENDPOINT)
 # It asks the hub for the model behind an `endpoint_url`; a URL as `model` keeps it from that.
-chat_model = ChatHuggingFace(llm=HuggingFaceEndpoint(model=BASE_URL, **ENDPOINT), max_tokens=96, temperature=0.1)
+chat_model = ChatHuggingFace(llm=HuggingFaceEndpoint(model=BASE_URL, **ENDPOINT), max_tokens=512, temperature=0.1)
 
 
 @promise

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from clients.promises import ANSWER, BASE_URL, MODEL, QUESTION, check_call, keep, promise
 
 ACCESS = dict(model=MODEL, base_url=f"{BASE_URL}/v1", api_key="unused", max_retries=0)
-chat_model = ChatOpenAI(**ACCESS, max_tokens=128, temperature=0)
+chat_model = ChatOpenAI(**ACCESS, max_tokens=512, temperature=0)
 
 
 class Person(BaseModel):

@@ -25,7 +25,7 @@ from clients.promises import (  # noqa: E402
 litellm.suppress_debug_info = True
 OPENAI = dict(model=f"openai/{MODEL}", api_base=f"{BASE_URL}/v1", api_key="unused", messages=MESSAGES)
 HUGGING_FACE = dict(model=f"huggingface/{MODEL}", api_base=BASE_URL, api_key="unused", messages=MESSAGES)
-ASK = dict(max_tokens=96, temperature=0, num_retries=0)
+ASK = dict(max_tokens=512, temperature=0, num_retries=0)
 
 
 def stream_of(request: dict) -> str:

@@ -4,6 +4,7 @@ import json
 import math
 from typing import Literal
 
+import httpx
 import openai
 from pydantic import BaseModel, ConfigDict
 
@@ -116,7 +117,7 @@ def chat_logprobs():
 @promise
 def chat_penalties_and_bias():
     first = create(**ASK, logprobs=True).choices[0].logprobs.content[0].token
-    id = client.post("/../tokenize", body={"inputs": first}, cast_to=object)[-1]["id"]
+    id = httpx.post(f"{BASE_URL}/tokenize", json={"inputs": first}).json()[-1]["id"]
     answer = create(**ASK, logit_bias={str(id): -100}).choices[0]
     assert not answer.message.content.startswith(first), answer
     answer = create(**(ASK | {"max_tokens": 4}), logit_bias={str(id): 100}, presence_penalty=0.0).choices[0]
@@ -140,7 +141,7 @@ def chat_extra_sampling():
 @promise
 def chat_tools():
     for choice in ("required", NAMED_WEATHER):
-        answer = create(model=MODEL, messages=MESSAGES, tools=TOOLS, tool_choice=choice, max_tokens=128, temperature=1)
+        answer = create(model=MODEL, messages=MESSAGES, tools=TOOLS, tool_choice=choice, max_tokens=512, temperature=1)
         assert answer.choices[0].finish_reason in ("tool_calls", "stop"), answer
         calls = answer.choices[0].message.tool_calls
         assert calls and len({call.id for call in calls}) == len(calls), answer
@@ -156,7 +157,7 @@ def chat_tools():
 @promise
 def chat_tools_not_parallel():
     answer = create(
-        model=MODEL, messages=MESSAGES, tools=TOOLS, tool_choice="required", parallel_tool_calls=False, max_tokens=128
+        model=MODEL, messages=MESSAGES, tools=TOOLS, tool_choice="required", parallel_tool_calls=False, max_tokens=512
     )
     assert len(answer.choices[0].message.tool_calls) == 1, answer
 
@@ -173,7 +174,7 @@ def chat_tools_auto_and_none():
 
 @promise
 def chat_tools_stream():
-    ask = dict(model=MODEL, messages=MESSAGES, tools=TOOLS, max_tokens=128, temperature=1)
+    ask = dict(model=MODEL, messages=MESSAGES, tools=TOOLS, max_tokens=512, temperature=1)
     for seed in range(8):
         calls: dict[int, dict] = {}
         finish = None
@@ -229,7 +230,7 @@ def chat_parse():
     answer = client.chat.completions.parse(**(ASK | {"max_tokens": 64}), response_format=Person)
     assert isinstance(answer.choices[0].message.parsed, Person), answer
     tool = openai.pydantic_function_tool(Person, name="save_person")
-    answer = client.chat.completions.parse(**(ASK | {"max_tokens": 96}), tools=[tool], tool_choice="required")
+    answer = client.chat.completions.parse(**(ASK | {"max_tokens": 512}), tools=[tool], tool_choice="required")
     assert isinstance(answer.choices[0].message.tool_calls[0].function.parsed_arguments, Person), answer
 
 
@@ -290,7 +291,7 @@ def responses():
 def responses_tools():
     tool = {"type": "function", "name": "get_weather", "parameters": WEATHER, "strict": True}
     answer = client.responses.create(
-        model=MODEL, input=QUESTION, tools=[tool], tool_choice="required", max_output_tokens=96
+        model=MODEL, input=QUESTION, tools=[tool], tool_choice="required", max_output_tokens=512
     )
     call = next(item for item in answer.output if item.type == "function_call")
     assert call.name == "get_weather" and call.call_id, call

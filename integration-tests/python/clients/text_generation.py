@@ -54,7 +54,7 @@ def chat():
 
 @promise
 def chat_tools():
-    answer = client.chat(MESSAGES, max_tokens=96, tools=TOOLS, tool_choice="get_weather", seed=1)
+    answer = client.chat(MESSAGES, max_tokens=512, tools=TOOLS, tool_choice="get_weather", seed=1)
     call = answer.choices[0].message.tool_calls[0]
     function = call["function"] if isinstance(call, dict) else call.function
     name, arguments = (
