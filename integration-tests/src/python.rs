@@ -11,7 +11,7 @@ use crate::workspace_root;
 pub struct Python(PathBuf);
 
 impl Python {
-    /// The environment of `python/{requirements}`; `None`, with a printed reason, on a machine without python3.
+    /// The environment of `python/{requirements}`; `None`, with a printed reason, on a machine without a fitting Python.
     ///
     /// It is made once and kept under `target`; a marker that holds the list makes it anew when the list changes or a
     /// making was interrupted.
@@ -23,10 +23,10 @@ impl Python {
         static TURN: Mutex<()> = Mutex::new(());
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
 
-        if Command::new("python3").arg("--version").output().is_err() {
-            println!("skipped: python3 is not installed");
+        let Some(interpreter) = interpreter() else {
+            println!("skipped: none of {INTERPRETERS:?} is a Python from {OLDEST} to {NEWEST}");
             return None;
-        }
+        };
         let requirements = Python::dir().join(requirements);
         let wanted = std::fs::read_to_string(&requirements).unwrap_or_else(|error| panic!("{requirements:?}: {error}"));
         let venv = target().join(requirements.with_extension("venv").file_name().expect("it is a file"));
@@ -36,7 +36,7 @@ impl Python {
             return Some(Python(python));
         }
         let _ = std::fs::remove_dir_all(&venv);
-        succeed(Command::new("python3").args(["-m", "venv"]).arg(&venv));
+        succeed(Command::new(interpreter).args(["-m", "venv"]).arg(&venv));
         // Compiling thousands of modules takes longer than compiling those that are imported.
         let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile"];
         succeed(Command::new(&python).args(install).arg("--requirement").arg(&requirements));
@@ -55,6 +55,21 @@ impl Python {
     pub fn dir() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("python")
     }
+}
+
+/// The pinned packages have wheels for these versions, all of them for no other.
+const OLDEST: &str = "3.11";
+const NEWEST: &str = "3.13";
+/// The machine's own first.
+const INTERPRETERS: [&str; 4] = ["python3", "python3.13", "python3.12", "python3.11"];
+
+fn interpreter() -> Option<&'static str> {
+    INTERPRETERS.into_iter().find(|interpreter| {
+        let version = "import sys; print('%d.%d' % sys.version_info[:2])";
+        let output = Command::new(interpreter).args(["-c", version]).output();
+        // Versions of equal length are in the order of their text.
+        output.is_ok_and(|output| (OLDEST..=NEWEST).contains(&String::from_utf8_lossy(&output.stdout).trim()))
+    })
 }
 
 /// Cargo's folder for what is built: installed packages go beside it.
