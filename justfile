@@ -31,7 +31,7 @@ deny:
     cargo deny check bans licenses sources
 
 # The figures of the README, each with its goal.
-bench: bench-startup bench-concurrency bench-long-prompt
+bench: bench-startup bench-concurrency bench-long-prompt bench-grammar-load bench-first-token
 
 # Time from start to the ready line.
 bench-startup:
@@ -52,3 +52,11 @@ bench-ops *args:
 # What a long prompt costs running streams.
 bench-long-prompt:
     cargo run --release -p integration-tests --example long_prompt
+
+# What streams under a grammar cost plain ones beside them.
+bench-grammar-load:
+    cargo run --release -p integration-tests --example grammar_load
+
+# Time to the first token on fresh and on kept connections.
+bench-first-token:
+    cargo run --release -p integration-tests --example first_token

@@ -2,24 +2,17 @@
 //!
 //! `just bench-concurrency`. Goal: at least 8 times the throughput of one stream.
 //!
-//! The demo model ends its answers after a sentence, and TGI's API has no way to forbid that. So a copy of the model is
-//! served whose configuration names another end token: the same weights and the same work per token, and every stream is
-//! exactly as long as asked for.
+//! Every stream is exactly as long as asked for: [`endless_demo_model`].
 
-use std::fs;
-use std::path::Path;
 use std::time::Instant;
 
 use futures::future::join_all;
-use integration_tests::{Server, Setup};
-use serde_json::{Value, json};
-use tempfile::TempDir;
+use integration_tests::{Server, Setup, endless_demo_model};
+use serde_json::json;
 
 const STREAMS: usize = 64;
 const TOKENS: usize = 128;
 const ROUNDS: usize = 5;
-/// `<|system|>`: in the vocabulary, but never written by the model.
-const NEVER_WRITTEN: u32 = 2;
 
 #[tokio::main]
 async fn main() {
@@ -57,21 +50,6 @@ async fn throughput(server: &Server, streams: usize) -> f64 {
     let seconds = start.elapsed().as_secs_f64();
     assert_eq!(tokens, streams * TOKENS, "every stream is complete");
     tokens as f64 / seconds
-}
-
-fn endless_demo_model() -> TempDir {
-    let dir = TempDir::new().expect("a folder for temporary files can be made");
-    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../launcher/demo-model");
-    for name in ["tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
-        fs::copy(demo.join(name), dir.path().join(name)).expect("the demo model is complete");
-    }
-    for name in ["config.json", "generation_config.json"] {
-        let text = fs::read(demo.join(name)).expect("the demo model is complete");
-        let mut config: Value = serde_json::from_slice(&text).expect("a configuration is JSON");
-        config["eos_token_id"] = json!(NEVER_WRITTEN);
-        fs::write(dir.path().join(name), config.to_string()).expect("the copy is writable");
-    }
-    dir
 }
 
 fn median(values: &mut [f64]) -> f64 {

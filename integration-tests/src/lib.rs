@@ -2,18 +2,24 @@
 //!
 //! The tests start the executable that users start, talk to it as users do, and look at what is left when it ends. This
 //! library is their harness: [`Server`] runs the executable, [`Stream`] reads server-sent events, [`TinyModel`] writes
-//! models of any shape with random weights, [`Metrics`] reads `/metrics`.
+//! models of any shape with random weights, [`Metrics`] reads `/metrics`, [`Python`] and [`Node`] install pinned clients.
 
+mod demo_model;
 mod executable;
 mod metrics;
+mod node;
 mod processes;
+mod python;
 mod server;
 mod stream;
 mod tiny_model;
 
+pub use demo_model::endless_demo_model;
 pub use executable::{executable, workspace_root};
 pub use metrics::Metrics;
+pub use node::Node;
 pub use processes::{Process, wait_until};
+pub use python::Python;
 pub use server::{Exit, Server, Setup};
 pub use stream::{Event, Stream, generated_ids};
 pub use tiny_model::TinyModel;

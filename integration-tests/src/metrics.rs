@@ -23,6 +23,22 @@ impl Metrics {
             .reduce(|sum, value| sum + value)
     }
 
+    /// An upper bound of the quantile `q` of the histogram called `name`: the bucket in which it lies ends there.
+    ///
+    /// `None` if it has no observation; infinite beyond the last bucket.
+    pub fn quantile(&self, name: &str, q: f64) -> Option<f64> {
+        let mut buckets: Vec<(f64, f64)> = self
+            .samples(&format!("{name}_bucket"))
+            .filter_map(|(labels, count)| {
+                let end = labels.split("le=\"").nth(1)?.split('"').next()?;
+                Some((end.parse().ok()?, count))
+            })
+            .collect();
+        buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let total = buckets.last().map(|&(_, count)| count).filter(|&count| count > 0.0)?;
+        buckets.iter().find(|&&(_, count)| count >= q * total).map(|&(end, _)| end)
+    }
+
     /// Labels and value of each sample called `name`.
     fn samples<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (&'a str, f64)> {
         self.0.lines().filter(|line| !line.starts_with('#')).filter_map(move |line| {
@@ -36,6 +52,16 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn quantiles_are_bucket_ends() {
+        let text = "a_bucket{le=\"0.1\"} 5\na_bucket{le=\"0.2\"} 9\na_bucket{le=\"+Inf\"} 10\na_sum 1\na_count 10\n";
+        let metrics = Metrics::parse(text.to_owned());
+        assert_eq!(metrics.quantile("a", 0.5), Some(0.1));
+        assert_eq!(metrics.quantile("a", 0.9), Some(0.2));
+        assert_eq!(metrics.quantile("a", 0.99), Some(f64::INFINITY));
+        assert_eq!(metrics.quantile("b", 0.5), None);
+    }
 
     #[test]
     fn samples_are_summed_over_labels() {

@@ -1,0 +1,1 @@
+"""Structured output: the schemas, the regular expressions, and the judge."""
