@@ -15,7 +15,7 @@ use crate::comm::{Comm, StepTag};
 use crate::masks::{MaskError, MaskSource, StepMasks};
 use crate::models::{Model, SequenceSpan, StepInput};
 use crate::sampling::{Choice, Row, RowFailure, Sampler, TopTokens};
-use crate::slots::{Rows, SampledRow, ScoredToken, Slot, SlotLimits, Slots};
+use crate::slots::{Prediction, Rows, SampledRow, ScoredToken, Slot, SlotLimits, Slots};
 use crate::violation::Violation;
 
 /// Why an epoch cannot go on.
@@ -259,9 +259,9 @@ impl Executor {
             sampler.scores.clear();
             for token in rows.scored.iter().skip(thread).step_by(threads) {
                 let slot = all_slots.get(token.slot);
-                let logits = match token.logits {
-                    Some(index) => logits_of(index),
-                    None => &slot.kept_logits[..],
+                let logits = match token.predicted_by {
+                    Prediction::Row(index) => logits_of(index),
+                    Prediction::Kept => &slot.kept_logits[..],
                 };
                 sampler.score(slot, logits, token);
             }

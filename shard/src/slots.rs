@@ -119,8 +119,17 @@ pub struct ScoredToken {
     pub position: u32,
     /// The token.
     pub token_id: u32,
-    /// Index in `logit_rows` of the row that predicts it; `None` if an earlier step kept that row's logits in the slot.
-    pub logits: Option<usize>,
+    /// The logits that predict it.
+    pub predicted_by: Prediction,
+}
+
+/// Where the logits are that predict a prompt token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prediction {
+    /// In the slot: the row before the token was the last one of an earlier chunk.
+    Kept,
+    /// Among those of this step, at this index in `logit_rows`.
+    Row(usize),
 }
 
 /// Consecutive rows of one slot.
@@ -261,12 +270,12 @@ impl Slots {
         let (slot, shape) = (&mut self.slots[slot_id as usize], &mut self.shapes[slot_id as usize]);
         let (first_row, start_position) = (rows.input_ids.len(), shape.length);
         rows.spans.push(Span { slot: slot_id, first_row, num_rows: ids.len(), start_position });
-        // The logits that predict the token at hand, if they are known.
-        let mut predicted_by = if slot.kept_logits.is_empty() { None } else { Some(None) };
+        // What predicts the token at hand, if that is known.
+        let mut prediction = (!slot.kept_logits.is_empty()).then_some(Prediction::Kept);
         for id in ids {
             let position = shape.length as u32;
-            if let Some(logits) = predicted_by.take().filter(|_| shape.length < shape.scored_tokens) {
-                rows.scored.push(ScoredToken { slot: slot_id, position, token_id: id, logits });
+            if let Some(predicted_by) = prediction.take().filter(|_| shape.length < shape.scored_tokens) {
+                rows.scored.push(ScoredToken { slot: slot_id, position, token_id: id, predicted_by });
             }
             let block_id = slot.block_table[shape.length / self.limits.block_size] as usize;
             let offset = shape.length % self.limits.block_size;
@@ -278,14 +287,17 @@ impl Slots {
                 slot.history.push(&slot.params, position, id);
             }
             if shape.length < shape.scored_tokens {
-                predicted_by = Some(Some(rows.want_logits()));
+                prediction = Some(Prediction::Row(rows.want_logits()));
             }
         }
         if sample {
-            let logits = predicted_by.flatten().unwrap_or_else(|| rows.want_logits());
+            let logits = match prediction {
+                Some(Prediction::Row(logits)) => logits,
+                _ => rows.want_logits(),
+            };
             rows.sampled.push(SampledRow { slot: slot_id, position: shape.length as u32, logits });
         }
-        if let Some(Some(logits)) = predicted_by {
+        if let Some(Prediction::Row(logits)) = prediction {
             rows.kept.push((slot_id, logits));
         }
         shape.sampled = sample;

@@ -113,39 +113,34 @@ fn logprob(logits: &[f32], id: u32) -> f32 {
 fn a_prompt_that_cannot_be_scored_fails_where_it_is_sampled() {
     let model = TinyModel::with_nan();
     let mut executor = shard::start::start_with(&model.args(&["--threads", "2"]), Arc::new(Single)).unwrap().executor;
-    let params = |prompt_logprobs| SamplingParams { prompt_logprobs, prompt_tokens: 4, ..SamplingParams::default() };
+    let params = SamplingParams { prompt_logprobs: true, prompt_tokens: 6, ..SamplingParams::default() };
     // Slot 1 has the same prompt without the token that breaks it.
     let new_slots = [0, 1].map(|slot| NewSlot {
         slot,
-        params: Some(params(true)),
+        params: Some(params.clone()),
         block_table: pack_u32([slot]),
         ..NewSlot::default()
     });
-    let chunk = |slot, start_position, ids: [u32; 2]| Chunk {
-        slot,
-        start_position,
-        ids: pack_u32(ids),
-        sample: start_position > 0,
+    let mut step = |seq: u64, new_slots: Vec<NewSlot>, ids: [[u32; 2]; 2]| {
+        let start_position = 2 * (seq as u32 - 1);
+        let chunk = |(slot, ids)| Chunk { slot, start_position, ids: pack_u32(ids), sample: seq == 3 };
+        let plan = Plan { seq, new_slots, chunks: (0..).zip(ids).map(chunk).collect(), ..Plan::default() };
+        let result = executor.step(1, &plan, Duration::ZERO, &mut NoMasks).unwrap();
+        let scored = result
+            .prompt_logprobs
+            .iter()
+            .map(|scored| (scored.slot, scored.first_token_position, unpack_f32(&scored.logprobs).unwrap().len()));
+        (scored.collect::<Vec<_>>(), result.row_errors, result.samples)
     };
-    let chunks = vec![chunk(0, 0, [1, NAN_TOKEN]), chunk(1, 0, [1, 2])];
-    let plan = Plan { seq: 1, new_slots: new_slots.into(), chunks, ..Plan::default() };
-    let result = executor.step(1, &plan, Duration::ZERO, &mut NoMasks).unwrap();
-    assert!(result.row_errors.is_empty());
-    let scored = |result: &proto::v1::StepResult| {
-        let entry = |scored: &proto::v1::PromptLogprobs| {
-            (scored.slot, scored.first_token_position, unpack_f32(&scored.logprobs).unwrap().len())
-        };
-        result.prompt_logprobs.iter().map(entry).collect::<Vec<_>>()
-    };
-    assert_eq!(scored(&result), [(0, 1, 1), (1, 1, 1)]);
-
-    let chunks = vec![chunk(0, 2, [3, 4]), chunk(1, 2, [3, 4])];
-    let plan = Plan { seq: 2, chunks, ..Plan::default() };
-    let result = executor.step(1, &plan, Duration::ZERO, &mut NoMasks).unwrap();
-    assert_eq!(scored(&result), [(1, 2, 2)]);
-    let [error] = &result.row_errors[..] else { panic!("{result:?}") };
-    assert_eq!((error.slot, error.reason.as_str()), (0, "the logit of token 0 at position 2 is NaN"));
-    let slots: Vec<u32> = proto::Sample::unpack(&result.samples).unwrap().map(|sample| sample.slot).collect();
+    let (scored, errors, _) = step(1, new_slots.into(), [[1, 2], [1, 2]]);
+    assert_eq!((scored, errors), (vec![(0, 1, 1), (1, 1, 1)], vec![]));
+    let (scored, errors, _) = step(2, vec![], [[NAN_TOKEN, 3], [4, 3]]);
+    assert_eq!((scored, errors), (vec![(1, 2, 2)], vec![]));
+    let (scored, errors, samples) = step(3, vec![], [[5, 6], [5, 6]]);
+    assert_eq!(scored, [(1, 4, 2)]);
+    let [error] = &errors[..] else { panic!("{errors:?}") };
+    assert_eq!((error.slot, error.reason.as_str()), (0, "the logit of token 0 at position 3 is NaN"));
+    let slots: Vec<u32> = proto::Sample::unpack(&samples).unwrap().map(|sample| sample.slot).collect();
     assert_eq!(slots, [1]);
 }
 

@@ -29,7 +29,7 @@ pub(super) fn context_tokens(words: &[Vec<u32>]) -> usize {
 pub(super) fn parse(wire: &v1::SamplingParams, vocab_size: usize) -> Result<Vec<Vec<u32>>, InvalidParam> {
     let invalid = |value: f64, expected| Err(InvalidParam { field: "bad_words", value, expected });
     if wire.bad_words.len() > MAX_BAD_WORDS {
-        return invalid(wire.bad_words.len() as f64, "at most MAX_BAD_WORDS words");
+        return invalid(wire.bad_words.len() as f64, "at most 1024 words");
     }
     let mut words = Vec::with_capacity(wire.bad_words.len());
     for packed in &wire.bad_words {
@@ -37,7 +37,7 @@ pub(super) fn parse(wire: &v1::SamplingParams, vocab_size: usize) -> Result<Vec<
             return invalid(packed.len() as f64, "packed: a multiple of 4 bytes");
         };
         if ids.len() == 0 || ids.len() > MAX_BAD_WORD_TOKENS {
-            return invalid(ids.len() as f64, "words of 1 to MAX_BAD_WORD_TOKENS tokens");
+            return invalid(ids.len() as f64, "words of 1 to 64 tokens");
         }
         let word: Vec<u32> = ids.collect();
         if let Some(&token_id) = word.iter().find(|&&token_id| token_id as usize >= vocab_size) {
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn words_are_checked() {
-        let length = "expected words of 1 to MAX_BAD_WORD_TOKENS tokens";
+        let length = format!("expected words of 1 to {MAX_BAD_WORD_TOKENS} tokens");
         check_refused(&[&[1], &[]], &format!("`bad_words` is 0, {length}"));
         check_refused(
             &[&[1; MAX_BAD_WORD_TOKENS + 1]],
@@ -104,7 +104,7 @@ mod tests {
         );
         check_refused(&[&[1, 10]], "`bad_words` is 10, expected ids below Info.vocab_size");
         let many = vec![&[1][..]; MAX_BAD_WORDS + 1];
-        check_refused(&many, &format!("`bad_words` is {}, expected at most MAX_BAD_WORDS words", many.len()));
+        check_refused(&many, &format!("`bad_words` is {}, expected at most {MAX_BAD_WORDS} words", many.len()));
         let wire = v1::SamplingParams { bad_words: vec![vec![0; 5].into()], ..v1::SamplingParams::default() };
         assert_eq!(
             parse(&wire, 10).unwrap_err().to_string(),

@@ -26,7 +26,7 @@ pub(super) fn parse(wire: &v1::SamplingParams, vocab_size: usize) -> Result<Vec<
         return invalid("logit_bias_ids", cut as f64, "packed: a multiple of 4 bytes");
     };
     if ids.len() > MAX_LOGIT_BIASES {
-        return invalid("logit_bias_ids", ids.len() as f64, "at most MAX_LOGIT_BIASES ids");
+        return invalid("logit_bias_ids", ids.len() as f64, "at most 4096 ids");
     }
     if ids.len() != biases.len() {
         return invalid("logit_biases", biases.len() as f64, "as many values as `logit_bias_ids`");
@@ -80,7 +80,7 @@ mod tests {
         check_refused(&wire(&[3], &[f32::NAN]), "`logit_biases` is NaN, expected finite numbers or -inf");
         check_refused(&wire(&[3], &[f32::INFINITY]), "`logit_biases` is inf, expected finite numbers or -inf");
         let many = vec![0; MAX_LOGIT_BIASES + 1];
-        let expected = format!("`logit_bias_ids` is {}, expected at most MAX_LOGIT_BIASES ids", many.len());
+        let expected = format!("`logit_bias_ids` is {}, expected at most {MAX_LOGIT_BIASES} ids", many.len());
         check_refused(&wire(&many, &[]), &expected);
         let cut = v1::SamplingParams { logit_biases: vec![0; 3].into(), ..v1::SamplingParams::default() };
         check_refused(&cut, "`logit_bias_ids` is 3, expected packed: a multiple of 4 bytes");

@@ -3,6 +3,7 @@
 use proto::pack_u32;
 use proto::v1::SamplingParams;
 
+use super::Prediction::Row;
 use super::*;
 
 const LIMITS: SlotLimits = SlotLimits {
@@ -136,7 +137,6 @@ fn the_history_holds_cached_computed_and_sampled_tokens() {
     assert_eq!(slots.get(0).history, expected);
 }
 
-/// What a slot with `prompt_tokens` = 6 asks for when its chunk of `ids` at `start` is applied after the plans before.
 #[test]
 fn prompt_tokens_are_scored_by_the_row_before_them() {
     let params = SamplingParams { prompt_logprobs: true, prompt_tokens: 6, ..SamplingParams::default() };
@@ -147,26 +147,27 @@ fn prompt_tokens_are_scored_by_the_row_before_them() {
         let plan = Plan { seq, chunks: vec![chunk], new_slots, ..Plan::default() };
         slots.check(&plan).unwrap();
         slots.apply(&plan, &mut rows);
-        let scored = rows.scored.iter().map(|token| (token.position, token.token_id, token.logits)).collect::<Vec<_>>();
+        let scored =
+            rows.scored.iter().map(|token| (token.position, token.token_id, token.predicted_by)).collect::<Vec<_>>();
         (rows.logit_rows.clone(), scored, rows.kept.clone(), rows.sampled.clone())
     };
     let new = NewSlot { params: Some(params.clone()), ..new_slot(0, &[0, 1]) };
     // The first token has no prediction; the last row predicts the first token of the next chunk.
     let (logit_rows, scored, kept, _) = apply(&mut slots, chunk(0, 0, &[10, 11, 12], false), vec![new.clone()]);
     assert_eq!(logit_rows, [0, 1, 2]);
-    assert_eq!(scored, [(1, 11, Some(0)), (2, 12, Some(1))]);
+    assert_eq!(scored, [(1, 11, Row(0)), (2, 12, Row(1))]);
     assert_eq!(kept, [(0, 2)]);
     slots.get_mut(0).kept_logits = vec![0.0; 100];
     // The prompt ends: its last row is sampled, and no row of the reply is scored.
     let (logit_rows, scored, kept, samples) = apply(&mut slots, chunk(0, 3, &[13, 14, 15, 16], true), vec![]);
     assert_eq!(logit_rows, [0, 1, 3]);
-    assert_eq!(scored, [(3, 13, None), (4, 14, Some(0)), (5, 15, Some(1))]);
+    assert_eq!(scored, [(3, 13, Prediction::Kept), (4, 14, Row(0)), (5, 15, Row(1))]);
     assert!(kept.is_empty());
     assert_eq!(samples, [sampled(0, 7, 2)]);
     // Behind a cached prefix nothing predicted the first token.
     let cached = NewSlot { slot: 1, cached_tokens: 4, ..NewSlot { params: Some(params), ..new_slot(1, &[2, 3]) } };
     let (logit_rows, scored, kept, _) = apply(&mut slots, chunk(1, 4, &[14, 15], true), vec![cached]);
-    assert_eq!((logit_rows, scored), (vec![0, 1], vec![(5, 15, Some(0))]));
+    assert_eq!((logit_rows, scored), (vec![0, 1], vec![(5, 15, Row(0))]));
     assert!(kept.is_empty());
     // What was kept goes with its slot.
     slots.get_mut(0).kept_logits = vec![0.0; 100];
