@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::body::{Body, Wire};
+use super::openapi::TokenId;
 use super::{json, to_json};
 use crate::error::{NativeFailure, ValidationError};
 use crate::limits::MAX_DETOKENIZED;
@@ -19,7 +20,7 @@ use crate::server::Server;
 #[derive(Deserialize, ToSchema)]
 pub(super) struct DetokenizeRequest {
     /// Ids that the tokenizer does not know are skipped, special tokens have no text.
-    #[schema(max_items = 1048576)]
+    #[schema(value_type = Vec<TokenId>, max_items = 1048576)]
     tokens: Vec<u32>,
 }
 

@@ -94,6 +94,8 @@ pub(super) struct GenerateParameters {
     #[serde(default)]
     decoder_input_details: bool,
     grammar: Option<Grammar>,
+    /// Empty for none; no adapter can be loaded yet.
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     adapter_id: Option<String>,
 }
 

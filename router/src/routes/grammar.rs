@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::openapi::{JsonObjectOrText, RegexText};
 use crate::grammar::GrammarSpec;
 
 /// `{"type": "json", "value": {..}}` and its siblings.
@@ -15,9 +16,11 @@ use crate::grammar::GrammarSpec;
 pub(super) enum Grammar {
     /// A JSON schema, as an object or as text.
     #[serde(rename = "json", alias = "json_object")]
+    #[schema(value_type = JsonObjectOrText)]
     Json(Value),
     /// A regular expression for the whole reply.
     #[serde(rename = "regex")]
+    #[schema(value_type = RegexText)]
     Regex(String),
     /// A JSON schema in OpenAI's envelope.
     #[serde(rename = "json_schema")]
@@ -26,7 +29,9 @@ pub(super) enum Grammar {
 
 /// A schema with what OpenAI's clients say of it; only the schema counts.
 #[derive(Deserialize, ToSchema)]
+#[schema(as = GrammarSchema)]
 pub(super) struct NamedSchema {
+    #[schema(value_type = JsonObjectOrText)]
     schema: Value,
 }
 

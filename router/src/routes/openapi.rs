@@ -4,6 +4,7 @@
 //! `docs/openapi.json` is its committed form; `UPDATE_EXPECT=1 cargo test -p router openapi` writes it anew.
 
 mod bounds;
+mod described;
 mod errors;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,10 @@ use crate::error::{AnthropicBody, NativeBody, OpenAiBody};
 use crate::server::Server;
 
 pub(super) use bounds::{array, integer, limited, limited_list, limited_string, stop_strings};
+pub(super) use described::{
+    BadWordText, BadWordTokens, ChoiceText, JsonObject, JsonObjectOrText, PromptOrPrompts, RegexText, StopList,
+    StopStrings, TemplateVariables, TokenId, describe_text_or_list, text_or_list,
+};
 pub(super) use errors::{AnthropicErrors, EitherErrors, GateErrors, HealthErrors, ModelHealthErrors, NativeErrors, OpenAiErrors};
 
 /// TGI's one tag.

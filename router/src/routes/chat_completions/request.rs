@@ -11,6 +11,7 @@ use crate::routes::chat::{ChatCall, Reasoning};
 use crate::routes::openai::message::{Message, template_messages};
 use crate::routes::openai::request::{forbid_words, request_body};
 use crate::routes::openai::{StreamOptions, tools};
+use crate::routes::openapi::{JsonObject, JsonObjectOrText, TemplateVariables};
 use crate::server::Server;
 
 request_body! {
@@ -28,14 +29,14 @@ request_body! {
         #[schema(value_type = Option<Vec<tools::ToolObject>>, max_items = 128)]
         tools: Option<Vec<Value>>,
         /// `auto`, `none`, `required`, or the function to call.
-        #[schema(value_type = Option<Object>, extensions(("x-limit" = json!("payload_limit"))))]
+        #[schema(value_type = Option<JsonObjectOrText>)]
         tool_choice: Option<Value>,
         parallel_tool_calls: Option<bool>,
         /// The older form of `tools`.
         #[schema(value_type = Option<Vec<tools::FunctionObject>>, max_items = 128)]
         functions: Option<Vec<Value>>,
         /// The older form of `tool_choice`.
-        #[schema(value_type = Option<Object>, extensions(("x-limit" = json!("payload_limit"))))]
+        #[schema(value_type = Option<JsonObjectOrText>)]
         function_call: Option<Value>,
         /// What is written after the last message if there are tools (TGI).
         #[schema(extensions(("x-limit" = json!("payload_limit"))))]
@@ -46,9 +47,9 @@ request_body! {
         #[schema(extensions(("x-limit" = json!("payload_limit"))))]
         reasoning_effort: Option<String>,
         /// Further variables of the template.
-        #[schema(value_type = Option<Object>, extensions(("x-limit" = json!("payload_limit"))))]
+        #[schema(value_type = Option<TemplateVariables>)]
         chat_template_kwargs: Option<Map<String, Value>>,
-        #[schema(value_type = Option<Vec<Object>>, max_items = 1024)]
+        #[schema(value_type = Option<Vec<JsonObject>>, max_items = 1024)]
         documents: Option<Vec<Value>>,
         add_generation_prompt: Option<bool>,
         /// Whether the reply goes on with the last message; without it, it does if that is the assistant's.

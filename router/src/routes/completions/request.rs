@@ -2,7 +2,6 @@
 
 use axum::http::StatusCode;
 use serde::Deserialize;
-use utoipa::ToSchema;
 
 use crate::error::{BodyError, Error, ValidationError};
 use crate::params::Asked;
@@ -10,12 +9,14 @@ use crate::params::unsupported::{COMPLETIONS, Unsupported};
 use crate::routes::body::Wire;
 use crate::routes::openai::StreamOptions;
 use crate::routes::openai::request::{forbid_words, request_body};
+use crate::routes::openapi::PromptOrPrompts;
 use crate::server::Server;
 use crate::validation::SpecialTokens;
 
 request_body! {
     /// The body of `/v1/completions`.
     pub(in crate::routes) struct CompletionRequest {
+        #[schema(value_type = PromptOrPrompts)]
         prompt: Prompts,
         /// Not supported: write it into the prompt.
         #[schema(extensions(("x-limit" = json!("payload_limit"))))]
@@ -39,7 +40,7 @@ impl Wire for CompletionRequest {
 }
 
 /// `prompt`: one text, one list of token ids, or several of a kind.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum Prompts {
     Text(String),

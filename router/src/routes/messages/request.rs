@@ -13,6 +13,7 @@ use crate::params::unsupported::{MESSAGES, Unsupported};
 use crate::params::{Asked, temperature, top_p};
 use crate::routes::body::Wire;
 use crate::routes::chat::ChatCall;
+use crate::routes::openapi::{JsonObject, StopList, describe_text_or_list};
 
 /// The body of `/v1/messages`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -26,6 +27,7 @@ pub(in crate::routes) struct MessagesRequest {
     /// Required, except to count tokens.
     #[schema(minimum = 0, maximum = 4294967295_u32)]
     max_tokens: Option<u32>,
+    #[schema(value_type = Option<StopList>)]
     stop_sequences: Option<Vec<String>>,
     stream: Option<bool>,
     #[schema(minimum = 0)]
@@ -48,19 +50,20 @@ impl Wire for MessagesRequest {
 /// One turn.
 #[derive(Debug, Deserialize, ToSchema)]
 struct InputMessage {
-    #[schema(max_length = 256)]
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     role: String,
     content: Blocks,
 }
 
 /// A text, or blocks.
-#[derive(Debug, Deserialize, ToSchema)]
-#[schema(as = AnthropicContent)]
+#[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum Blocks {
     Text(String),
     Blocks(Vec<InputBlock>),
 }
+
+describe_text_or_list!(Blocks as "AnthropicContent", InputBlock, MAX_CONTENT_PARTS);
 
 /// A block of a turn: `text`, `thinking`, `tool_use` or `tool_result`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -78,7 +81,7 @@ struct InputBlock {
     #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     #[serde(default)]
     name: String,
-    #[schema(value_type = Option<Object>, extensions(("x-limit" = json!("payload_limit"))))]
+    #[schema(value_type = Option<JsonObject>)]
     input: Option<Value>,
     /// Of a `tool_result`.
     #[serde(default)]
@@ -98,7 +101,7 @@ struct InputTool {
     name: String,
     #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     description: Option<String>,
-    #[schema(value_type = Option<Object>, extensions(("x-limit" = json!("payload_limit"))))]
+    #[schema(value_type = Option<JsonObject>)]
     input_schema: Option<Value>,
 }
 
@@ -107,7 +110,7 @@ struct InputToolChoice {
     /// `auto`, `any`, `tool`, `none`.
     #[schema(max_length = 256)]
     r#type: String,
-    #[schema(max_length = 256)]
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     name: Option<String>,
     disable_parallel_tool_use: Option<bool>,
 }
@@ -115,7 +118,7 @@ struct InputToolChoice {
 /// Whether the model thinks first, if its template can switch that.
 #[derive(Debug, Deserialize, ToSchema)]
 struct Thinking {
-    #[schema(max_length = 256)]
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     r#type: String,
 }
 

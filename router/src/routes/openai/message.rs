@@ -6,12 +6,13 @@ use utoipa::ToSchema;
 
 use crate::error::ValidationError;
 use crate::limits::{MAX_CALLS_PER_MESSAGE, MAX_CONTENT_PARTS};
+use crate::routes::openapi::{JsonObjectOrText, describe_text_or_list};
 
 /// One turn of a conversation.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct Message {
     /// `system`, `developer`, `user`, `assistant`, `tool`, or what else the template knows.
-    #[schema(max_length = 256)]
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     role: String,
     content: Option<Content>,
     #[schema(extensions(("x-limit" = json!("payload_limit"))))]
@@ -33,13 +34,14 @@ pub(crate) struct Message {
 }
 
 /// The text of a message.
-#[derive(Debug, Deserialize, ToSchema)]
-#[schema(as = MessageContent)]
+#[derive(Debug, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum Content {
     Text(String),
     Parts(Vec<Part>),
 }
+
+describe_text_or_list!(Content as "MessageContent", Part, MAX_CONTENT_PARTS);
 
 /// A part of a message. Only text is served.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -71,7 +73,7 @@ pub(crate) struct MessageFunction {
     name: String,
     /// JSON in a string, or the JSON itself.
     #[serde(alias = "parameters", default)]
-    #[schema(value_type = String, extensions(("x-limit" = json!("payload_limit"))))]
+    #[schema(value_type = JsonObjectOrText)]
     arguments: Value,
 }
 

@@ -19,7 +19,7 @@ use crate::limits::MAX_NAME_BYTES;
 use crate::server::Server;
 
 /// `stop`: OpenAI takes a string or a list, TGI only a list.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Deserialize)]
 #[serde(untagged)]
 pub(super) enum Stop {
     One(String),

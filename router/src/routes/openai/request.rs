@@ -47,6 +47,7 @@ macro_rules! request_body {
             /// Any 64-bit integer.
             #[schema(value_type = Option<i64>, minimum = -9223372036854775808_i64, maximum = 9223372036854775807_i64)]
             seed: Option<i128>,
+            #[schema(value_type = Option<$crate::routes::openapi::StopStrings>)]
             stop: Option<$crate::routes::openai::Stop>,
             /// Once per distinct token of the reply.
             #[schema(minimum = -2, maximum = 2)]
@@ -63,24 +64,24 @@ macro_rules! request_body {
             min_tokens: Option<u32>,
             ignore_eos: Option<bool>,
             /// Words that the reply must not contain.
-            #[schema(max_items = 256)]
+            #[schema(value_type = Option<Vec<$crate::routes::openapi::BadWordText>>, max_items = 256)]
             bad_words: Option<Vec<String>>,
             /// The same as token ids.
-            #[schema(max_items = 1024)]
+            #[schema(value_type = Option<Vec<$crate::routes::openapi::BadWordTokens>>, max_items = 1024)]
             bad_words_ids: Option<Vec<Vec<u32>>>,
             /// Keep only so many tokens of the prompt's end.
             #[serde(alias = "truncate")]
             #[schema(minimum = 1, extensions(("x-limit" = json!("max_input_tokens"))))]
             truncate_prompt_tokens: Option<usize>,
-            #[schema(max_length = 256)]
+            #[schema(extensions(("x-limit" = json!("payload_limit"))))]
             adapter_id: Option<String>,
             response_format: Option<$crate::routes::openai::response_format::ResponseFormat>,
             structured_outputs: Option<$crate::routes::openai::response_format::StructuredOutputs>,
-            #[schema(value_type = Option<Object>, extensions(("x-limit" = json!("payload_limit"))))]
+            #[schema(value_type = Option<$crate::routes::openapi::JsonObjectOrText>)]
             guided_json: Option<serde_json::Value>,
             #[schema(extensions(("x-limit" = json!("payload_limit"))))]
             guided_regex: Option<String>,
-            #[schema(max_items = 4096)]
+            #[schema(value_type = Option<Vec<$crate::routes::openapi::ChoiceText>>, max_items = 4096)]
             guided_choice: Option<Vec<String>>,
             /// A grammar in llguidance's dialect of Lark.
             #[schema(extensions(("x-limit" = json!("payload_limit"))))]

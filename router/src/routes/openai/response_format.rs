@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 use crate::error::ValidationError;
 use crate::grammar::GrammarSpec;
 use crate::limits::MAX_GRAMMAR_CHOICES;
+use crate::routes::openapi::{ChoiceText, JsonObjectOrText};
 
 /// `response_format`.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
@@ -27,11 +28,11 @@ pub(crate) struct ResponseFormat {
     json_schema: Option<NamedSchema>,
     /// TGI's place of the schema or the expression.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>, extensions(("x-limit" = json!("payload_limit"))))]
+    #[schema(value_type = Option<JsonObjectOrText>)]
     value: Option<Value>,
     /// The schema in the responses API, and of a `json_object` as some servers take it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>, extensions(("x-limit" = json!("payload_limit"))))]
+    #[schema(value_type = Option<JsonObjectOrText>)]
     schema: Option<Value>,
 }
 
@@ -47,18 +48,18 @@ pub(crate) struct NamedSchema {
     /// Means nothing here.
     #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     name: Option<String>,
-    #[schema(value_type = Option<Object>, extensions(("x-limit" = json!("payload_limit"))))]
+    #[schema(value_type = Option<JsonObjectOrText>)]
     schema: Option<Value>,
 }
 
 /// vLLM's `structured_outputs`; exactly one is set.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 pub(crate) struct StructuredOutputs {
-    #[schema(value_type = Option<Object>, extensions(("x-limit" = json!("payload_limit"))))]
+    #[schema(value_type = Option<JsonObjectOrText>)]
     pub(crate) json: Option<Value>,
     #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     pub(crate) regex: Option<String>,
-    #[schema(max_items = 4096)]
+    #[schema(value_type = Option<Vec<ChoiceText>>, max_items = 4096)]
     pub(crate) choice: Option<Vec<String>>,
     #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     pub(crate) grammar: Option<String>,

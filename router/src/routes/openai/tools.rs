@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 
 use crate::chat::{Tool, ToolChoice};
 use crate::error::ValidationError;
+use crate::routes::openapi::JsonObject;
 
 /// A function that the model may call.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -27,7 +28,7 @@ pub(crate) struct FunctionObject {
     description: Option<String>,
     /// JSON Schema of the arguments.
     #[serde(alias = "arguments")]
-    #[schema(value_type = Option<Object>, extensions(("x-limit" = json!("payload_limit"))))]
+    #[schema(value_type = Option<JsonObject>)]
     parameters: Option<Value>,
 }
 

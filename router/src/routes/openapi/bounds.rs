@@ -54,12 +54,17 @@ pub(super) fn fill(schema: &mut Value, value: &dyn Fn(&str) -> Option<usize>) {
                     Value::Array(types) => types.iter().any(|kind| kind == name),
                     kind => kind == name,
                 };
-                let keyword = match () {
-                    () if is("array") => "maxItems",
-                    () if is("string") => "maxLength",
-                    () => "maximum",
-                };
-                fields.insert(keyword.to_owned(), json!(limit));
+                let keywords = [
+                    ("array", "maxItems"),
+                    ("string", "maxLength"),
+                    ("object", "maxProperties"),
+                    ("integer", "maximum"),
+                ];
+                let keywords: Vec<&str> =
+                    keywords.into_iter().filter(|(kind, _)| is(kind)).map(|(_, keyword)| keyword).collect();
+                for keyword in keywords {
+                    fields.insert(keyword.to_owned(), json!(limit));
+                }
             }
             fields.values_mut().for_each(|field| fill(field, value));
         }

@@ -5,13 +5,22 @@ use std::collections::BTreeSet;
 use expect_test::expect_file;
 
 use super::*;
-
-/// Schemas whose files do not state their bounds yet. To be emptied.
-const PENDING: &[&str] = &["ChatRequest", "CompletionRequest"];
+use crate::routes::Route;
 
 #[test]
 fn the_committed_document_is_this_one() {
-    expect_file!["../../../../docs/openapi.json"].assert_eq(&(text() + "\n"));
+    let committed = expect_file!["../../../../docs/openapi.json"];
+    let text = text() + "\n";
+    if std::env::var_os("UPDATE_EXPECT").is_some() {
+        committed.assert_eq(&text);
+        return;
+    }
+    // The difference of two long documents takes minutes to find; the first line is as good.
+    let mut lines = text.lines().zip(committed.data().lines().map(str::to_owned).collect::<Vec<_>>()).zip(1..);
+    if let Some(((made, committed), line)) = lines.find(|((made, committed), _)| made != committed) {
+        panic!("docs/openapi.json:{line} is {committed:?} and should be {made:?}; UPDATE_EXPECT=1 writes it anew");
+    }
+    assert_eq!(text.len(), committed.data().len(), "docs/openapi.json ends early or late");
 }
 
 #[test]
@@ -21,7 +30,7 @@ fn every_route_is_described_and_every_description_is_a_route() {
     let routes: BTreeSet<(String, String)> = table()
         .into_iter()
         .filter(|route| !is_page(&route.path))
-        .map(|route| (route.method.as_str().to_lowercase(), route.path))
+        .map(|route| (route.method.as_str().to_lowercase(), described_path(&route)))
         .collect();
     assert_eq!(described, routes);
 }
@@ -31,8 +40,9 @@ fn operations_have_names_of_their_own_and_say_whether_they_need_a_key() {
     let mut names = BTreeSet::new();
     for (method, path, operation) in operations() {
         assert!(names.insert(operation["operationId"].as_str().unwrap().to_owned()), "{method} {path}");
-        let route =
-            table().into_iter().find(|route| route.path == path && route.method.as_str().to_lowercase() == method);
+        let route = table()
+            .into_iter()
+            .find(|route| described_path(route) == path && route.method.as_str().to_lowercase() == method);
         let is_open = operation.get("security") == Some(&json!([]));
         assert_eq!(is_open, route.unwrap().access == Access::Open, "{method} {path}");
         assert_eq!(operation["responses"].get("401").is_none(), is_open, "{method} {path}");
@@ -92,9 +102,6 @@ fn every_field_of_every_request_has_a_bound() {
     }
     assert!(walk.unbounded.is_empty(), "without a bound:\n{}", walk.unbounded.join("\n"));
     assert!(walk.leaves > 40, "the walk has seen {} fields only", walk.leaves);
-    for name in PENDING {
-        assert!(walk.seen.contains(*name), "`{name}` is no request any more: remove it from the list");
-    }
 }
 
 #[test]
@@ -151,6 +158,11 @@ fn limits_of_flags_become_numbers() {
     assert_eq!(schema["c"]["maximum"], 1);
 }
 
+/// A route's path as OpenAPI writes it, which has no sign for the rest of a path.
+fn described_path(route: &Route) -> String {
+    route.path.replace("{*", "{")
+}
+
 /// (method, path, operation)
 fn operations() -> impl Iterator<Item = (String, String, &'static Value)> {
     let paths = DOCUMENT["paths"].as_object().unwrap();
@@ -172,7 +184,7 @@ impl Walk {
     fn schema(&mut self, place: &str, schema: &Value) {
         if let Some(reference) = schema["$ref"].as_str() {
             let name = reference.rsplit('/').next().unwrap();
-            if self.seen.insert(name.to_owned()) && !PENDING.contains(&name) {
+            if self.seen.insert(name.to_owned()) {
                 self.schema(&format!("{place} {name}"), &DOCUMENT["components"]["schemas"][name]);
             }
             return;

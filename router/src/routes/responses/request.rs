@@ -17,6 +17,7 @@ use crate::routes::chat::ChatCall;
 use crate::routes::openai::message::arguments_object;
 use crate::routes::openai::response_format::{Formats, ResponseFormat};
 use crate::routes::openai::tools::tool_choice;
+use crate::routes::openapi::{JsonObject, JsonObjectOrText, describe_text_or_list};
 
 /// The body of `/v1/responses`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -27,10 +28,10 @@ pub(in crate::routes) struct ResponsesRequest {
     /// What the model is told before the conversation.
     #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     instructions: Option<String>,
-    #[schema(value_type = Option<Vec<Object>>, max_items = 128)]
+    #[schema(value_type = Option<Vec<JsonObject>>, max_items = 128)]
     tools: Option<Vec<Value>>,
     /// `auto`, `none`, `required`, or the function to call.
-    #[schema(value_type = Option<Object>, extensions(("x-limit" = json!("payload_limit"))))]
+    #[schema(value_type = Option<JsonObjectOrText>)]
     tool_choice: Option<Value>,
     parallel_tool_calls: Option<bool>,
     text: Option<TextOptions>,
@@ -43,7 +44,7 @@ pub(in crate::routes) struct ResponsesRequest {
     top_p: Option<f32>,
     stream: Option<bool>,
     /// Comes back with the answer.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<JsonObject>)]
     metadata: Option<Map<String, Value>>,
 }
 
@@ -53,13 +54,14 @@ impl Wire for ResponsesRequest {
 }
 
 /// What the user says, or the conversation so far.
-#[derive(Debug, Deserialize, ToSchema)]
-#[schema(as = ResponsesInput)]
+#[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum Input {
     Text(String),
     Items(Vec<InputItem>),
 }
+
+describe_text_or_list!(Input as "ResponsesInput", InputItem, MAX_MESSAGES);
 
 /// An item of the conversation: `message`, `function_call`, `function_call_output` or `reasoning`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -67,7 +69,7 @@ struct InputItem {
     /// `message` if it is missing.
     #[schema(max_length = 256)]
     r#type: Option<String>,
-    #[schema(max_length = 256)]
+    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     role: Option<String>,
     content: Option<Parts>,
     /// Of calls and their outputs.
@@ -85,13 +87,14 @@ struct InputItem {
 }
 
 /// A text, or parts of one.
-#[derive(Debug, Deserialize, ToSchema)]
-#[schema(as = ResponsesParts)]
+#[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum Parts {
     Text(String),
     Parts(Vec<Part>),
 }
+
+describe_text_or_list!(Parts as "ResponsesParts", Part, MAX_CONTENT_PARTS);
 
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = ResponsesPart)]

@@ -24,7 +24,7 @@ const OPEN: &[(&str, &str)] = &[
 impl Fixture {
     /// The answer to an empty call of `path`, with a header or without.
     async fn call(&self, method: Method, path: &str, header: Option<(&str, &str)>) -> Answer {
-        let path = path.replace("{*file}", "index.html").replace(['{', '}'], "");
+        let path = path.replace("{*file}", "index.html").replace("{*model}", "demo").replace(['{', '}'], "");
         let mut request = Request::builder().method(method).uri(path).header("content-type", "application/json");
         if let Some((name, value)) = header {
             request = request.header(name, value);
@@ -54,8 +54,12 @@ async fn every_route_has_its_class() {
         if without.status == 401 {
             assert_eq!(without.header("www-authenticate"), "Bearer");
             let body = without.json();
-            let code = if path.starts_with("/v1/") { &body["error"]["code"] } else { &body["error_type"] };
-            assert_eq!(code, "invalid_api_key", "{path}");
+            let (code, expected) = match Dialect::of(&path) {
+                Dialect::Native => (&body["error_type"], "invalid_api_key"),
+                Dialect::OpenAi => (&body["error"]["code"], "invalid_api_key"),
+                Dialect::Anthropic => (&body["error"]["type"], "authentication_error"),
+            };
+            assert_eq!(code, expected, "{path}");
         }
         for header in [("authorization", "Bearer sk-One"), ("authorization", "bearer sk-Two"), ("x-api-key", "sk-One")]
         {
