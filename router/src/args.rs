@@ -8,7 +8,7 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 
 use crate::api_key::{self, ApiKey, ApiKeyError};
 use crate::engine::ShardFacts;
-use crate::limits::{MAX_GRACE_SECONDS, MAX_N, MAX_REQUEST_TIMEOUT_SECONDS, MAX_ROUTE_BYTES};
+use crate::limits::{MAX_GRACE_SECONDS, MAX_N, MAX_REQUEST_TIMEOUT_SECONDS, MAX_ROUTE_BYTES, MAX_TOP_LOGPROBS};
 use crate::params::ParamLimits;
 use crate::request::Watermark;
 use crate::{routes, server};
@@ -282,6 +282,7 @@ impl Args {
             max_best_of: self.max_best_of,
             max_stop_sequences: self.max_stop_sequences,
             max_top_n_tokens: self.max_top_n_tokens.min(facts.max_top_n_tokens),
+            max_top_logprobs: MAX_TOP_LOGPROBS.min(facts.max_top_n_tokens),
             max_input_tokens,
             max_total_tokens,
             max_n: MAX_N.min(self.max_concurrent_requests),

@@ -43,8 +43,8 @@ pub(crate) enum ValidationError {
     EmptyStop,
     #[error("`stop` strings must have at most {limit} bytes. Given: {given}")]
     StopBytes { limit: usize, given: usize },
-    #[error("`top_n_tokens` must be >= 0 and <= {limit}. Given: {given}")]
-    TopNTokens { limit: u32, given: u32 },
+    #[error("`{field}` must be >= 0 and <= {limit}. Given: {given}")]
+    TopNTokens { field: &'static str, limit: u32, given: u32 },
     #[error("`inputs` cannot be empty")]
     EmptyInput,
     #[error("`truncate` must be strictly positive and less than {limit}. Given: {given}")]
@@ -138,7 +138,7 @@ impl ValidationError {
             | Self::ToolType { field, .. } => field,
             Self::FrequencyPenalty => "frequency_penalty",
             Self::StopSequences { .. } | Self::EmptyStop | Self::StopBytes { .. } => "stop",
-            Self::TopNTokens { .. } => "top_n_tokens",
+            Self::TopNTokens { field, .. } => field,
             Self::Truncate { .. } => "truncate",
             Self::EmptyInput | Self::Tokenizer { .. } | Self::InputTokens { .. } => "inputs",
             Self::TotalTokens { .. } => "max_new_tokens",
@@ -565,7 +565,7 @@ mod tests {
     fn openai_errors_name_type_param_and_code() {
         check(
             Dialect::OpenAi,
-            ValidationError::TopNTokens { limit: 5, given: 9 }.into(),
+            ValidationError::TopNTokens { field: "top_n_tokens", limit: 5, given: 9 }.into(),
             422,
             r#"{"error":{"message":"Input validation error: `top_n_tokens` must be >= 0 and <= 5. Given: 9","type":"invalid_request_error","param":"top_logprobs","code":"validation","http_status_code":422},"error_type":"validation"}"#,
         );

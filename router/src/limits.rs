@@ -42,6 +42,8 @@ pub const MAX_BAD_WORDS: usize = 1024;
 pub const MAX_BAD_WORD_TOKENS: usize = 32;
 /// Answers to one request (`n`). 128: OpenAI's own bound; each answer takes a place of `--max-concurrent-requests`.
 pub const MAX_N: usize = 128;
+/// Alternatives per token on OpenAI's routes (`top_logprobs`). 20: OpenAI's own bound, which clients ask up to.
+pub const MAX_TOP_LOGPROBS: u32 = 20;
 /// API keys of one server. 64: all are compared on every request, and more tenants than that need a gateway.
 pub const MAX_API_KEYS: usize = 64;
 /// Bytes of one API key. 512: longer than any provider's; hashing it takes less than a microsecond.

@@ -180,9 +180,9 @@ def chat_completion_tools_stream():
 def chat_completion_response_format():
     formats = [
         {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": True}},
-        # TGI's own shapes.
-        {"type": "json_schema", "value": {"name": "person", "schema": PERSON}},
+        # TGI's own shapes; the client takes TGI's `json_schema` for OpenAI's, and sends that as `json_object`.
         {"type": "json", "value": PERSON},
+        {"type": "json_object", "value": PERSON},
     ]
     for format in formats:
         answer = hub.chat_completion(MESSAGES, response_format=format, max_tokens=64, temperature=1.0)

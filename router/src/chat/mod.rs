@@ -27,7 +27,7 @@ mod tests;
 mod tool;
 
 pub(crate) use format::ToolFormat;
-pub(crate) use instruction::{DEFAULT_TOOL_PROMPT, instruction};
+pub(crate) use instruction::instruction;
 pub(crate) use reasoning::{ReasoningFormat, ReplyStart};
-pub(crate) use reply_parser::{BrokenCall, ReplyParser};
+pub(crate) use reply_parser::ReplyParser;
 pub(crate) use tool::{ReplyPart, Tool, ToolChoice};

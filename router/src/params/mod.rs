@@ -23,6 +23,7 @@ pub(crate) mod seed;
 pub(crate) mod stop;
 pub(crate) mod temperature;
 pub(crate) mod top_k;
+pub(crate) mod top_logprobs;
 pub(crate) mod top_n_tokens;
 pub(crate) mod top_p;
 pub(crate) mod truncate;
@@ -54,6 +55,8 @@ pub(crate) struct Asked {
     pub(crate) truncate: Option<usize>,
     pub(crate) seed: Option<u64>,
     pub(crate) top_n_tokens: Option<u32>,
+    /// The same as OpenAI's APIs ask for it, with the field's name there and a limit of its own.
+    pub(crate) top_logprobs: Option<(&'static str, u32)>,
     /// Log-probabilities of the prompt's tokens (`decoder_input_details`, `echo` with `logprobs`).
     pub(crate) prompt_logprobs: bool,
     pub(crate) watermark: bool,
@@ -84,6 +87,8 @@ pub struct ParamLimits {
     pub max_stop_sequences: usize,
     /// `--max-top-n-tokens`.
     pub max_top_n_tokens: u32,
+    /// OpenAI's bound of `top_logprobs`, or the shards' if that is less.
+    pub max_top_logprobs: u32,
     /// `--max-input-tokens`, or what the model and the cache allow.
     pub max_input_tokens: usize,
     /// `--max-total-tokens`, or what the model and the cache allow.
@@ -142,6 +147,7 @@ pub(crate) const TABLE: &[Parameter] = &[
     adapter_id::PARAMETER,
     watermark::PARAMETER,
     prompt_logprobs::PARAMETER,
+    top_logprobs::PARAMETER,
     min_p::PARAMETER,
     presence_penalty::PARAMETER,
     occurrence_penalty::PARAMETER,
@@ -214,6 +220,7 @@ pub(crate) mod tests {
             max_best_of: 2,
             max_stop_sequences: 4,
             max_top_n_tokens: 5,
+            max_top_logprobs: 20,
             max_input_tokens: 63,
             max_total_tokens: 64,
             max_n: 8,
@@ -275,6 +282,11 @@ pub(crate) mod tests {
     fn rules_of_our_own_name_field_limit_and_value() {
         let schema = |value| Some(GrammarSpec::JsonSchema(std::sync::Arc::new(value)));
         let cases = [
+            (Asked { top_logprobs: Some(("logprobs", 20)), ..base() }, "ok"),
+            (
+                Asked { top_logprobs: Some(("logprobs", 21)), ..base() },
+                "`logprobs` must be >= 0 and <= 20. Given: 21",
+            ),
             (Asked { min_p: Some(-0.5), ..base() }, "`min_p` must be >= 0.0 and <= 1.0. Given: -0.5"),
             (Asked { min_p: Some(f32::NAN), ..base() }, "`min_p` must be >= 0.0 and <= 1.0. Given: NaN"),
             (

@@ -1,4 +1,4 @@
-//! `top_n_tokens` (OpenAI: `top_logprobs`): also report the n most likely tokens of every position.
+//! `top_n_tokens` (OpenAI: [`super::top_logprobs`]): also report the n most likely tokens of every position.
 
 use super::{Asked, Checked, ParamLimits, Parameter};
 use crate::error::ValidationError;
@@ -8,7 +8,7 @@ pub(super) const PARAMETER: Parameter = Parameter { name: "top_n_tokens", range:
 fn enter(asked: &Asked, limits: &ParamLimits, checked: &mut Checked) -> Result<(), ValidationError> {
     let (given, limit) = (asked.top_n_tokens.unwrap_or(0), limits.max_top_n_tokens);
     if given > limit {
-        return Err(ValidationError::TopNTokens { limit, given });
+        return Err(ValidationError::TopNTokens { field: PARAMETER.name, limit, given });
     }
     checked.sampling.top_n_tokens = given;
     Ok(())

@@ -170,7 +170,7 @@ fn info(context: u32) -> InfoResponse {
         max_step_tokens: 32,
         max_logit_rows: 8,
         eos_token_ids: vec![EOS],
-        max_top_n_tokens: 5,
+        max_top_n_tokens: 128,
         ..Default::default()
     }
 }

@@ -154,7 +154,7 @@ fn tool_call_form(probe: Probe<'_>) -> (EmptyContent, ArgumentsFormat) {
         (EmptyContent::Null, ArgumentsFormat::Text),
         (EmptyContent::Text, ArgumentsFormat::Text),
     ];
-    let mut best = (0, forms[0]);
+    let mut best = ((0, false), forms[0]);
     for form in forms {
         let content = if form.0 == EmptyContent::Null { Json::Null } else { Json::from("") };
         let arguments = match form.1 {
@@ -168,12 +168,14 @@ fn tool_call_form(probe: Probe<'_>) -> (EmptyContent, ArgumentsFormat) {
             {"role": "assistant", "content": content, "tool_calls": [call]},
             {"role": "tool", "name": "needle_tool", "tool_call_id": "call00001", "content": "done"},
         ]);
-        let score = probe(messages, tools.clone()).map_or(0, |prompt| match form.1 {
+        let rate = |prompt: &str| match form.1 {
             _ if !prompt.contains("needle_value") => 1,
             ArgumentsFormat::Object if !prompt.contains("{'needle_key'") => 3,
             ArgumentsFormat::Text if prompt.contains(arguments_text) => 3,
             _ => 2,
-        });
+        };
+        // A template that writes down whatever content is writes `None`.
+        let score = probe(messages, tools.clone()).map_or((0, false), |prompt| (rate(&prompt), !prompt.contains("None")));
         if score > best.0 {
             best = (score, form);
         }

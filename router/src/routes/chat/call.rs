@@ -28,6 +28,8 @@ pub(crate) struct ChatCall {
     pub(crate) is_single_call: bool,
     /// Further variables of the template.
     pub(crate) template_kwargs: Map<String, Value>,
+    /// Whether the model thinks first, if its template can switch that.
+    pub(crate) thinks: Option<bool>,
     pub(crate) documents: Option<Vec<Value>>,
     pub(crate) add_generation_prompt: Option<bool>,
     pub(crate) continue_final_message: Option<bool>,
@@ -147,11 +149,17 @@ impl ChatCall {
         {
             content.push_str(&text);
         }
+        let mut variables = self.template_kwargs.clone();
+        if let Some(thinks) = self.thinks
+            && let Some((switch, value)) = server.chat_format.reasoning_switch(thinks)
+        {
+            variables.entry(switch).or_insert(value);
+        }
         Ok(RenderRequest {
             messages,
             tools: self.tools.iter().map(|tool| Value::clone(&tool.original)).collect(),
             documents: self.documents.clone(),
-            variables: self.template_kwargs.clone(),
+            variables,
             ending,
         })
     }

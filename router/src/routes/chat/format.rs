@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use crate::chat::{ReasoningFormat, ReplyStart, ToolFormat};
 use crate::template::{ChatTemplate, TemplateFacts};
 use crate::text::TextTokenizer;
@@ -18,6 +20,8 @@ pub(crate) struct ChatFormat {
     pub(crate) knows_developer: bool,
     /// Whether the template prints the tools.
     pub(crate) prints_tools: bool,
+    /// The variable by which the template turns thinking on and off.
+    switch: Option<&'static str>,
 }
 
 impl ChatFormat {
@@ -27,13 +31,24 @@ impl ChatFormat {
         let special_id = |text: &str| tokenizer.special_id(text);
         let tools = ToolFormat::detect(template.map(ChatTemplate::source), special_id);
         let reasoning = ReasoningFormat::detect(template.map(ChatTemplate::source), special_id);
+        let facts = template.and_then(|template| template.facts(true).ok());
         let thoughts = reasoning.iter().flat_map(ReasoningFormat::visible_tokens);
         Self {
             marker_ids: tools.visible_tokens().chain(thoughts).collect(),
             reasoning,
             tools,
             knows_developer: source.contains("developer"),
-            prints_tools: template.is_some_and(|template| template.facts(true).is_ok_and(TemplateFacts::reads_tools)),
+            prints_tools: facts.is_some_and(TemplateFacts::reads_tools),
+            switch: facts.and_then(TemplateFacts::reasoning_switch),
+        }
+    }
+
+    /// The variable and its value that make the model think first, or not; `None` if its template asks for none.
+    pub(crate) fn reasoning_switch(&self, thinks: bool) -> Option<(&'static str, Value)> {
+        match self.switch? {
+            // A number of tokens: no number is no bound.
+            "thinking_budget" => (!thinks).then_some(("thinking_budget", Value::from(0))),
+            switch => Some((switch, Value::Bool(thinks))),
         }
     }
 

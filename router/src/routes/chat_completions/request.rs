@@ -89,11 +89,12 @@ impl ChatRequest {
         let mut asked = self.take_asked()?;
         forbid_words(&mut asked, self.bad_words.take(), server).await?;
         asked.max_new_tokens = self.max_completion_tokens.or(asked.max_new_tokens);
-        asked.top_n_tokens = self.top_logprobs;
+        asked.top_logprobs = self.top_logprobs.map(|top| ("top_logprobs", top));
         let has_logprobs = self.logprobs.unwrap_or(false);
         let is_single_call = self.parallel_tool_calls == Some(false) || self.call_form() == CallForm::Function;
         let (tools, tool_choice) = self.take_tools()?;
         Ok(ChatCall {
+            thinks: self.reasoning_effort.as_ref().map(|effort| effort != "none"),
             template_kwargs: self.take_template_kwargs(),
             messages: template_messages(self.messages)?,
             tools,
@@ -128,10 +129,6 @@ impl ChatRequest {
     fn take_template_kwargs(&mut self) -> Map<String, Value> {
         let mut kwargs = self.chat_template_kwargs.take().unwrap_or_default();
         if let Some(effort) = self.reasoning_effort.take() {
-            // Templates that can switch thinking off ask for this variable.
-            if effort == "none" {
-                kwargs.entry("enable_thinking").or_insert(Value::Bool(false));
-            }
             kwargs.entry("reasoning_effort").or_insert(Value::from(effort));
         }
         kwargs

@@ -107,7 +107,7 @@ impl CompletionRequest {
         if plan.is_stream && asked.best_of.is_some() {
             return Err(ValidationError::BestOfStream.into());
         }
-        asked.top_n_tokens = self.logprobs;
+        asked.top_logprobs = self.logprobs.map(|top| ("logprobs", top));
         asked.prompt_logprobs = plan.echoes && self.logprobs.is_some();
         let prompts = self.prompt.into_list(server.args.max_client_batch_size)?;
         Ok((plan, prompts, asked))

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use crate::chat::{Tool, ToolChoice};
@@ -148,10 +148,12 @@ impl MessagesRequest {
         };
         temperature::ask_openai(&mut asked, self.temperature);
         top_p::ask_openai(&mut asked, self.top_p);
-        let mut template_kwargs = Map::new();
-        if let Some(Thinking { r#type: kind }) = self.thinking {
-            template_kwargs.insert("enable_thinking".to_owned(), Value::Bool(kind != "disabled"));
-        }
+        // `adaptive` leaves it to the model.
+        let thinks = self.thinking.and_then(|thinking| match thinking.r#type.as_str() {
+            "enabled" => Some(true),
+            "disabled" => Some(false),
+            _ => None,
+        });
         let is_single_call =
             self.tool_choice.as_ref().is_some_and(|choice| choice.disable_parallel_tool_use == Some(true));
         Ok(ChatCall {
@@ -159,7 +161,7 @@ impl MessagesRequest {
             tools: tools(self.tools.unwrap_or_default())?,
             tool_choice: self.tool_choice.map_or(Ok(ToolChoice::Auto), tool_choice)?,
             is_single_call,
-            template_kwargs,
+            thinks,
             asked,
             ..ChatCall::default()
         })

@@ -165,12 +165,9 @@ impl ResponsesRequest {
         };
         temperature::ask_openai(&mut asked, self.temperature);
         top_p::ask_openai(&mut asked, self.top_p);
-        let mut template_kwargs = Map::new();
+        let (mut template_kwargs, mut thinks) = (Map::new(), None);
         if let Some(effort) = self.reasoning.and_then(|reasoning| reasoning.effort) {
-            // Templates that can switch thinking off ask for the second variable.
-            if effort == "none" {
-                template_kwargs.insert("enable_thinking".to_owned(), Value::Bool(false));
-            }
+            thinks = Some(effort != "none");
             template_kwargs.insert("reasoning_effort".to_owned(), Value::from(effort));
         }
         Ok(ChatCall {
@@ -179,6 +176,7 @@ impl ResponsesRequest {
             tool_choice: tool_choice(self.tool_choice.as_ref())?,
             is_single_call: self.parallel_tool_calls == Some(false),
             template_kwargs,
+            thinks,
             // The answer is a new item, whatever came last.
             add_generation_prompt: Some(true),
             asked,

@@ -88,7 +88,7 @@ async fn both(reply: &str, body: Value) -> Value {
     answer
 }
 
-const CALLS: &str = "<think>hm é</think>So:<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 1}}</tool_call><tool_call>{\"name\": \"g\", \"arguments\": {}}</tool_call>";
+const CALLS: &str = "<think>hm é</think>So:<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call><tool_call>\n{\"name\": \"g\", \"arguments\": {}}\n</tool_call>";
 
 #[tokio::test]
 async fn reasoning_content_and_calls_come_apart() {
@@ -107,7 +107,7 @@ async fn reasoning_content_and_calls_come_apart() {
 
 #[tokio::test]
 async fn a_reply_of_calls_only_has_null_content() {
-    let reply = "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 1}}</tool_call>";
+    let reply = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call>";
     let answer = both(reply, json!({"messages": user(), "tools": [tool("f")]})).await;
     let message = &answer["choices"][0]["message"];
     assert_eq!(message["content"], Value::Null);
@@ -135,7 +135,7 @@ async fn a_cut_reply_ends_with_length() {
 
 #[tokio::test]
 async fn the_older_function_form_is_answered_in_kind() {
-    let reply = "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 1}}</tool_call>";
+    let reply = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call>";
     let functions = json!([{"name": "f", "parameters": {"type": "object"}}]);
     let answer = both(reply, json!({"messages": user(), "functions": functions, "function_call": "auto"})).await;
     let choice = &answer["choices"][0];
@@ -243,6 +243,55 @@ async fn log_probabilities_have_the_tokens_bytes() {
         events.iter().filter_map(|event| event.pointer("/choices/0/logprobs/content/0")).collect();
     assert_eq!(entries.len(), 3);
     assert_eq!(entries[0]["top_logprobs"], json!([]));
+}
+
+#[tokio::test]
+async fn more_alternatives_than_the_native_limit() {
+    let fixture = Fixture::new("a").await;
+    let chat = |top: u32| json!({"messages": user(), "logprobs": true, "top_logprobs": top, "temperature": 0});
+    let answer = fixture.post("/v1/chat/completions", &chat(20)).await.json();
+    assert_eq!(answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"].as_array().unwrap().len(), 20);
+    let answer = fixture.post("/v1/chat/completions", &chat(21)).await;
+    let text = "Input validation error: `top_logprobs` must be >= 0 and <= 20. Given: 21";
+    assert_eq!(answer.status, 422);
+    assert_eq!(answer.json()["error"]["message"], text);
+    let answer = fixture.post("/v1/completions", &json!({"prompt": "a", "logprobs": 21})).await;
+    assert_eq!(answer.json()["error"]["param"], "logprobs");
+    let answer = fixture.post("/generate", &json!({"inputs": "a", "parameters": {"top_n_tokens": 6}})).await;
+    assert_eq!(answer.status, 422);
+}
+
+#[tokio::test]
+async fn every_protocol_switches_thinking_by_the_templates_own_variable() {
+    for (variable, on, off) in [("enable_thinking", "true", "false"), ("thinking", "true", "false"), ("thinking_budget", "-", "0")]
+    {
+        let template = format!("{{{{ {variable} | default('-') | tojson | replace('\"', '') }}}}>");
+        let fixture = Fixture::with("a", &[], &template, LONG_CONTEXT).await;
+        let requests = [
+            ("/v1/chat/completions", json!({"messages": user(), "reasoning_effort": "low"}), on),
+            ("/v1/chat/completions", json!({"messages": user(), "reasoning_effort": "none"}), off),
+            ("/v1/chat/completions", json!({"messages": user()}), "-"),
+            (
+                "/v1/chat/completions",
+                json!({"messages": user(), "reasoning_effort": "none", "chat_template_kwargs": {variable: 7}}),
+                "7",
+            ),
+            ("/v1/responses", json!({"input": "Hi", "reasoning": {"effort": "none"}}), off),
+            ("/v1/messages", json!({"max_tokens": 9, "messages": user(), "thinking": {"type": "disabled"}}), off),
+            (
+                "/v1/messages",
+                json!({"max_tokens": 9, "messages": user(), "thinking": {"type": "enabled", "budget_tokens": 1024}}),
+                on,
+            ),
+            ("/v1/messages", json!({"max_tokens": 9, "messages": user(), "thinking": {"type": "adaptive"}}), "-"),
+        ];
+        for (path, body, expected) in &requests {
+            let answer = fixture.post(path, body).await;
+            assert_eq!(answer.status, 200, "{}", answer.body);
+            let prompt = fixture.model.script.heard.lock().unwrap().pop().unwrap().1;
+            assert_eq!(byte_level().decode(&prompt), format!("{expected}>"), "{variable} {path} {body}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -3,10 +3,11 @@
 use super::chat::tool_fixture;
 use super::*;
 
-const REPLY: &str = "<think>hm</think>So:<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 1}}</tool_call><tool_call>{\"name\": \"g\", \"arguments\": {}}</tool_call>";
+const REPLY: &str = "<think>hm</think>So:<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call><tool_call>\n{\"name\": \"g\", \"arguments\": {}}\n</tool_call>";
 
 fn request() -> Value {
-    let tool = |name: &str| json!({"name": name, "description": "d", "input_schema": {"type": "object"}});
+    let schema = json!({"type": "object", "properties": {"a": {"type": "integer"}}});
+    let tool = |name: &str| json!({"name": name, "description": "d", "input_schema": schema});
     json!({"model": "m", "max_tokens": 300, "system": "S", "messages": [{"role": "user", "content": "Hi"}],
         "tools": [tool("f"), tool("g")]})
 }

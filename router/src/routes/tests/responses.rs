@@ -3,10 +3,11 @@
 use super::chat::tool_fixture;
 use super::*;
 
-const REPLY: &str = "<think>hm</think>So:<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 1}}</tool_call><tool_call>{\"name\": \"g\", \"arguments\": {}}</tool_call>";
+const REPLY: &str = "<think>hm</think>So:<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call><tool_call>\n{\"name\": \"g\", \"arguments\": {}}\n</tool_call>";
 
 fn tool(name: &str) -> Value {
-    json!({"type": "function", "name": name, "parameters": {"type": "object"}, "strict": true})
+    let parameters = json!({"type": "object", "properties": {"a": {"type": "integer"}}});
+    json!({"type": "function", "name": name, "parameters": parameters, "strict": true})
 }
 
 fn request() -> Value {
