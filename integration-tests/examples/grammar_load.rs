@@ -1,7 +1,7 @@
 //! What grammars cost those who use none: 16 plain streams beside 16 streams under a JSON schema, against 16 plain streams
 //! beside 16 plain ones, on the demo model, in alternating rounds.
 //!
-//! `just bench-grammar-load`. Goal: the plain streams are at most 10 % slower. Also what a mask costs, from
+//! `just bench-grammar-load`. Goal: the plain streams keep at least 90 % of their speed. Also what a mask costs, from
 //! `tgi_grammar_mask_duration`.
 
 use std::time::Instant;
@@ -43,8 +43,8 @@ async fn main() {
     );
     println!("  beside {STREAMS} plain streams     {plain:>8.0}");
     println!(
-        "  beside {STREAMS} grammar streams   {grammar:>8.0}   = {:.1} % slower (goal: at most 10 %)",
-        (plain / grammar - 1.0) * 100.0
+        "  beside {STREAMS} grammar streams   {grammar:>8.0}   = {:.1} % of that (goal: at least 90 %)",
+        grammar / plain * 100.0
     );
     let mean = metrics.get("tgi_grammar_mask_duration_sum").expect("masks were computed") / masks * 1e6;
     println!("  {masks} masks: mean {mean:.0} µs, p50 at most {:.0} µs, p99 at most {:.0} µs", mask(0.5), mask(0.99));
@@ -77,11 +77,14 @@ async fn round(server: &Server, beside: Beside) -> f64 {
 async fn stream(server: &Server, number: usize, grammar: Option<Value>) -> usize {
     let inputs = format!("<|user|>Tell me story number {number}.<|end|><|assistant|>");
     let mut parameters = json!({ "max_new_tokens": TOKENS });
-    if let Some(schema) = grammar {
-        parameters["grammar"] = json!({ "type": "json", "value": schema });
-        // Other paths through the grammar for every stream.
+    if number >= STREAMS {
+        // What runs beside is sampled, with a grammar or without: every stream takes another path. The measured streams
+        // are not, so that no dice end them.
         parameters["do_sample"] = json!(true);
         parameters["seed"] = json!(number);
+    }
+    if let Some(schema) = grammar {
+        parameters["grammar"] = json!({ "type": "json", "value": schema });
     }
     let stream = server.stream("/generate_stream", &json!({ "inputs": inputs, "parameters": parameters })).await;
     assert_eq!(stream.status(), 200);

@@ -151,6 +151,9 @@ pub const WATCHDOG_TICK: Duration = Duration::from_millis(500);
 /// Threads that compute grammar masks, if there are as many cores. 4: at 100 µs a mask, 40 000 tokens a second; more would
 /// take cores from the shards where those compute on them.
 pub const MASK_WORKERS: usize = 4;
+/// A mask worker sends what it has computed after this long even if more masks wait. 1 ms: a step's masks usually take
+/// less, and one expensive mask holds back few others.
+pub const MASK_BATCH_TIME: Duration = Duration::from_millis(1);
 /// The shards wait this long for the mask of one row; then its request fails alone. 5 s: a mask takes milliseconds, and
 /// everybody in the batch waits with it.
 pub const MASK_PATIENCE: Duration = Duration::from_secs(5);

@@ -114,6 +114,7 @@ fn builder(limits: &ParamLimits) -> anyhow::Result<PrometheusBuilder> {
     let exact = |name: &str| Matcher::Full(name.to_owned());
     Ok(PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("duration".to_owned()), &duration_buckets())?
+        .set_buckets_for_metric(exact("tgi_grammar_mask_duration"), &mask_buckets())?
         .set_buckets_for_metric(exact("tgi_request_input_length"), &linear_buckets(limits.max_input_tokens))?
         .set_buckets_for_metric(exact("tgi_request_generated_tokens"), &linear_buckets(limits.max_total_tokens))?
         .set_buckets_for_metric(exact("tgi_request_max_new_tokens"), &linear_buckets(limits.max_total_tokens))?
@@ -133,6 +134,17 @@ fn describe() {
 /// 35 steps of half again, from 0.15 ms to 146 s (TGI's values to the last bit: the product is built step by step).
 fn duration_buckets() -> Vec<f64> {
     std::iter::successors(Some(0.0001 * 1.5), |bound| Some(bound * 1.5)).take(35).collect()
+}
+
+/// 1, 2 and 5 of every power of ten from 1 µs to 5 s, after which a mask has failed its request.
+fn mask_buckets() -> Vec<f64> {
+    (-6..=0)
+        .flat_map(|power| [1, 2, 5].map(|step| format!("{step}e{power}")))
+        .map(|bound| {
+            // Read as decimals, so that 2 µs is 0.000002 in the exposition.
+            bound.parse().expect("it is a number")
+        })
+        .collect()
 }
 
 /// 100 equal steps up to `max`.
@@ -164,6 +176,7 @@ mod tests {
             FailureKind::Overloaded.count();
             metrics::histogram!("tgi_request_input_length").record(3.0);
             metrics::histogram!("tgi_request_duration").record(0.5);
+            metrics::histogram!("tgi_grammar_mask_duration").record(0.000_03);
         });
         let text = handle.render();
         assert!(text.contains("# HELP tgi_request_count Total number of requests\n"), "{text}");
@@ -171,5 +184,7 @@ mod tests {
         assert!(text.contains("tgi_request_failure{err=\"overloaded\"} 1\n"), "{text}");
         assert!(text.contains("tgi_request_input_length_bucket{le=\"0.63\"} 0\n"), "{text}");
         assert!(text.contains("tgi_request_duration_bucket{le=\"0.00015000000000000001\"} 0\n"), "{text}");
+        assert!(text.contains("tgi_grammar_mask_duration_bucket{le=\"0.00002\"} 0\n"), "{text}");
+        assert!(text.contains("tgi_grammar_mask_duration_bucket{le=\"0.00005\"} 1\n"), "{text}");
     }
 }

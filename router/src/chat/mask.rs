@@ -52,7 +52,8 @@ impl ToolFormat {
             _ => lark.required(most, start),
         };
         lark.rule("start", &alternatives.join("\n    | "));
-        Some(GrammarSpec::ToolCalls(lark.rules.into()))
+        let schemas = tools.iter().map(|tool| (tool.name.clone(), tool.parameters.clone())).collect();
+        Some(GrammarSpec::ToolCalls { lark: lark.rules.into(), schemas })
     }
 }
 

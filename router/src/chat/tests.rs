@@ -396,7 +396,7 @@ impl Mask {
 
     /// `ok`, `open` if the text may not end yet, or the text up to what is refused.
     fn walk(&self, spec: &GrammarSpec, text: &str) -> String {
-        let GrammarSpec::Lark(lark) = spec else { panic!("a tool format is Lark") };
+        let GrammarSpec::ToolCalls { lark, .. } = spec else { panic!("calls have a grammar of their own: {spec:?}") };
         let parser = self.factory.create_parser(TopLevelGrammar::from_lark(lark.to_string()));
         let mut matcher = Matcher::new(parser);
         assert!(matcher.get_error().is_none(), "{}\n{lark}", matcher.get_error().unwrap());
@@ -573,9 +573,8 @@ fn what_the_mask_lets_end_the_parser_reads() {
     let mut ended = 0;
     for (name, _) in SAMPLES {
         let format = format(name, Specials::None);
-        let GrammarSpec::Lark(lark) = format.grammar(&tools(), &ToolChoice::Required, true, None).unwrap() else {
-            panic!("a tool format is Lark")
-        };
+        let spec = format.grammar(&tools(), &ToolChoice::Required, true, None).unwrap();
+        let GrammarSpec::ToolCalls { lark, .. } = spec else { panic!("calls have a grammar of their own: {spec:?}") };
         let parser = mask.factory.create_parser(TopLevelGrammar::from_lark(lark.to_string()));
         let fresh = Matcher::new(parser);
         for _ in 0..6 {

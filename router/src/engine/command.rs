@@ -27,8 +27,8 @@ pub(super) enum Command {
     Closed { epoch: u64, error: EngineError },
     /// All ranks have said Welcome to a new epoch.
     Reconnected(Group),
-    /// A mask worker has done a job.
-    Computed(Computed),
+    /// A mask worker has done jobs.
+    Computed(Vec<Computed>),
     /// Finish what runs, then end; answer when done.
     Drain(oneshot::Sender<()>),
     /// End now: nobody is left who could ask for anything.

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Receiver, Sender};
 
 use super::command::{Command, Commands};
 use super::error::EngineError;
@@ -27,8 +27,8 @@ impl MaskWorkers {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         for index in 0..cores.min(limits::MASK_WORKERS) {
             let (queue, commands) = (queue.clone(), commands.clone());
-            let work = move || queue.iter().all(|job| commands.send_blocking(Command::Computed(run(job))));
-            let spawned = std::thread::Builder::new().name(format!("mask-{index}")).spawn(work);
+            let spawned =
+                std::thread::Builder::new().name(format!("mask-{index}")).spawn(move || work(&queue, &commands));
             spawned.map_err(|error| EngineError::Thread { reason: error.to_string() })?;
         }
         Ok(Self { jobs })
@@ -40,6 +40,23 @@ impl MaskWorkers {
             request: error.into_inner().request(),
             outcome: Err("the mask workers are overloaded".to_owned()),
         })
+    }
+}
+
+/// Does jobs until the engine is gone. A step wants the masks of all its rows, and every command wakes the scheduler's
+/// thread: what is done while more jobs wait is sent together.
+fn work(queue: &Receiver<Job>, commands: &Commands) {
+    while let Ok(first) = queue.recv() {
+        let started = Instant::now();
+        let mut computed = vec![run(first)];
+        while started.elapsed() < limits::MASK_BATCH_TIME
+            && let Ok(next) = queue.try_recv()
+        {
+            computed.push(run(next));
+        }
+        if !commands.send_blocking(Command::Computed(computed)) {
+            return;
+        }
     }
 }
 

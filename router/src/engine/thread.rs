@@ -172,7 +172,7 @@ impl EngineThread {
             // Late words of an epoch that is over.
             Command::FromShard { .. } | Command::Closed { .. } => {}
             Command::Reconnected(group) => self.begin_epoch(group),
-            Command::Computed(computed) => self.mask_computed(computed),
+            Command::Computed(computed) => computed.into_iter().for_each(|computed| self.mask_computed(computed)),
             Command::Drain(done) => {
                 self.drain = Some(done);
                 self.health.send_modify(|health| {

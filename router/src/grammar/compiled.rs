@@ -2,18 +2,18 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use llguidance::api::{GrammarInit, ParserLimits};
+use llguidance::api::{GrammarInit, ParserLimits, TopLevelGrammar};
 use llguidance::earley::SlicedBiasComputer;
 use llguidance::toktrie::{InferenceCapabilities, TokEnv};
 use llguidance::{Logger, ParserFactory, TokenParser};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::error::{GrammarError, MatcherError};
 use super::matcher::Matcher;
 use super::spec::GrammarSpec;
 use super::vocabulary::{Vocabulary, token_bytes};
 use super::weight::ByteWeights;
-use super::{json, lark, regex};
+use super::{json, lark, regex, tool_schema};
 use crate::limits::{GRAMMAR_LEXER_STATES, GRAMMAR_MASK_FUEL, GRAMMAR_MASK_ITEMS};
 
 /// A grammar, ready for any number of replies.
@@ -100,9 +100,12 @@ impl Compiler {
                 (regex::choice(choices)?, fewest.unwrap_or(0))
             }
             GrammarSpec::Lark(text) => (lark::compile(text)?, 0),
-            GrammarSpec::ToolCalls(text) => (lark::of_server(text)?, 0),
+            GrammarSpec::ToolCalls { lark, schemas } => {
+                schemas.iter().try_for_each(|(tool, schema)| tool_schema::check(tool, schema))?;
+                (lark::of_server(lark)?, 0)
+            }
         };
-        let start = self.start(spec, init)?;
+        let start = self.start(init).map_err(|reason| self.refused(spec, reason))?;
         let compiled = CompiledGrammar {
             bytes: grammar_bytes(source_bytes, &start),
             start: Mutex::new(start),
@@ -118,18 +121,30 @@ impl Compiler {
         Ok(compiled)
     }
 
-    fn start(&self, spec: &GrammarSpec, init: GrammarInit) -> Result<TokenParser, GrammarError> {
+    fn start(&self, init: GrammarInit) -> Result<TokenParser, String> {
         let limits = self.factory.limits().clone();
         let capabilities = InferenceCapabilities::default();
-        self.factory.create_parser_from_init_ext(init, Logger::new(0, 0), capabilities, limits).map_err(|error| {
-            let reason = error.to_string();
-            match spec {
-                GrammarSpec::Lark(_) => GrammarError::InvalidGrammar { reason },
-                GrammarSpec::ToolCalls(_) => GrammarError::InvalidTools { reason },
-                GrammarSpec::Regex(_) => GrammarError::InvalidRegex { reason },
-                _ => GrammarError::TooComplex { reason },
+        let start = self.factory.create_parser_from_init_ext(init, Logger::new(0, 0), capabilities, limits);
+        start.map_err(|error| error.to_string())
+    }
+
+    /// What llguidance refuses for `reason`, in the client's terms.
+    fn refused(&self, spec: &GrammarSpec, reason: String) -> GrammarError {
+        match spec {
+            GrammarSpec::Lark(_) => GrammarError::InvalidGrammar { reason },
+            GrammarSpec::Regex(_) => GrammarError::InvalidRegex { reason },
+            GrammarSpec::ToolCalls { schemas, .. } => {
+                // It does not say in which of the tools.
+                let alone = |schema: &Value| {
+                    self.start(GrammarInit::Serialized(TopLevelGrammar::from_json_schema(schema.clone())))
+                };
+                let culprit = schemas.iter().find_map(|(tool, schema)| Some((tool, alone(schema).err()?)));
+                GrammarError::InvalidTools {
+                    reason: culprit.map_or(reason, |(tool, reason)| format!("the parameters of `{tool}`: {reason}")),
+                }
             }
-        })
+            _ => GrammarError::TooComplex { reason },
+        }
     }
 
     /// The fewest tokens that spell `text`: the shortest path over all cuts.
@@ -168,6 +183,6 @@ fn nothing_matches(spec: &GrammarSpec) -> GrammarError {
         GrammarSpec::Regex(_) => GrammarError::InvalidRegex { reason },
         GrammarSpec::Choice(_) => GrammarError::InvalidChoice { reason },
         GrammarSpec::Lark(_) => GrammarError::InvalidGrammar { reason },
-        GrammarSpec::ToolCalls(_) => GrammarError::InvalidTools { reason },
+        GrammarSpec::ToolCalls { .. } => GrammarError::InvalidTools { reason },
     }
 }

@@ -220,9 +220,15 @@ fn identity(spec: &GrammarSpec) -> Result<(Key, usize), GrammarError> {
             add(b"lark");
             add(text.as_bytes());
         }
-        GrammarSpec::ToolCalls(text) => {
+        GrammarSpec::ToolCalls { lark, schemas } => {
+            schemas.iter().try_for_each(|(_, schema)| check_depth(schema))?;
             add(b"tool_calls");
-            add(text.as_bytes());
+            add(lark.as_bytes());
+            for (tool, schema) in schemas.iter() {
+                // A format that writes parameters as text leaves parts of their schemas out of its grammar.
+                add(tool.as_bytes());
+                add(schema.to_string().as_bytes());
+            }
         }
     }
     Ok((*hasher.finalize().as_bytes(), bytes))

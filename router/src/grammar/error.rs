@@ -23,6 +23,9 @@ pub(crate) enum GrammarError {
     /// A grammar text that is not one.
     #[error("grammar: {reason}")]
     InvalidGrammar { reason: String },
+    /// A keyword of a tool's schema that calls cannot obey, with the JSON pointer of its schema.
+    #[error("tools: `{keyword}` at `{path}` of the parameters of `{tool}` cannot be enforced: {reason}")]
+    UnsupportedTool { tool: String, keyword: String, path: String, reason: String },
     /// Schemas of tools that cannot be enforced.
     #[error("tools: {reason}")]
     InvalidTools { reason: String },

@@ -16,6 +16,7 @@ mod rules;
 mod spec;
 #[cfg(test)]
 mod tests;
+mod tool_schema;
 mod vocabulary;
 mod weight;
 

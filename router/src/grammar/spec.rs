@@ -17,7 +17,11 @@ pub(crate) enum GrammarSpec {
     Choice(Arc<[String]>),
     /// A grammar in llguidance's dialect of Lark; OpenAI's and vLLM's EBNF are translated into it.
     Lark(Arc<str>),
-    /// Text with tool calls, as the model's format of calls writes them: Lark that this server wrote, with the schemas of the
-    /// arguments inside (`%json`). Those are llguidance's to enforce; it refuses what it cannot.
-    ToolCalls(Arc<str>),
+    /// Text with tool calls, as the model's format of calls writes them.
+    ToolCalls {
+        /// Lark that this server wrote, with the schemas of the arguments inside (`%json`).
+        lark: Arc<str>,
+        /// Each tool's name and the schema of its arguments, as the client wrote it.
+        schemas: Arc<[(String, Arc<Value>)]>,
+    },
 }

@@ -254,10 +254,11 @@ impl<'a> Expander<'a> {
             Some(Value::String(pattern)) => parts.push(self.pattern(place, "pattern", pattern)?),
             Some(_) => return Err(self.invalid(place, "pattern", "it is not a string")),
         }
-        if let Some(name) = object.get("format")
-            && let Some((known, _)) = name.as_str().and_then(format::expression)
-        {
-            parts.push(Predicate::Atom(TextAtom::Format(known)));
+        if let Some(name) = object.get("format").and_then(Value::as_str) {
+            if format::NOT_ENFORCED.contains(&name) {
+                return Err(self.unsupported(place, "format", format!("`{name}` has no mask")));
+            }
+            parts.extend(format::expression(name).map(|(known, _)| Predicate::Atom(TextAtom::Format(known))));
         }
         Ok(Predicate::and(parts))
     }

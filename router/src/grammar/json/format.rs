@@ -1,10 +1,15 @@
-//! The formats that are enforced. JSON Schema calls every other `format` an annotation, and so do we.
+//! The formats of JSON Schema: enforced, or refused. It calls every name that it does not define an annotation, and so do we.
 
 /// A known format's own name and an expression for the whole string. Where a standard allows forms that validators
 /// disagree on (leap seconds, quoted mailboxes), they are not generated.
 pub(super) fn expression(name: &str) -> Option<(&'static str, &'static str)> {
     FORMATS.iter().find(|(known, _)| *known == name).copied()
 }
+
+/// Formats that JSON Schema defines and that have no expression here: languages of their own, and the alphabets of all
+/// scripts.
+pub(super) const NOT_ENFORCED: [&str; 7] =
+    ["regex", "uri-reference", "uri-template", "iri", "iri-reference", "idn-email", "idn-hostname"];
 
 macro_rules! date {
     () => {
@@ -35,6 +40,11 @@ macro_rules! octet {
 macro_rules! group {
     () => {
         "[0-9a-fA-F]{1,4}"
+    };
+}
+macro_rules! pointer {
+    () => {
+        "(?:/(?:[^/~]|~[01])*)*"
     };
 }
 macro_rules! path {
@@ -114,6 +124,8 @@ const FORMATS: &[(&str, &str)] = &[
         ),
     ),
     ("uuid", "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"),
+    ("json-pointer", pointer!()),
+    ("relative-json-pointer", concat!("(?:0|[1-9][0-9]{0,8})(?:#|", pointer!(), ")")),
     (
         "uri",
         concat!(

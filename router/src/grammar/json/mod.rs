@@ -21,7 +21,7 @@ use serde_json::Value;
 use super::error::GrammarError;
 use super::weight::{ByteWeights, Weight};
 
-pub(super) use schemas::check_depth;
+pub(super) use schemas::{check_depth, subschemas};
 
 /// The grammar of the documents that satisfy `schema`, and a lower bound of what the shortest weighs. Recurses as deeply
 /// as the schema nests: run it on a thread with [`crate::limits::GRAMMAR_STACK_BYTES`].

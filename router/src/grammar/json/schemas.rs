@@ -136,43 +136,7 @@ impl<'a> Schemas<'a> {
                     self.targets.entry(format!("{base}#{name}")).or_insert(place);
                 }
             }
-            for (keyword, value) in object {
-                let mut path = path.clone();
-                push_step(&mut path, keyword);
-                match (keyword.as_str(), value) {
-                    (
-                        "properties" | "patternProperties" | "$defs" | "definitions" | "dependentSchemas"
-                        | "dependencies",
-                        Value::Object(map),
-                    ) => open.extend(map.iter().map(|(name, value)| {
-                        let mut path = path.clone();
-                        push_step(&mut path, name);
-                        (value, path, base.clone())
-                    })),
-                    ("allOf" | "anyOf" | "oneOf" | "prefixItems" | "items", Value::Array(list)) => {
-                        open.extend(list.iter().enumerate().map(|(index, value)| {
-                            let mut path = path.clone();
-                            push_step(&mut path, &index.to_string());
-                            (value, path, base.clone())
-                        }));
-                    }
-                    (
-                        "items"
-                        | "additionalItems"
-                        | "contains"
-                        | "additionalProperties"
-                        | "propertyNames"
-                        | "not"
-                        | "if"
-                        | "then"
-                        | "else"
-                        | "unevaluatedItems"
-                        | "unevaluatedProperties",
-                        value @ (Value::Object(_) | Value::Bool(_)),
-                    ) => open.push((value, path, base.clone())),
-                    _ => {}
-                }
-            }
+            open.extend(subschemas(object, &path).into_iter().map(|(path, value)| (value, path, base.clone())));
         }
         Ok(())
     }
@@ -218,6 +182,44 @@ impl<'a> Schemas<'a> {
         }
         self.add(Content::Schema(value), path, base)
     }
+}
+
+/// The schemas that stand directly in a schema at `path`, each with its own path.
+pub(in super::super) fn subschemas<'a>(object: &'a Map<String, Value>, path: &str) -> Vec<(String, &'a Value)> {
+    let below = |steps: &[&str]| {
+        let mut path = path.to_owned();
+        steps.iter().for_each(|step| push_step(&mut path, step));
+        path
+    };
+    let mut found = Vec::new();
+    for (keyword, value) in object {
+        match (keyword.as_str(), value) {
+            (
+                "properties" | "patternProperties" | "$defs" | "definitions" | "dependentSchemas" | "dependencies",
+                Value::Object(map),
+            ) => found.extend(map.iter().map(|(name, value)| (below(&[keyword, name]), value))),
+            ("allOf" | "anyOf" | "oneOf" | "prefixItems" | "items", Value::Array(list)) => {
+                let indexed = list.iter().enumerate();
+                found.extend(indexed.map(|(index, value)| (below(&[keyword, &index.to_string()]), value)));
+            }
+            (
+                "items"
+                | "additionalItems"
+                | "contains"
+                | "additionalProperties"
+                | "propertyNames"
+                | "not"
+                | "if"
+                | "then"
+                | "else"
+                | "unevaluatedItems"
+                | "unevaluatedProperties",
+                Value::Object(_) | Value::Bool(_),
+            ) => found.push((below(&[keyword]), value)),
+            _ => {}
+        }
+    }
+    found
 }
 
 /// Refuses documents that are nested too deeply, before anything recurses into them.
