@@ -345,6 +345,7 @@ impl Error {
                 "max_new_tokens" => "max_tokens",
                 "top_n_tokens" => "top_logprobs",
                 "inputs" => "prompt",
+                "grammar" => "response_format",
                 field => field,
             }),
             Self::Suffix => Some("suffix"),

@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::args::Args;
+use crate::chat::ReasoningFormat;
 use crate::engine::{EngineConfig, EngineHandle, ShardFacts};
 use crate::error::Error;
 use crate::generation::Generation;
@@ -122,6 +123,7 @@ impl Server {
         metrics: PrometheusHandle,
     ) -> anyhow::Result<Self> {
         let facts = engine.facts();
+        let chat_format = ChatFormat::new(template.as_ref(), &tokenizer);
         tracing::info!(
             device = facts.device,
             dtype = facts.dtype,
@@ -129,13 +131,14 @@ impl Server {
             max_total_tokens = limits.max_total_tokens,
             cache_tokens = facts.capacity_tokens(),
             has_chat_template = template.is_some(),
+            tool_format = chat_format.tools.name(),
+            reasoning_format = chat_format.reasoning.as_ref().map(ReasoningFormat::name),
             "model is ready"
         );
         // Limits are at most the context of the model, which the shard gives as u32.
         let request_limits = facts.request_limits(u32::try_from(limits.max_total_tokens)?);
         let tokenizer = Arc::new(tokenizer);
         let grammars = limits.has_grammars.then(|| grammars(&tokenizer, facts)).flatten();
-        let chat_format = ChatFormat::new(template.as_ref(), &tokenizer);
         Ok(Self {
             eos_token_ids: facts.eos_token_ids.clone().into(),
             compute_type: compute_type(&facts.device),

@@ -13,10 +13,8 @@ use std::sync::LazyLock;
 
 use axum::http::Method;
 use serde_json::{Value, json};
-use utoipa::openapi::schema::Schema;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::openapi::{ObjectBuilder, RefOr};
-use utoipa::{Modify, OpenApi, PartialSchema, ToSchema};
+use utoipa::{Modify, OpenApi, ToSchema};
 
 use super::generate_stream::StreamResponse;
 use super::kserve::infer::{InferenceInput, InferenceOutput};

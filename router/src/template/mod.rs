@@ -19,8 +19,8 @@ use std::io;
 use minijinja::{Environment, Value};
 use serde_json::{Map, Value as Json};
 
-pub(crate) use facts::{ContentFormat, ReasoningMarks, TemplateFacts};
-pub(crate) use request::{Ending, RenderRequest, TemplateMessage};
+pub(crate) use facts::TemplateFacts;
+pub(crate) use request::{Ending, RenderRequest};
 pub(crate) use source::TemplateSource;
 
 use crate::error::Error;

@@ -29,13 +29,6 @@ const RESERVED: [&str; 15] = [
     "loop",
 ];
 
-/// A message as templates see it.
-#[derive(Clone, Debug)]
-pub(crate) struct TemplateMessage {
-    pub(crate) role: String,
-    pub(crate) content: String,
-}
-
 /// What a rendering is asked for.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RenderRequest {
@@ -66,12 +59,6 @@ pub(crate) enum Ending {
 }
 
 impl RenderRequest {
-    /// A conversation of plain texts, ended by TGI's rule.
-    pub(crate) fn of_texts(messages: Vec<TemplateMessage>) -> Self {
-        let object = |message: TemplateMessage| json!({"role": message.role, "content": message.content});
-        Self { messages: messages.into_iter().map(object).collect(), ..Self::default() }
-    }
-
     /// # Errors
     /// [`TemplateError::Variable`], [`TemplateError::TooMany`].
     pub(super) fn check(&self, special_tokens: &Map<String, Json>) -> Result<(), TemplateError> {

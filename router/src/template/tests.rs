@@ -1,6 +1,6 @@
 use serde_json::json;
 
-use super::facts::{ArgumentsFormat, EmptyContent};
+use super::facts::{ArgumentsFormat, ContentFormat, EmptyContent};
 use super::*;
 
 /// A template with `<s>` and `</s>`.
@@ -35,9 +35,8 @@ fn check(template: &ChatTemplate, request: &RenderRequest, expected: &str) {
 
 #[track_caller]
 fn check_texts(text: &str, messages: &[(&str, &str)], expected: &str) {
-    let message =
-        |(role, content): &(&str, &str)| TemplateMessage { role: (*role).to_owned(), content: (*content).to_owned() };
-    check(&template(text).unwrap(), &RenderRequest::of_texts(messages.iter().map(message).collect()), expected);
+    let messages = messages.iter().map(|(role, content)| json!({"role": role, "content": content})).collect();
+    check(&template(text).unwrap(), &RenderRequest { messages, ..RenderRequest::default() }, expected);
 }
 
 const CHATML: &str = "{% for m in messages %}\n<|{{ m.role }}|>{{ m['content'] | trim }}\n{% endfor %}\n{% if add_generation_prompt %}<|assistant|>{% endif %}";
