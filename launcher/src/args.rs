@@ -121,7 +121,7 @@ pub(crate) struct Limits {
     /// Most stop strings of a request.
     #[arg(long, env, default_value_t = 4)]
     pub(crate) max_stop_sequences: usize,
-    /// Largest `top_n_tokens` and `top_logprobs`.
+    /// Largest `top_n_tokens`. `top_logprobs` goes to 20, as in OpenAI's API.
     #[arg(long, env, default_value_t = 5)]
     pub(crate) max_top_n_tokens: u32,
     /// Most tokens of a prompt [default: the context minus one].

@@ -299,7 +299,9 @@ impl Error {
     /// The label of `tgi_request_failure`; `None` where TGI does not count.
     fn failure_kind(&self) -> Option<FailureKind> {
         match self {
-            Self::Validation(_) | Self::Suffix | Self::BatchSize { .. } | Self::Tool(_) => Some(FailureKind::Validation),
+            Self::Validation(_) | Self::Suffix | Self::BatchSize { .. } | Self::Tool(_) => {
+                Some(FailureKind::Validation)
+            }
             Self::Template { .. } => Some(FailureKind::Template),
             Self::Overloaded { .. } | Self::Stopping => Some(FailureKind::Overloaded),
             Self::Generation { .. } => Some(FailureKind::Generation),

@@ -156,7 +156,9 @@ impl Validated {
 fn from_last_gate(error: InvalidRequest) -> Error {
     match error {
         InvalidRequest::NoInput => ValidationError::EmptyInput,
-        InvalidRequest::TopNTokens { value, limit } => ValidationError::TopNTokens { field: "top_n_tokens", limit, given: value },
+        InvalidRequest::TopNTokens { value, limit } => {
+            ValidationError::TopNTokens { field: "top_n_tokens", limit, given: value }
+        }
         InvalidRequest::TokenId { token_id, vocab_size, .. } => {
             ValidationError::UnknownToken { field: "inputs", token_id, last: vocab_size.saturating_sub(1) }
         }

@@ -112,6 +112,8 @@ def chat_logprobs():
     chunks = list(create(**ASK, logprobs=True, top_logprobs=3, stream=True))
     streamed = [t for chunk in chunks for c in chunk.choices if c.logprobs for t in c.logprobs.content or []]
     assert streamed == content, (streamed, content)
+    most = create(**ASK, logprobs=True, top_logprobs=20).choices[0].logprobs.content
+    assert all(len(token.top_logprobs) == 20 for token in most), most
 
 
 @promise

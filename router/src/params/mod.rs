@@ -283,10 +283,7 @@ pub(crate) mod tests {
         let schema = |value| Some(GrammarSpec::JsonSchema(std::sync::Arc::new(value)));
         let cases = [
             (Asked { top_logprobs: Some(("logprobs", 20)), ..base() }, "ok"),
-            (
-                Asked { top_logprobs: Some(("logprobs", 21)), ..base() },
-                "`logprobs` must be >= 0 and <= 20. Given: 21",
-            ),
+            (Asked { top_logprobs: Some(("logprobs", 21)), ..base() }, "`logprobs` must be >= 0 and <= 20. Given: 21"),
             (Asked { min_p: Some(-0.5), ..base() }, "`min_p` must be >= 0.0 and <= 1.0. Given: -0.5"),
             (Asked { min_p: Some(f32::NAN), ..base() }, "`min_p` must be >= 0.0 and <= 1.0. Given: NaN"),
             (

@@ -186,9 +186,10 @@ impl Script {
         let (mut waiting, mut masks) = (VecDeque::new(), HashMap::new());
         while let Some(message) = incoming.message().await? {
             let answer = match message.message {
-                Some(to_shard::Message::Hello(hello)) => {
-                    Some(from_shard::Message::Welcome(v1::Welcome { epoch: hello.epoch, info: Some(info(self.context)) }))
-                }
+                Some(to_shard::Message::Hello(hello)) => Some(from_shard::Message::Welcome(v1::Welcome {
+                    epoch: hello.epoch,
+                    info: Some(info(self.context)),
+                })),
                 Some(to_shard::Message::Plan(plan)) => {
                     waiting.push_back(plan);
                     None

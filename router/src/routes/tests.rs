@@ -568,9 +568,9 @@ async fn every_bad_input_has_its_status_and_text() {
         ),
         (
             "/v1/chat/completions",
-            json!({"messages": [{"role": "user", "content": "x"}], "top_logprobs": 9}).to_string(),
+            json!({"messages": [{"role": "user", "content": "x"}], "top_logprobs": 21}).to_string(),
             422,
-            validation("`top_n_tokens` must be >= 0 and <= 5. Given: 9"),
+            validation("`top_logprobs` must be >= 0 and <= 20. Given: 21"),
         ),
         (
             "/v1/chat/completions",

@@ -175,7 +175,8 @@ fn tool_call_form(probe: Probe<'_>) -> (EmptyContent, ArgumentsFormat) {
             _ => 2,
         };
         // A template that writes down whatever content is writes `None`.
-        let score = probe(messages, tools.clone()).map_or((0, false), |prompt| (rate(&prompt), !prompt.contains("None")));
+        let score =
+            probe(messages, tools.clone()).map_or((0, false), |prompt| (rate(&prompt), !prompt.contains("None")));
         if score > best.0 {
             best = (score, form);
         }

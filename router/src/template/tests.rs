@@ -142,6 +142,9 @@ fn arguments_come_as_the_template_shows_them() {
     let facts = template.facts(true).unwrap();
     assert_eq!((facts.arguments, facts.empty_content), (ArgumentsFormat::Text, EmptyContent::Text));
     check(&template, &request(tool_conversation(json!({"b": 1})), Ending::Closed), "?..f{\"b\":1}42.");
+    // And this one would write `None`.
+    let any = "{% for m in messages %}[{{ m.content }}]{{ (m.tool_calls or []) | tojson }}{% endfor %}";
+    assert_eq!(self::template(any).unwrap().facts(true).unwrap().empty_content, EmptyContent::Text);
     // This one takes a call by its null content only.
     let null = "{% for m in messages %}{% if m.content is none %}{{ m.tool_calls[0].function | tojson }}{% else %}{{ m.content }}{% endif %}{% endfor %}";
     let template = self::template(null).unwrap();

@@ -31,6 +31,10 @@ impl ChatFormat {
         let special_id = |text: &str| tokenizer.special_id(text);
         let tools = ToolFormat::detect(template.map(ChatTemplate::source), special_id);
         let reasoning = ReasoningFormat::detect(template.map(ChatTemplate::source), special_id);
+        if template.is_some() {
+            let thoughts = reasoning.as_ref().map_or("none", ReasoningFormat::name);
+            tracing::info!(tool_calls = tools.name(), thoughts, "chat format, by the chat template");
+        }
         let facts = template.and_then(|template| template.facts(true).ok());
         let thoughts = reasoning.iter().flat_map(ReasoningFormat::visible_tokens);
         Self {

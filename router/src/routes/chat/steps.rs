@@ -131,7 +131,6 @@ pub(super) struct Choice {
     /// Text that comes before the first token's.
     echo: Option<String>,
     meter: ReasoningMeter,
-    has_called: bool,
 }
 
 impl Choice {
@@ -141,7 +140,7 @@ impl Choice {
         reasoning: Reasoning,
         echo: Option<String>,
     ) -> Self {
-        Self { generation, parser, reasoning, echo, meter: ReasoningMeter::default(), has_called: false }
+        Self { generation, parser, reasoning, echo, meter: ReasoningMeter::default() }
     }
 
     async fn next(&mut self) -> Option<Result<ChatStep, Error>> {
@@ -164,17 +163,17 @@ impl Choice {
             None => parts.push(ReplyPart::Content(step.delta)),
         }
         self.meter.count(&parts);
-        self.has_called |= parts.iter().any(|part| matches!(part, ReplyPart::ToolCall { .. }));
         if self.reasoning == Reasoning::Omitted {
             parts.retain(|part| !matches!(part, ReplyPart::Reasoning(_)));
         }
         if let Some(echo) = self.echo.take() {
             parts.insert(0, ReplyPart::Content(echo));
         }
+        let has_called = self.parser.as_ref().is_some_and(|parser| parser.calls() > 0);
         let end = step.end.map(|generation| ChatEnd {
             finish: match generation.finish {
                 Finish::Length => ChatFinish::Length,
-                _ if self.has_called => ChatFinish::ToolCalls,
+                _ if has_called => ChatFinish::ToolCalls,
                 Finish::EosToken => ChatFinish::Stop,
                 Finish::StopSequence => ChatFinish::StopSequence,
             },

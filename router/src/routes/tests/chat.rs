@@ -263,7 +263,8 @@ async fn more_alternatives_than_the_native_limit() {
 
 #[tokio::test]
 async fn every_protocol_switches_thinking_by_the_templates_own_variable() {
-    for (variable, on, off) in [("enable_thinking", "true", "false"), ("thinking", "true", "false"), ("thinking_budget", "-", "0")]
+    for (variable, on, off) in
+        [("enable_thinking", "true", "false"), ("thinking", "true", "false"), ("thinking_budget", "-", "0")]
     {
         let template = format!("{{{{ {variable} | default('-') | tojson | replace('\"', '') }}}}>");
         let fixture = Fixture::with("a", &[], &template, LONG_CONTEXT).await;
