@@ -48,7 +48,7 @@ pub(super) async fn handle(State(server): State<Arc<Server>>) -> Response<Body> 
 #[utoipa::path(
     get, path = "/v1/models/{model}", operation_id = "openai_get_model", tag = super::openapi::TAG, summary = "Get one model",
     params(("model" = String, Path, description = "Name of the model", max_length = 256)),
-    responses((status = 200, description = "The model", body = Model), super::openapi::OpenAiErrors),
+    responses((status = 200, description = "The model", body = Model), super::openapi::ModelErrors),
 )]
 pub(super) async fn show(
     State(server): State<Arc<Server>>,
