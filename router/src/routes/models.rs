@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::Response;
 use serde::Serialize;
@@ -52,8 +53,10 @@ pub(super) async fn handle(State(server): State<Arc<Server>>) -> Response<Body> 
 )]
 pub(super) async fn show(
     State(server): State<Arc<Server>>,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
 ) -> Result<Response<Body>, OpenAiFailure> {
+    // What is not UTF-8 names no model.
+    let name = name.map_or_else(|_| String::new(), |Path(name)| name);
     if name == server.args.model_id {
         return Ok(json(to_json(&model(&server))));
     }
