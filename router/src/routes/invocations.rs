@@ -41,7 +41,7 @@ pub(super) enum SagemakerRequest {
     post, path = "/invocations", operation_id = "sagemaker_compatibility", tag = super::openapi::TAG,
     summary = "Generate tokens from Sagemaker request",
     request_body = SagemakerRequest,
-    responses((status = 200, description = "As the call that was meant", content((Value = "application/json"), (String = "text/event-stream"))), super::openapi::EitherErrors),
+    responses((status = 200, description = "As the call that was meant", content((Value = "application/json"), (super::openapi::JsonObject = "text/event-stream"))), super::openapi::EitherErrors),
 )]
 pub(super) async fn handle(
     State(server): State<Arc<Server>>,

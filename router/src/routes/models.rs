@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::Response;
 use serde::Serialize;
@@ -48,12 +49,14 @@ pub(super) async fn handle(State(server): State<Arc<Server>>) -> Response<Body> 
 #[utoipa::path(
     get, path = "/v1/models/{model}", operation_id = "openai_get_model", tag = super::openapi::TAG, summary = "Get one model",
     params(("model" = String, Path, description = "Name of the model", max_length = 256)),
-    responses((status = 200, description = "The model", body = Model), super::openapi::OpenAiErrors),
+    responses((status = 200, description = "The model", body = Model), super::openapi::ModelErrors),
 )]
 pub(super) async fn show(
     State(server): State<Arc<Server>>,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
 ) -> Result<Response<Body>, OpenAiFailure> {
+    // What is not UTF-8 names no model.
+    let name = name.map_or_else(|_| String::new(), |Path(name)| name);
     if name == server.args.model_id {
         return Ok(json(to_json(&model(&server))));
     }

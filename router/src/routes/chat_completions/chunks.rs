@@ -5,6 +5,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{CallForm, ReplyPart, Shape, new_call_id};
+use crate::error::OpenAiBody;
 use crate::routes::chat::{Chat, ChatStep, TokenCounts};
 use crate::routes::openai::logprobs::{Logprobs, TokenLogprob};
 use crate::routes::openai::{Head, Usage, write_error};
@@ -20,6 +21,16 @@ pub(super) struct ChatChunk<'a> {
     system_fingerprint: &'a str,
     choices: &'a [ChunkChoice],
     usage: Option<Usage>,
+}
+
+/// What an event says.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "only the document speaks of it")]
+pub(super) enum ChatStreamEvent {
+    Chunk(ChatChunk<'static>),
+    /// Of a reply that failed.
+    Error(OpenAiBody<'static>),
 }
 
 #[derive(Serialize, ToSchema)]

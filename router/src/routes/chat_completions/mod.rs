@@ -61,7 +61,7 @@ struct FunctionCall {
 #[utoipa::path(
     post, path = "/v1/chat/completions", operation_id = "chat_completions", tag = super::openapi::TAG, summary = "Generate a chat reply",
     request_body = ChatRequest,
-    responses((status = 200, description = "The reply, or a stream of chunks", content((whole::ChatCompletion = "application/json"), (String = "text/event-stream"))), super::openapi::OpenAiErrors),
+    responses((status = 200, description = "The reply, or a stream of chunks", content((whole::ChatCompletion = "application/json"), (chunks::ChatStreamEvent = "text/event-stream"))), super::openapi::OpenAiErrors),
 )]
 pub(super) async fn handle(
     State(server): State<Arc<Server>>,

@@ -1,12 +1,24 @@
 //! The answer as a stream: one event per token, those of all choices as they come.
 
 use futures::stream::{self, Stream, StreamExt};
+use utoipa::ToSchema;
 
 use super::choice::Piece;
 use super::request::Plan;
 use super::{Completion, CompletionChoice, Started};
+use crate::error::OpenAiBody;
 use crate::routes::openai::{Head, Usage, write_error};
 use crate::routes::sse;
+
+/// What an event says.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "only the document speaks of it")]
+pub(super) enum CompletionStreamEvent {
+    Chunk(Completion<'static>),
+    /// Of a reply that failed.
+    Error(OpenAiBody<'static>),
+}
 
 /// The events of all choices, then the usage if it was asked for, then the end mark. A choice that fails does not end
 /// the others.

@@ -62,7 +62,7 @@ impl<'a> Completion<'a> {
 #[utoipa::path(
     post, path = "/v1/completions", operation_id = "completions", tag = super::openapi::TAG, summary = "Complete a text",
     request_body = CompletionRequest,
-    responses((status = 200, description = "The completion, or a stream of chunks", content((Completion = "application/json"), (String = "text/event-stream"))), super::openapi::OpenAiErrors),
+    responses((status = 200, description = "The completion, or a stream of chunks", content((Completion = "application/json"), (chunks::CompletionStreamEvent = "text/event-stream"))), super::openapi::OpenAiErrors),
 )]
 pub(super) async fn handle(
     State(server): State<Arc<Server>>,

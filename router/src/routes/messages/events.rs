@@ -5,7 +5,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::answer::{Message, OutputBlock, Usage, stop_reason};
-use crate::error::{Dialect, Error};
+use crate::error::{AnthropicBody, Dialect, Error};
 use crate::routes::chat::{BlockEvent, BlockKind, Blocks, Chat, ChatStep};
 use crate::routes::openai::Head;
 use crate::routes::sse;
@@ -21,6 +21,16 @@ pub(super) enum MessageEvent<'a> {
     ContentBlockStop { index: usize },
     MessageDelta { delta: MessageDelta, usage: Usage },
     MessageStop,
+}
+
+/// What an event says.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "only the document speaks of it")]
+pub(super) enum MessageStreamEvent {
+    Event(MessageEvent<'static>),
+    /// Of a reply that failed.
+    Error(AnthropicBody<'static>),
 }
 
 /// What a block grows by.

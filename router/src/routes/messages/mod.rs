@@ -30,7 +30,7 @@ pub(super) struct TokenCount {
 #[utoipa::path(
     post, path = "/v1/messages", operation_id = "messages", tag = super::openapi::TAG, summary = "Generate a message",
     request_body = request::MessagesRequest,
-    responses((status = 200, description = "The message, or a stream of named events", content((answer::Message = "application/json"), (String = "text/event-stream"))), super::openapi::AnthropicErrors),
+    responses((status = 200, description = "The message, or a stream of named events", content((answer::Message = "application/json"), (events::MessageStreamEvent = "text/event-stream"))), super::openapi::AnthropicErrors),
 )]
 pub(super) async fn handle(
     State(server): State<Arc<Server>>,

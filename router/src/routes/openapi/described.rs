@@ -39,6 +39,13 @@ described! {
     JsonObject = free(&[Type::Object]);
     /// Any JSON object, or text: a word, or JSON in a string.
     JsonObjectOrText = free(&[Type::Object, Type::String]);
+    /// An event of the responses API; its type says what else it holds.
+    NumberedEvent = ObjectBuilder::new()
+        .property("type", ObjectBuilder::new().schema_type(Type::String))
+        .property("sequence_number", ObjectBuilder::new().schema_type(Type::Integer))
+        .required("type")
+        .required("sequence_number")
+        .build();
     /// Variables of a chat template.
     TemplateVariables =
         ObjectBuilder::new().schema_type(Type::Object).max_properties(Some(MAX_TEMPLATE_VARIABLES)).build();

@@ -15,6 +15,7 @@ use crate::error::{AnthropicBody, NativeBody, OpenAiBody};
 const FAILURES: &[(u16, &str)] = &[
     (400, "The body is not JSON, or broke off"),
     (401, "The API key is missing or wrong"),
+    (404, "There is no such model"),
     (408, "The body did not arrive in time"),
     (413, "The body is larger than `payload_limit`"),
     (415, "The body is not `application/json`"),
@@ -41,6 +42,9 @@ pub(in crate::routes) struct EitherErrors;
 /// Of a route that only needs the key.
 pub(in crate::routes) struct GateErrors;
 
+/// Of a call that names a model.
+pub(in crate::routes) struct ModelErrors;
+
 /// Of a health route.
 pub(in crate::routes) struct HealthErrors;
 
@@ -51,33 +55,41 @@ type Responses = BTreeMap<String, RefOr<Response>>;
 
 impl IntoResponses for NativeErrors {
     fn responses() -> Responses {
-        responses(native(), |_| true)
+        responses(native(), is_of_a_call)
     }
 }
 
 impl IntoResponses for OpenAiErrors {
     fn responses() -> Responses {
-        responses(openai(), |_| true)
+        responses(openai(), is_of_a_call)
     }
 }
 
 impl IntoResponses for AnthropicErrors {
     fn responses() -> Responses {
         // Their clients know no 422: what a request says wrong is 400.
-        responses(RefOr::Ref(Ref::from_schema_name(AnthropicBody::name())), |status| status != 422)
+        responses(RefOr::Ref(Ref::from_schema_name(AnthropicBody::name())), |status| {
+            is_of_a_call(status) && status != 422
+        })
     }
 }
 
 impl IntoResponses for EitherErrors {
     fn responses() -> Responses {
         let either = OneOfBuilder::new().item(native()).item(openai());
-        responses(Schema::from(either).into(), |_| true)
+        responses(Schema::from(either).into(), is_of_a_call)
     }
 }
 
 impl IntoResponses for GateErrors {
     fn responses() -> Responses {
         responses(native(), |status| status == 401)
+    }
+}
+
+impl IntoResponses for ModelErrors {
+    fn responses() -> Responses {
+        responses(openai(), |status| [401, 404].contains(&status))
     }
 }
 
@@ -91,6 +103,11 @@ impl IntoResponses for ModelHealthErrors {
     fn responses() -> Responses {
         responses(native(), |status| [422, 503].contains(&status))
     }
+}
+
+/// A call does what it is asked under whatever name of a model.
+fn is_of_a_call(status: u16) -> bool {
+    status != 404
 }
 
 fn native() -> RefOr<Schema> {

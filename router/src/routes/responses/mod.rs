@@ -23,7 +23,7 @@ use crate::server::Server;
 #[utoipa::path(
     post, path = "/v1/responses", operation_id = "responses", tag = super::openapi::TAG, summary = "Generate a response",
     request_body = request::ResponsesRequest,
-    responses((status = 200, description = "The response, or a stream of typed events", content((answer::Response = "application/json"), (String = "text/event-stream"))), super::openapi::OpenAiErrors),
+    responses((status = 200, description = "The response, or a stream of typed events", content((answer::Response = "application/json"), (crate::routes::openapi::NumberedEvent = "text/event-stream"))), super::openapi::OpenAiErrors),
 )]
 pub(super) async fn handle(
     State(server): State<Arc<Server>>,
