@@ -22,6 +22,6 @@ mod weight;
 
 pub(crate) use compiled::CompiledGrammar;
 pub(crate) use engine::GrammarEngine;
-pub(crate) use error::{GrammarError, MatcherError};
+pub(crate) use error::GrammarError;
 pub(crate) use matcher::Matcher;
 pub(crate) use spec::GrammarSpec;
