@@ -11,7 +11,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::args::Args;
-use crate::chat::ReasoningFormat;
 use crate::engine::{EngineConfig, EngineHandle, ShardFacts};
 use crate::error::Error;
 use crate::generation::Generation;
@@ -131,8 +130,6 @@ impl Server {
             max_total_tokens = limits.max_total_tokens,
             cache_tokens = facts.capacity_tokens(),
             has_chat_template = template.is_some(),
-            tool_format = chat_format.tools.name(),
-            reasoning_format = chat_format.reasoning.as_ref().map(ReasoningFormat::name),
             "model is ready"
         );
         // Limits are at most the context of the model, which the shard gives as u32.

@@ -24,7 +24,7 @@ request_body! {
         max_completion_tokens: Option<u32>,
         logprobs: Option<bool>,
         /// Alternatives per token.
-        #[schema(minimum = 0, extensions(("x-limit" = json!("max_top_n_tokens"))))]
+        #[schema(minimum = 0, maximum = 20)]
         top_logprobs: Option<u32>,
         #[schema(value_type = Option<Vec<tools::ToolObject>>, max_items = 128)]
         tools: Option<Vec<Value>>,

@@ -24,7 +24,7 @@ request_body! {
         /// The answer begins with the prompt.
         echo: Option<bool>,
         /// Log-probabilities with so many alternatives per token; with `echo`, of the prompt too.
-        #[schema(minimum = 0, extensions(("x-limit" = json!("max_top_n_tokens"))))]
+        #[schema(minimum = 0, maximum = 20)]
         logprobs: Option<u32>,
         /// So many answers are made per prompt, and the `n` of the highest mean log-probability given.
         #[schema(minimum = 0, extensions(("x-limit" = json!("max_best_of"))))]
