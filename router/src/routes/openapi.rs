@@ -29,10 +29,12 @@ use crate::server::Server;
 
 pub(super) use bounds::{array, integer, limited, limited_list, limited_string, stop_strings};
 pub(super) use described::{
-    BadWordText, BadWordTokens, ChoiceText, JsonObject, JsonObjectOrText, NumberedEvent, PromptOrPrompts, RegexText, StopList,
-    StopStrings, TemplateVariables, TokenId, describe_text_or_list, text_or_list,
+    BadWordText, BadWordTokens, ChoiceText, JsonObject, JsonObjectOrText, NumberedEvent, OutputTensorData,
+    PromptOrPrompts, RegexText, StopList, StopStrings, TemplateVariables, TokenId, describe_text_or_list, text_or_list,
 };
-pub(super) use errors::{AnthropicErrors, EitherErrors, GateErrors, HealthErrors, ModelErrors, ModelHealthErrors, NativeErrors, OpenAiErrors};
+pub(super) use errors::{
+    AnthropicErrors, EitherErrors, GateErrors, HealthErrors, ModelErrors, ModelHealthErrors, NativeErrors, OpenAiErrors,
+};
 
 /// TGI's one tag.
 pub(super) const TAG: &str = "Text Generation Inference";

@@ -98,7 +98,7 @@ struct InferenceOutputTensor {
     name: String,
     shape: Vec<usize>,
     datatype: &'static str,
-    #[schema(value_type = TensorData)]
+    #[schema(value_type = crate::routes::openapi::OutputTensorData)]
     data: Data,
 }
 

@@ -46,6 +46,11 @@ described! {
         .required("type")
         .required("sequence_number")
         .build();
+    /// One text per item, or the bytes of one text, which may be empty.
+    OutputTensorData = OneOfBuilder::new()
+        .item(array(Schema::from(ObjectBuilder::new().schema_type(Type::String))).min_items(Some(1)).build())
+        .item(array(Schema::from(integer(0..=255))).build())
+        .build();
     /// Variables of a chat template.
     TemplateVariables =
         ObjectBuilder::new().schema_type(Type::Object).max_properties(Some(MAX_TEMPLATE_VARIABLES)).build();
