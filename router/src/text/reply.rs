@@ -254,7 +254,9 @@ mod tests {
     fn marks_are_shown_and_can_stop() {
         let tokenizer = Arc::new(byte_level());
         let ids = tokenizer.encode("a</s>b", false).unwrap();
-        for (stops, expected) in [(vec![], "a</s>b"), (vec!["zz".to_owned()], "a</s>b"), (vec!["s>b".to_owned()], "a</")] {
+        for (stops, expected) in
+            [(vec![], "a</s>b"), (vec!["zz".to_owned()], "a</s>b"), (vec!["s>b".to_owned()], "a</")]
+        {
             let mut reply = ReplyText::new(tokenizer.clone(), &[], &stops, StopText::Remove);
             reply.show([ids[1]].into());
             for (at, id) in ids.iter().enumerate() {
