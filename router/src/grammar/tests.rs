@@ -837,3 +837,29 @@ fn the_formats_of_tools_are_enforced() {
     }
     walker.check(&calls("f", json!({"type": "integer", "format": "int32"})), &["7"], &["\"7\""]);
 }
+
+#[test]
+fn the_official_suite_as_tools_has_no_invalid_instance_accepted() {
+    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data/json_schema/testsuite.jsonl"));
+    let Ok(suite) = std::fs::read_to_string(path) else {
+        println!("skipped: {} is not there", path.display());
+        return;
+    };
+    let walker = Walker::new();
+    let (mut compiled_groups, mut invalid) = (0, 0);
+    let mut wrong = Vec::new();
+    for line in suite.lines() {
+        let group: Value = serde_json::from_str(line).unwrap();
+        let name = group["name"].as_str().unwrap();
+        let Ok(compiled) = compile(&walker.engine, &calls("f", group["schema"].clone())) else { continue };
+        compiled_groups += 1;
+        for test in group["tests"].as_array().unwrap().iter().filter(|test| test["valid"] == false) {
+            invalid += 1;
+            let text = test["data"].to_string();
+            wrong.extend(walker.accepts(&compiled, &text).then(|| format!("{name}: {text}")));
+        }
+    }
+    println!("tools: {compiled_groups} groups, {invalid} invalid instances");
+    wrong.iter().for_each(|line| println!("TOOLS {line}"));
+    assert_eq!(wrong, Vec::<String>::new());
+}
