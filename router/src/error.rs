@@ -119,6 +119,9 @@ pub(crate) enum ToolError {
     GrammarAndTools,
     #[error("`tool_choice` asks for a call and there are no tools")]
     NoTools,
+    /// A schema that no mask can enforce; the text names tool, keyword and path.
+    #[error("{reason}")]
+    Schema { reason: String },
 }
 
 impl ValidationError {
@@ -237,6 +240,9 @@ impl From<GrammarError> for Error {
             // A compilation takes milliseconds: the shortest wait that HTTP can express is enough.
             GrammarError::Overloaded { .. } => Error::Overloaded { retry_after_seconds: 1 },
             GrammarError::Internal { .. } => Error::Generation { reason: error.to_string() },
+            GrammarError::UnsupportedTool { .. } | GrammarError::InvalidTools { .. } => {
+                ToolError::Schema { reason: error.to_string() }.into()
+            }
             error => ValidationError::Grammar { reason: error.to_string() }.into(),
         }
     }

@@ -24,10 +24,10 @@ pub(crate) enum GrammarError {
     #[error("grammar: {reason}")]
     InvalidGrammar { reason: String },
     /// A keyword of a tool's schema that calls cannot obey, with the JSON pointer of its schema.
-    #[error("tools: `{keyword}` at `{path}` of the parameters of `{tool}` cannot be enforced: {reason}")]
+    #[error("`{keyword}` at `{path}` of the parameters of `{tool}` cannot be enforced: {reason}")]
     UnsupportedTool { tool: String, keyword: String, path: String, reason: String },
     /// Schemas of tools that cannot be enforced.
-    #[error("tools: {reason}")]
+    #[error("{reason}")]
     InvalidTools { reason: String },
     /// Larger than a limit.
     #[error("the {what} has {value}, limit {limit}")]

@@ -795,10 +795,10 @@ fn a_tool_whose_schema_cannot_be_enforced_is_refused_by_keyword_and_place() {
         // Below a property, and in a draft that knows few keywords.
         let nested = json!({"$schema": "http://json-schema.org/draft-04/schema#", "type": "object",
             "properties": {"a/b": schema}});
-        walker.refuses(&calls("f", schema), &format!("tools: {expected} at `#` of the parameters of `f`"));
+        walker.refuses(&calls("f", schema), &format!("{expected} at `#` of the parameters of `f`"));
         walker.refuses(
             &calls("f", nested),
-            &format!("tools: {expected} at `#/properties/a~1b` of the parameters of `f`"),
+            &format!("{expected} at `#/properties/a~1b` of the parameters of `f`"),
         );
     };
     refuses(json!({"not": {"type": "string"}}), "`not`");
@@ -813,8 +813,8 @@ fn a_tool_whose_schema_cannot_be_enforced_is_refused_by_keyword_and_place() {
     let defined = json!({"type": "object", "$defs": {"x": {"anyOf": [{"not": {}}]}}});
     walker.refuses(&calls("f", defined), "`not` at `#/$defs/x/anyOf/0` of the parameters of `f`");
     // What is left to llguidance has the tool's name at least.
-    walker.refuses(&calls("f", json!({"type": "string", "minLength": "3"})), "tools: the parameters of `f`: ");
-    walker.refuses(&calls("f", json!({"$ref": "https://example.com/x"})), "tools: the parameters of `f`: ");
+    walker.refuses(&calls("f", json!({"type": "string", "minLength": "3"})), "the parameters of `f`: ");
+    walker.refuses(&calls("f", json!({"$ref": "https://example.com/x"})), "the parameters of `f`: ");
 }
 
 #[test]
