@@ -63,8 +63,12 @@ fn cases() -> Vec<Case> {
         ),
         case("/generate", generate(json!({ "adapter_id": "x" })), 422, "adapter"),
         case("/v1/chat/completions", json!({ "messages": message, "tools": [{ "type": "function" }] }), 422, "tools"),
-        case("/v1/chat/completions", json!({ "messages": message, "logit_bias": { "5": 1 } }), 422, "logit_bias"),
-        case("/v1/chat/completions", json!({ "messages": message, "n": 2 }), 422, "`n`"),
+        case("/v1/chat/completions", json!({ "messages": message, "logit_bias": { "5": 101 } }), 422, "logit_bias"),
+        case("/v1/chat/completions", json!({ "messages": message, "logit_bias": { "x": 1 } }), 422, "logit_bias"),
+        case("/v1/chat/completions", json!({ "messages": message, "n": 0 }), 422, "`n`"),
+        case("/v1/chat/completions", json!({ "messages": message, "store": true }), 422, "store"),
+        case("/v1/messages", json!({ "messages": message }), 400, "max_tokens"),
+        case("/v1/responses", json!({ "input": "hello", "previous_response_id": "x" }), 422, "previous_response_id"),
     ]
 }
 

@@ -796,10 +796,7 @@ fn a_tool_whose_schema_cannot_be_enforced_is_refused_by_keyword_and_place() {
         let nested = json!({"$schema": "http://json-schema.org/draft-04/schema#", "type": "object",
             "properties": {"a/b": schema}});
         walker.refuses(&calls("f", schema), &format!("{expected} at `#` of the parameters of `f`"));
-        walker.refuses(
-            &calls("f", nested),
-            &format!("{expected} at `#/properties/a~1b` of the parameters of `f`"),
-        );
+        walker.refuses(&calls("f", nested), &format!("{expected} at `#/properties/a~1b` of the parameters of `f`"));
     };
     refuses(json!({"not": {"type": "string"}}), "`not`");
     refuses(json!({"type": "array", "uniqueItems": true}), "`uniqueItems`");
