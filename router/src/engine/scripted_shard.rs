@@ -44,6 +44,8 @@ pub(super) struct Script {
     pub(super) num_blocks: AtomicU32,
     /// (epoch, rank, plan) → what happens there.
     pub(super) accidents: Mutex<HashMap<(u64, u32, u64), Accident>>,
+    /// The (epoch, plan) that each rank has come to.
+    reached: Mutex<Vec<(u64, u64)>>,
     /// Rank 0 takes one permit per plan.
     pub(super) steps: Semaphore,
     /// `Run` streams that are open.
@@ -67,6 +69,7 @@ impl ScriptedGroup {
             max_step_tokens: 16,
             num_blocks: AtomicU32::new(num_blocks),
             accidents: Mutex::default(),
+            reached: Mutex::new(vec![(0, 0); world_size as usize]),
             steps: Semaphore::new(Semaphore::MAX_PERMITS / 2),
             open_streams: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
@@ -225,8 +228,12 @@ impl Script {
                         break;
                     }
                 };
+                self.reached.lock().unwrap()[rank as usize] = (epoch, plan.seq);
                 if rank == 0 {
                     self.steps.acquire().await.expect("never closed").forget();
+                    if !self.collective((epoch, plan.seq), sender).await {
+                        return Ok(());
+                    }
                 }
                 let accident = self.accidents.lock().unwrap().get(&(epoch, rank, plan.seq)).copied();
                 is_wrecked = accident.is_some();
@@ -237,6 +244,17 @@ impl Script {
             }
         }
         Ok(())
+    }
+
+    /// Waits, as a collective does, until every rank has come to `plan`. False if the router went away meanwhile.
+    async fn collective(&self, plan: (u64, u64), sender: &mpsc::Sender<Result<FromShard, Status>>) -> bool {
+        while self.reached.lock().unwrap().iter().any(|reached| *reached < plan) {
+            if sender.is_closed() {
+                return false;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        true
     }
 
     fn answer(
