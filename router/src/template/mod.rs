@@ -90,7 +90,7 @@ impl ChatTemplate {
             environment: dialect::environment(now, TEMPLATE_RECURSION)?,
             templates: BTreeMap::new(),
             special_tokens: source.special_tokens,
-            source: source.templates.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>().join("\n"),
+            source: source.templates.values().map(String::as_str).collect::<Vec<_>>().join("\n"),
         };
         template.environment.set_fuel(Some(TEMPLATE_PROBE_FUEL));
         for (name, text) in source.templates {
