@@ -7,6 +7,7 @@ use axum::body::Body as HttpBody;
 use axum::extract::State;
 use axum::http::Response;
 use futures::future::try_join_all;
+use proto::v1::SamplingParams;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -16,8 +17,8 @@ use super::headers::Cost;
 use super::{json, to_json};
 use crate::error::{Error, NativeFailure};
 use crate::generation::{End, Generation, PromptToken, Token};
-use crate::params::Asked;
 use crate::params::unsupported::{NATIVE, Unsupported};
+use crate::params::{Asked, watermark};
 use crate::server::Server;
 use crate::text::StopText;
 use crate::validation::SpecialTokens;
@@ -99,6 +100,17 @@ pub(super) struct GenerateParameters {
     adapter_id: Option<String>,
 }
 
+impl GenerateParameters {
+    /// Greedy only if nothing at all asks for sampling (TGI's rule).
+    fn is_sampling(&self) -> bool {
+        self.do_sample
+            || self.temperature.is_some_and(|temperature| temperature != 1.0)
+            || self.top_k.is_some_and(|top_k| top_k != 0)
+            || self.top_p.is_some_and(|top_p| top_p < 1.0)
+            || self.typical_p.is_some_and(|typical_p| typical_p < 1.0)
+    }
+}
+
 impl Wire for GenerateRequest {
     const UNSUPPORTED: &'static [Unsupported] = NATIVE;
     const PARAMETERS: Option<&'static str> = Some("parameters");
@@ -123,21 +135,24 @@ impl GenerateRequest {
         };
         let asked = Asked {
             inputs,
+            sampling: SamplingParams {
+                do_sample: parameters.is_sampling(),
+                temperature: parameters.temperature,
+                repetition_penalty: parameters.repetition_penalty,
+                frequency_penalty: parameters.frequency_penalty,
+                top_k: parameters.top_k,
+                top_p: parameters.top_p,
+                typical_p: parameters.typical_p,
+                seed: parameters.seed,
+                top_n_tokens: parameters.top_n_tokens,
+                prompt_logprobs: parameters.decoder_input_details,
+                watermark: watermark::ask(parameters.watermark),
+                ..SamplingParams::default()
+            },
             best_of: parameters.best_of,
-            temperature: parameters.temperature,
-            repetition_penalty: parameters.repetition_penalty,
-            frequency_penalty: parameters.frequency_penalty,
-            top_k: parameters.top_k,
-            top_p: parameters.top_p,
-            typical_p: parameters.typical_p,
-            do_sample: parameters.do_sample,
             max_new_tokens: parameters.max_new_tokens,
             stop: parameters.stop,
             truncate: parameters.truncate,
-            seed: parameters.seed,
-            top_n_tokens: parameters.top_n_tokens,
-            prompt_logprobs: parameters.decoder_input_details,
-            watermark: parameters.watermark,
             grammar: parameters.grammar.map(Into::into),
             adapter_id: parameters.adapter_id,
             ..Asked::default()
@@ -328,4 +343,27 @@ fn index_of_best(replies: &[Reply]) -> usize {
         }
     }
     best
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn is_sampling(parameters: Value) -> bool {
+        serde_json::from_value::<GenerateParameters>(parameters).unwrap().is_sampling()
+    }
+
+    #[test]
+    fn any_parameter_of_sampling_switches_it_on() {
+        for greedy in [json!({}), json!({"temperature": 1.0, "top_k": null, "seed": 7, "repetition_penalty": 2.0})] {
+            assert!(!is_sampling(greedy.clone()), "{greedy}");
+        }
+        for (field, value) in [("temperature", 0.5), ("top_k", 3.0), ("top_p", 0.9), ("typical_p", 0.9)] {
+            let value = if field == "top_k" { json!(value as i32) } else { json!(value) };
+            assert!(is_sampling(json!({ field: value })), "{field}");
+        }
+        assert!(is_sampling(json!({"do_sample": true})));
+    }
 }

@@ -246,7 +246,6 @@ async fn native_sampling_parameters_reach_the_shard() {
     fixture.post("/generate", &json!({"inputs": "Hi", "parameters": {"max_new_tokens": 1}})).await;
     let heard = fixture.model.script.heard.lock().unwrap();
     assert_eq!(heard[0].0.watermark, Some(proto::v1::Watermark { gamma: 0.25, delta: 3.0 }));
-    assert_eq!((heard[0].0.prompt_tokens, heard[0].0.masked), (3, false));
     assert_eq!(heard[1].0.watermark, None);
 }
 
