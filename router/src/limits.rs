@@ -34,12 +34,6 @@ pub const MAX_REPORTED_FIELDS: usize = 16;
 /// context limit instead of being refused.
 pub const CHECKED_NEW_TOKENS: u32 = 1024;
 
-/// Tokens that `logit_bias` may name. 1024: more than any published use; each costs every step of the row.
-pub const MAX_LOGIT_BIASES: usize = 1024;
-/// Lists in `bad_words`. 1024: a long word list in all its spellings; each costs every step of the row.
-pub const MAX_BAD_WORDS: usize = 1024;
-/// Token ids in one list of `bad_words`. 32: a long phrase; each is compared at every step of the row.
-pub const MAX_BAD_WORD_TOKENS: usize = 32;
 /// Answers to one request (`n`). 128: OpenAI's own bound; each answer takes a place of `--max-concurrent-requests`.
 pub const MAX_N: usize = 128;
 /// Alternatives per token on OpenAI's routes (`top_logprobs`). 20: OpenAI's own bound, which clients ask up to.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::scripted_shard::{Accident, ScriptedGroup};
 use super::*;
 use crate::constraint::{Constraint, Matcher, SharedConstraint};
-use crate::request::{RequestParts, SamplingParams};
+use crate::request::RequestParts;
 use crate::scheduler::tiny_shard::{POISON, TinyGrammar, UNCOMPUTABLE, reference_prompt, reference_reply};
 use crate::scheduler::{Failure, Misfit};
 
@@ -27,7 +27,7 @@ async fn start(group: &ScriptedGroup, max_concurrent_requests: usize) -> EngineH
 fn parts(seed: u64, input_tokens: u32, max_new_tokens: u32) -> RequestParts {
     RequestParts {
         input_ids: (0..input_tokens).map(|idx| 1 + (idx * 5 + seed as u32) % 50).collect(),
-        sampling: SamplingParams { seed, ..Default::default() },
+        sampling: proto::v1::SamplingParams { seed: Some(seed), ..Default::default() },
         max_new_tokens,
         ignore_eos: true,
         cache_prompt: true,

@@ -70,7 +70,7 @@ pub(super) async fn stream(server: &Server, asked: Asked, shape: AnswerShape, ar
 
 async fn start(server: &Server, asked: Asked, arrived: Instant) -> Result<Generation, Error> {
     best_of::check_stream(asked.best_of)?;
-    prompt_logprobs::check_stream(asked.prompt_logprobs)?;
+    prompt_logprobs::check_stream(asked.sampling.prompt_logprobs)?;
     let valid = server.validation.validate(asked, SpecialTokens::Add).await?;
     server.submit(&valid, StopText::Keep, arrived)
 }

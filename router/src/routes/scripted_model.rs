@@ -69,9 +69,11 @@ impl Drop for ScriptedModel {
     }
 }
 
-/// A row: its parameters, what has been computed of its prompt, and how much of the reply it has said.
+/// A row: how it entered, what has been computed of its prompt, and how much of the reply it has said.
 struct Row {
     params: SamplingParams,
+    prompt_tokens: u32,
+    masked: bool,
     prompt: Vec<u32>,
     said: usize,
 }
@@ -80,7 +82,7 @@ impl Row {
     /// A token at position p has the log-probability -p / 2, and itself and the next id as the most likely ones.
     fn prompt_logprobs(&self, chunk: &v1::Chunk) -> Option<v1::PromptLogprobs> {
         let first_token_position = chunk.start_position.max(1);
-        let positions = first_token_position..(self.prompt.len() as u32).min(self.params.prompt_tokens);
+        let positions = first_token_position..(self.prompt.len() as u32).min(self.prompt_tokens);
         if !self.params.prompt_logprobs || positions.is_empty() {
             return None;
         }
@@ -90,7 +92,7 @@ impl Row {
             ids: pack_u32([self.prompt[position as usize], self.prompt[position as usize] + 1]),
             logprobs: pack_u32([logprob(position).to_bits(), (logprob(position) - 1.0).to_bits()]),
         };
-        let has_top = self.params.top_n_tokens > 0;
+        let has_top = self.params.top_n_tokens() > 0;
         Some(v1::PromptLogprobs {
             slot: chunk.slot,
             first_token_position,
@@ -106,8 +108,8 @@ fn waits(rows: &HashMap<u32, Row>, continues: &[u32], plan: &Plan) -> bool {
     let continues = if plan.same_rows { continues } else { &sent };
     let sampled = plan.chunks.iter().filter(|chunk| chunk.sample).map(|chunk| chunk.slot);
     continues.iter().copied().chain(sampled).any(|slot| match plan.new_slots.iter().find(|new| new.slot == slot) {
-        Some(new) => new.params.as_ref().is_some_and(|params| params.masked),
-        None => rows.get(&slot).is_some_and(|row| row.params.masked),
+        Some(new) => new.masked,
+        None => rows.get(&slot).is_some_and(|row| row.masked),
     })
 }
 
@@ -232,7 +234,9 @@ impl Script {
             *self.freed.lock().unwrap() += 1;
         }
         for slot in plan.new_slots {
-            rows.insert(slot.slot, Row { params: slot.params.unwrap_or_default(), prompt: Vec::new(), said: 0 });
+            let v1::NewSlot { slot, params, prompt_tokens, masked, .. } = slot;
+            let params = params.unwrap_or_default();
+            rows.insert(slot, Row { params, prompt_tokens, masked, prompt: Vec::new(), said: 0 });
         }
         if !plan.same_rows {
             *continues = unpack_u32(&plan.continues).unwrap().collect();
@@ -256,10 +260,10 @@ impl Script {
             let token_id = mask.map_or(wanted, |mask| allowed(wanted, &mask.allowed));
             row.said += 1;
             // Greedy rows are always this sure; the others by their seed, so that best_of has something to choose.
-            let logprob = if row.params.do_sample { -1.0 - (row.params.seed % 64) as f32 / 64.0 } else { -0.5 };
+            let logprob = if row.params.do_sample { -1.0 - (row.params.seed() % 64) as f32 / 64.0 } else { -0.5 };
             samples.push(Sample { slot, token_id, logprob });
-            if row.params.top_n_tokens > 0 {
-                let ids: Vec<u32> = (0..row.params.top_n_tokens).map(|n| token_id + n).collect();
+            if row.params.top_n_tokens() > 0 {
+                let ids: Vec<u32> = (0..row.params.top_n_tokens()).map(|n| token_id + n).collect();
                 let logprobs = ids.iter().enumerate().flat_map(|(n, _)| (logprob - n as f32).to_le_bytes());
                 let logprobs: Vec<u8> = logprobs.collect();
                 result.top_tokens.push(v1::TopTokens { slot, ids: pack_u32(ids), logprobs: logprobs.into() });

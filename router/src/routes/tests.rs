@@ -6,6 +6,7 @@ use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode};
 use futures::StreamExt;
 use metrics_exporter_prometheus::PrometheusBuilder;
+use proto::v1::{SamplingParams, TokenBias};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
@@ -246,8 +247,32 @@ async fn native_sampling_parameters_reach_the_shard() {
     fixture.post("/generate", &json!({"inputs": "Hi", "parameters": {"max_new_tokens": 1}})).await;
     let heard = fixture.model.script.heard.lock().unwrap();
     assert_eq!(heard[0].0.watermark, Some(proto::v1::Watermark { gamma: 0.25, delta: 3.0 }));
-    assert_eq!((heard[0].0.prompt_tokens, heard[0].0.masked), (3, false));
     assert_eq!(heard[1].0.watermark, None);
+}
+
+#[tokio::test]
+async fn the_parameters_of_the_peers_are_served_natively_too() {
+    let fixture = Fixture::new("ab").await;
+    let post = async |parameters| fixture.post("/generate", &json!({"inputs": "Hi", "parameters": parameters})).await;
+    let parameters = json!({"min_p": 0.25, "presence_penalty": 0.5, "min_tokens": 1, "logit_bias": {"65": -1.5},
+        "seed": 7, "ignore_eos": true, "max_new_tokens": 4, "details": true});
+    let answer = post(parameters).await.json();
+    assert_eq!(answer["details"]["generated_tokens"], 4, "the model ended after two");
+    let refused = post(json!({"min_p": 2, "max_new_tokens": 1})).await;
+    let text = "Input validation error: `min_p` must be >= 0.0 and <= 1.0. Given: 2.0";
+    assert_eq!((refused.status, &refused.json()["error"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!(text)));
+
+    let heard = fixture.model.script.heard.lock().unwrap();
+    let expected = SamplingParams {
+        do_sample: true,
+        seed: Some(7),
+        min_p: Some(0.25),
+        presence_penalty: Some(0.5),
+        logit_bias: vec![TokenBias { token_id: 65, bias: -1.5 }],
+        min_tokens: Some(1),
+        ..SamplingParams::default()
+    };
+    assert_eq!((heard.len(), &heard[0].0), (1, &expected));
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use crate::chat::{Tool, ToolChoice};
 use crate::error::ValidationError;
 use crate::limits::{MAX_CONTENT_PARTS, MAX_MESSAGES};
 use crate::params::unsupported::{MESSAGES, Unsupported};
-use crate::params::{Asked, temperature, top_p};
+use crate::params::{Asked, temperature, top_k, top_p};
 use crate::routes::body::Wire;
 use crate::routes::chat::ChatCall;
 use crate::routes::openapi::{JsonObject, StopList, describe_text_or_list};
@@ -143,11 +143,11 @@ impl MessagesRequest {
         let mut asked = Asked {
             max_new_tokens: self.max_tokens,
             stop: self.stop_sequences.unwrap_or_default(),
-            top_k: self.top_k.filter(|top_k| !matches!(top_k, 0 | -1)),
             ..Asked::default()
         };
-        temperature::ask_openai(&mut asked, self.temperature);
-        top_p::ask_openai(&mut asked, self.top_p);
+        temperature::ask_openai(&mut asked.sampling, self.temperature);
+        top_k::ask_openai(&mut asked.sampling, self.top_k);
+        top_p::ask_openai(&mut asked.sampling, self.top_p);
         // `adaptive` leaves it to the model.
         let thinks = self.thinking.and_then(|thinking| match thinking.r#type.as_str() {
             "enabled" => Some(true),

@@ -163,8 +163,8 @@ impl ResponsesRequest {
             grammar: Formats { response_format: format, ..Formats::default() }.into_grammar()?,
             ..Asked::default()
         };
-        temperature::ask_openai(&mut asked, self.temperature);
-        top_p::ask_openai(&mut asked, self.top_p);
+        temperature::ask_openai(&mut asked.sampling, self.temperature);
+        top_p::ask_openai(&mut asked.sampling, self.top_p);
         let (mut template_kwargs, mut thinks) = (Map::new(), None);
         if let Some(effort) = self.reasoning.and_then(|reasoning| reasoning.effort) {
             thinks = Some(effort != "none");

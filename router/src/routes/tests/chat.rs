@@ -167,7 +167,7 @@ async fn several_choices_share_the_prompt() {
     let answer = fixture.post("/v1/chat/completions", &json!({"messages": user(), "n": 2, "seed": 5})).await;
     assert_eq!(answer.header("x-compute-characters"), "9");
     let heard = fixture.model.script.heard.lock().unwrap();
-    let mut seeds: Vec<u64> = heard.iter().map(|(params, _)| params.seed).collect();
+    let mut seeds: Vec<u64> = heard.iter().map(|(params, _)| params.seed()).collect();
     seeds.sort_unstable();
     assert_eq!(seeds, [5, 6], "the same request gives the same answers again");
 }

@@ -42,7 +42,7 @@ async fn the_best_of_several_answers() {
     let body = json!({"prompt": "x", "best_of": 2, "max_tokens": 2, "logprobs": 0});
     let answer = fixture.post("/v1/completions", &body).await.json();
     assert_eq!(answer["choices"].as_array().unwrap().len(), 1);
-    let heard: Vec<u64> = fixture.model.script.heard.lock().unwrap().iter().map(|(params, _)| params.seed).collect();
+    let heard: Vec<u64> = fixture.model.script.heard.lock().unwrap().iter().map(|(params, _)| params.seed()).collect();
     assert_eq!(heard.len(), 2);
     // The scripted model is the surer the smaller the seed is modulo 64.
     let best = heard.iter().map(|seed| seed % 64).min().unwrap();
