@@ -13,7 +13,6 @@ use super::openapi::TokenId;
 use super::{json, to_json};
 use crate::error::{NativeFailure, ValidationError};
 use crate::limits::MAX_DETOKENIZED;
-use crate::params::unsupported::Unsupported;
 use crate::server::Server;
 
 /// Token ids.
@@ -24,10 +23,7 @@ pub(super) struct DetokenizeRequest {
     tokens: Vec<u32>,
 }
 
-impl Wire for DetokenizeRequest {
-    const UNSUPPORTED: &'static [Unsupported] = &[];
-    const PARAMETERS: Option<&'static str> = None;
-}
+impl Wire for DetokenizeRequest {}
 
 /// Their text.
 #[derive(Serialize, ToSchema)]

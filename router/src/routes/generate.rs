@@ -17,7 +17,6 @@ use super::{json, to_json};
 use crate::error::{Error, NativeFailure};
 use crate::generation::{End, Generation, PromptToken, Token};
 use crate::params::Asked;
-use crate::params::unsupported::{NATIVE, Unsupported};
 use crate::server::Server;
 use crate::text::StopText;
 use crate::validation::SpecialTokens;
@@ -99,10 +98,7 @@ pub(super) struct GenerateParameters {
     adapter_id: Option<String>,
 }
 
-impl Wire for GenerateRequest {
-    const UNSUPPORTED: &'static [Unsupported] = NATIVE;
-    const PARAMETERS: Option<&'static str> = Some("parameters");
-}
+impl Wire for GenerateRequest {}
 
 /// How the answer of a native route looks.
 pub(super) struct AnswerShape {

@@ -32,8 +32,8 @@ struct Marks {
 #[allow(dead_code)]
 pub(super) enum SagemakerRequest {
     Generate(CompatRequest),
-    Chat(ChatRequest),
-    Completion(CompletionRequest),
+    Chat(Box<ChatRequest>),
+    Completion(Box<CompletionRequest>),
 }
 
 /// The route.

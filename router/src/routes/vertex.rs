@@ -23,7 +23,6 @@ use super::generate::{self, GenerateParameters};
 use super::openapi::limited_list;
 use super::{json as answer, to_json};
 use crate::error::{Dialect, Error, NativeFailure, ValidationError};
-use crate::params::unsupported::Unsupported;
 use crate::server::Server;
 
 /// A batch of calls.
@@ -37,10 +36,7 @@ pub(super) struct VertexRequest {
     parameters: Option<Value>,
 }
 
-impl Wire for VertexRequest {
-    const UNSUPPORTED: &'static [Unsupported] = &[];
-    const PARAMETERS: Option<&'static str> = None;
-}
+impl Wire for VertexRequest {}
 
 /// One call. Read by its handler; this is its description.
 #[derive(ToSchema)]
@@ -48,7 +44,7 @@ impl Wire for VertexRequest {
 #[allow(dead_code)]
 pub(super) enum VertexInstance {
     Generate(GenerateVertexInstance),
-    Chat(ChatRequest),
+    Chat(Box<ChatRequest>),
 }
 
 #[derive(ToSchema)]

@@ -20,7 +20,6 @@ use utoipa::{PartialSchema, ToSchema};
 use super::ModelPath;
 use crate::error::{Dialect, Error, NativeFailure, ValidationError};
 use crate::limits::MAX_NAME_BYTES;
-use crate::params::unsupported::Unsupported;
 use crate::routes::body::{Body, Wire};
 use crate::routes::dispatch::ask;
 use crate::routes::generate::{self, GenerateParameters};
@@ -42,10 +41,7 @@ pub(in crate::routes) struct InferenceRequest {
     outputs: Option<Vec<InferenceOutput>>,
 }
 
-impl Wire for InferenceRequest {
-    const UNSUPPORTED: &'static [Unsupported] = &[];
-    const PARAMETERS: Option<&'static str> = None;
-}
+impl Wire for InferenceRequest {}
 
 #[derive(Deserialize, ToSchema)]
 pub(in crate::routes) struct InferenceInput {

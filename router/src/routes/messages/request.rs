@@ -43,8 +43,7 @@ pub(in crate::routes) struct MessagesRequest {
 }
 
 impl Wire for MessagesRequest {
-    const UNSUPPORTED: &'static [Unsupported] = MESSAGES;
-    const PARAMETERS: Option<&'static str> = None;
+    const UNSUPPORTED: &'static [&'static [Unsupported]] = &[MESSAGES];
 }
 
 /// One turn.

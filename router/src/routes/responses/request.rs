@@ -10,7 +10,7 @@ use super::answer::Settings;
 use crate::chat::Tool;
 use crate::error::ValidationError;
 use crate::limits::{MAX_CALLS_PER_MESSAGE, MAX_CONTENT_PARTS, MAX_MESSAGES};
-use crate::params::unsupported::{RESPONSES, Unsupported};
+use crate::params::unsupported::{OPENAI, RESPONSES, Unsupported};
 use crate::params::{Asked, temperature, top_p};
 use crate::routes::body::Wire;
 use crate::routes::chat::ChatCall;
@@ -49,8 +49,7 @@ pub(in crate::routes) struct ResponsesRequest {
 }
 
 impl Wire for ResponsesRequest {
-    const UNSUPPORTED: &'static [Unsupported] = RESPONSES;
-    const PARAMETERS: Option<&'static str> = None;
+    const UNSUPPORTED: &'static [&'static [Unsupported]] = &[RESPONSES, OPENAI];
 }
 
 /// What the user says, or the conversation so far.
