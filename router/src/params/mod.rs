@@ -207,7 +207,12 @@ fn within(field: &'static str, value: f32, least: f32, most: f32) -> Result<f32,
 }
 
 /// A list that is not too long.
-fn at_most(field: &'static str, unit: &'static str, limit: usize, given: usize) -> Result<(), ValidationError> {
+pub(crate) fn at_most(
+    field: &'static str,
+    unit: &'static str,
+    limit: usize,
+    given: usize,
+) -> Result<(), ValidationError> {
     if given > limit { Err(ValidationError::TooMany { field, unit, limit, given }) } else { Ok(()) }
 }
 

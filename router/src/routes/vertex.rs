@@ -23,6 +23,7 @@ use super::generate::{self, GenerateParameters};
 use super::openapi::limited_list;
 use super::{json as answer, to_json};
 use crate::error::{Dialect, Error, NativeFailure, ValidationError};
+use crate::params::at_most;
 use crate::server::Server;
 
 /// A batch of calls.
@@ -94,11 +95,9 @@ pub(super) async fn handle(State(server): State<Arc<Server>>, request: Request) 
 
 fn check(request: &VertexRequest, server: &Server) -> Result<(), ValidationError> {
     // More could not run at one time and would be refused one by one.
-    let (limit, given) = (server.args.max_concurrent_requests, request.instances.len());
-    match given {
+    match request.instances.len() {
         0 => Err(ValidationError::Empty { field: "instances" }),
-        _ if given > limit => Err(ValidationError::TooMany { field: "instances", unit: "instances", limit, given }),
-        _ => Ok(()),
+        given => at_most("instances", "instances", server.args.max_concurrent_requests, given),
     }
 }
 

@@ -10,7 +10,7 @@ use crate::chat::{Tool, ToolChoice};
 use crate::error::ValidationError;
 use crate::limits::{MAX_CONTENT_PARTS, MAX_MESSAGES};
 use crate::params::unsupported::{MESSAGES, Unsupported};
-use crate::params::{Asked, temperature, top_p};
+use crate::params::{Asked, at_most, temperature, top_p};
 use crate::routes::body::Wire;
 use crate::routes::chat::ChatCall;
 use crate::routes::openapi::{JsonObject, StopList, describe_text_or_list};
@@ -203,10 +203,7 @@ fn tool_choice(choice: InputToolChoice) -> Result<ToolChoice, ValidationError> {
 
 /// The conversation as templates read it: results of tools are turns of their own there.
 fn template_messages(system: Option<Blocks>, messages: Vec<InputMessage>) -> Result<Vec<Value>, ValidationError> {
-    let given = messages.len();
-    if given > MAX_MESSAGES {
-        return Err(ValidationError::TooMany { field: "messages", unit: "messages", limit: MAX_MESSAGES, given });
-    }
+    at_most("messages", "messages", MAX_MESSAGES, messages.len())?;
     let mut out = Vec::with_capacity(messages.len() + 1);
     if let Some(system) = system {
         out.push(json!({"role": "system", "content": system.into_text(0)?}));
@@ -279,21 +276,14 @@ impl Blocks {
             Blocks::Blocks(blocks) => blocks,
         };
         check_parts(&blocks)?;
-        let mut all = String::new();
-        for block in blocks {
-            match (block.r#type.as_str(), block.text) {
-                ("text", Some(text)) => all.push_str(&text),
-                _ => return Err(ValidationError::ContentPart { index, kind: block.r#type }),
-            }
-        }
-        Ok(all)
+        let text = |block: InputBlock| match block.text {
+            Some(text) if block.r#type == "text" => Ok(text),
+            _ => Err(ValidationError::ContentPart { index, kind: block.r#type }),
+        };
+        blocks.into_iter().map(text).collect()
     }
 }
 
 fn check_parts(blocks: &[InputBlock]) -> Result<(), ValidationError> {
-    let (limit, given) = (MAX_CONTENT_PARTS, blocks.len());
-    if given > limit {
-        return Err(ValidationError::TooMany { field: "messages[].content", unit: "blocks", limit, given });
-    }
-    Ok(())
+    at_most("messages[].content", "blocks", MAX_CONTENT_PARTS, blocks.len())
 }
