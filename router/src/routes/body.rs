@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use super::header_name;
 use crate::error::{BodyError, Dialect, Error, ValidationError};
-use crate::limits::{BODY_READ_TIMEOUT, MAX_REPORTED_FIELDS};
+use crate::limits::{BODY_READ_TIMEOUT, MAX_REPORTED_FIELD_BYTES, MAX_REPORTED_FIELDS};
 use crate::params::unsupported::Unsupported;
 
 /// A type that a request body can be.
@@ -44,8 +44,9 @@ const UNKNOWN_FIELDS: HeaderName = header_name("x-unknown-fields");
 impl UnknownFields {
     fn new(names: &[String]) -> Self {
         // Names are the client's text: only what a header may hold.
-        let is_plain =
-            |name: &&String| name.len() <= 64 && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',');
+        let is_plain = |name: &&String| {
+            name.len() <= MAX_REPORTED_FIELD_BYTES && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',')
+        };
         let names: Vec<&str> = names.iter().filter(is_plain).map(String::as_str).take(MAX_REPORTED_FIELDS).collect();
         Self(if names.is_empty() { None } else { HeaderValue::try_from(names.join(",")).ok() })
     }

@@ -82,10 +82,6 @@ pub(super) async fn handle(
     Ok(body.unknown.tell(response))
 }
 
-fn new_call_id() -> String {
-    format!("call_{:024x}", rand::random::<u128>() >> 32)
-}
-
 impl CallForm {
     fn finish_reason(self, finish: ChatFinish) -> &'static str {
         match (finish, self) {

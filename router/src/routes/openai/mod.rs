@@ -72,6 +72,11 @@ impl Head {
     }
 }
 
+/// An id for a part of an answer, such as a call.
+pub(super) fn new_id(prefix: &str) -> String {
+    format!("{prefix}{:024x}", rand::random::<u128>() >> 32)
+}
+
 const SYSTEM_FINGERPRINT: &str = concat!(env!("CARGO_PKG_VERSION"), "-native");
 
 /// `usage`.

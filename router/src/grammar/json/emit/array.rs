@@ -7,7 +7,7 @@ use crate::grammar::error::GrammarError;
 use crate::grammar::json::predicate::Predicate;
 use crate::grammar::json::shape::{ArrayShape, Contains, Formula};
 use crate::grammar::rules::{Rule, RuleId};
-use crate::limits::MAX_COUNTED_ITEMS;
+use crate::limits::{MAX_CONTAINS, MAX_COUNTED_ITEMS};
 
 impl Emitter<'_> {
     pub(super) fn array(&mut self, array: &ArrayShape) -> Result<RuleId, GrammarError> {
@@ -51,9 +51,11 @@ impl Emitter<'_> {
         let last = array.contains.iter().map(|rule| rule.from).chain([1, array.prefix.len(), array.min]);
         let last = last.chain(array.max).max().unwrap_or(1);
         let counts = array.contains.iter().map(|rule| rule.max.unwrap_or(rule.min)).max().unwrap_or(0);
-        if last > MAX_COUNTED_ITEMS || counts > MAX_COUNTED_ITEMS || array.contains.len() > 2 {
+        if last > MAX_COUNTED_ITEMS || counts > MAX_COUNTED_ITEMS || array.contains.len() > MAX_CONTAINS {
             return Err(GrammarError::TooComplex {
-                reason: format!("`contains` beside more than {MAX_COUNTED_ITEMS} counted items, or more than twice"),
+                reason: format!(
+                    "`contains` beside more than {MAX_COUNTED_ITEMS} counted items, or more than {MAX_CONTAINS} times"
+                ),
             });
         }
         self.count_from(array, last, 0, &vec![0; array.contains.len()], &mut HashMap::new())

@@ -7,9 +7,7 @@ use crate::grammar::json::predicate::Predicate;
 use crate::grammar::json::schemas::Place;
 use crate::grammar::json::shape::Formula;
 use crate::grammar::json::text;
-
-/// How deep emptiness is looked for below an instance.
-const EMPTINESS_DEPTH: usize = 3;
+use crate::limits::SCHEMA_EMPTINESS_DEPTH;
 
 impl Expander<'_> {
     /// Exactly one of `parts`: each without the others that it could meet.
@@ -18,7 +16,7 @@ impl Expander<'_> {
         for left in 0..parts.len() {
             for right in left + 1..parts.len() {
                 let both = Predicate::and([parts[left].clone(), parts[right].clone()]);
-                let empty = self.is_surely_empty(&both, EMPTINESS_DEPTH)?;
+                let empty = self.is_surely_empty(&both, SCHEMA_EMPTINESS_DEPTH)?;
                 (disjoint[left][right], disjoint[right][left]) = (empty, empty);
             }
         }
