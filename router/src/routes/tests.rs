@@ -56,7 +56,7 @@ impl Fixture {
         let mut args = args(flags);
         args.model_id = "demo".to_owned();
         let engine = EngineHandle::start(EngineConfig {
-            shard_uds_prefix: model.prefix.clone(),
+            shard_uds_prefix: model.ranks.prefix.clone(),
             world_size: 1,
             connect_timeout: Duration::from_secs(30),
             max_concurrent_requests: args.max_concurrent_requests,
