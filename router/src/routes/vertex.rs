@@ -42,10 +42,10 @@ impl Wire for VertexRequest {}
 /// One call. Read by its handler; this is its description.
 #[derive(ToSchema)]
 #[serde(untagged)]
-#[allow(dead_code)]
+#[allow(dead_code, clippy::large_enum_variant, reason = "only the document speaks of it")]
 pub(super) enum VertexInstance {
     Generate(GenerateVertexInstance),
-    Chat(Box<ChatRequest>),
+    Chat(ChatRequest),
 }
 
 #[derive(ToSchema)]
