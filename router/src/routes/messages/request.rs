@@ -206,14 +206,15 @@ fn template_messages(system: Option<Blocks>, messages: Vec<InputMessage>) -> Res
     at_most("messages", "messages", MAX_MESSAGES, messages.len())?;
     let mut out = Vec::with_capacity(messages.len() + 1);
     if let Some(system) = system {
-        out.push(json!({"role": "system", "content": system.into_text(0)?}));
+        let refuse = |index, kind| ValidationError::ToolType { field: "system", index, kind };
+        out.push(json!({"role": "system", "content": system.into_text("system", refuse)?}));
     }
     for (index, InputMessage { role, content }) in messages.into_iter().enumerate() {
         let mut turn = Turn { role, content: None, reasoning: String::new(), calls: Vec::new() };
         match content {
             Blocks::Text(text) => turn.content = Some(text),
             Blocks::Blocks(blocks) => {
-                check_parts(&blocks)?;
+                at_most("messages[].content", "blocks", MAX_CONTENT_PARTS, blocks.len())?;
                 for block in blocks {
                     turn.push(block, index, &mut out)?;
                 }
@@ -246,7 +247,9 @@ impl Turn {
             }
             ("tool_result", ..) => {
                 self.flush(out);
-                let content = block.content.map_or(Ok(String::new()), |content| content.into_text(index))?;
+                let refuse = |_, kind| ValidationError::ContentPart { index, kind };
+                let text = |content: Blocks| content.into_text("messages[].content", refuse);
+                let content = block.content.map_or(Ok(String::new()), text)?;
                 out.push(json!({"role": "tool", "tool_call_id": block.tool_use_id, "content": content}));
             }
             _ => return Err(ValidationError::ContentPart { index, kind: block.r#type }),
@@ -270,20 +273,21 @@ impl Turn {
 }
 
 impl Blocks {
-    fn into_text(self, index: usize) -> Result<String, ValidationError> {
+    /// Text blocks joined; `refuse` makes the error of another one from its index and type.
+    fn into_text(
+        self,
+        field: &'static str,
+        refuse: impl Fn(usize, String) -> ValidationError,
+    ) -> Result<String, ValidationError> {
         let blocks = match self {
             Blocks::Text(text) => return Ok(text),
             Blocks::Blocks(blocks) => blocks,
         };
-        check_parts(&blocks)?;
-        let text = |block: InputBlock| match block.text {
+        at_most(field, "blocks", MAX_CONTENT_PARTS, blocks.len())?;
+        let text = |(index, block): (usize, InputBlock)| match block.text {
             Some(text) if block.r#type == "text" => Ok(text),
-            _ => Err(ValidationError::ContentPart { index, kind: block.r#type }),
+            _ => Err(refuse(index, block.r#type)),
         };
-        blocks.into_iter().map(text).collect()
+        blocks.into_iter().enumerate().map(text).collect()
     }
-}
-
-fn check_parts(blocks: &[InputBlock]) -> Result<(), ValidationError> {
-    at_most("messages[].content", "blocks", MAX_CONTENT_PARTS, blocks.len())
 }
