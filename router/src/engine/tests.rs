@@ -12,7 +12,7 @@ use crate::scheduler::{Failure, Misfit};
 
 async fn start(group: &ScriptedGroup, max_concurrent_requests: usize) -> EngineHandle {
     let config = EngineConfig {
-        shard_uds_prefix: group.prefix.clone(),
+        shard_uds_prefix: group.ranks.prefix.clone(),
         world_size: group.servers(),
         connect_timeout: Duration::from_secs(30),
         max_concurrent_requests,
@@ -342,6 +342,6 @@ async fn a_group_that_is_not_there_or_does_not_fit_is_a_typed_error() {
     let missing = EngineHandle::start(config("/nonexistent/shard", 1)).await.err();
     assert!(matches!(missing, Some(EngineError::Unreachable { rank: 0, .. })), "{missing:?}");
     let group = ScriptedGroup::start(2, 16, 4);
-    let smaller = EngineHandle::start(config(&group.prefix, 1)).await.err();
+    let smaller = EngineHandle::start(config(&group.ranks.prefix, 1)).await.err();
     assert_eq!(smaller, Some(EngineError::Group { rank: 0, field: "world_size", value: 2, expected: 1 }));
 }

@@ -190,7 +190,12 @@ fn within(field: &'static str, value: Option<f32>, least: f32, most: f32) -> Res
 }
 
 /// A list that is not too long.
-fn at_most(field: &'static str, unit: &'static str, limit: usize, given: usize) -> Result<(), ValidationError> {
+pub(crate) fn at_most(
+    field: &'static str,
+    unit: &'static str,
+    limit: usize,
+    given: usize,
+) -> Result<(), ValidationError> {
     if given > limit { Err(ValidationError::TooMany { field, unit, limit, given }) } else { Ok(()) }
 }
 

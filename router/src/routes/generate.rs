@@ -18,7 +18,6 @@ use super::openai::request::LogitBias;
 use super::{json, to_json};
 use crate::error::{Error, NativeFailure};
 use crate::generation::{End, Generation, PromptToken, Token};
-use crate::params::unsupported::{NATIVE, Unsupported};
 use crate::params::{Asked, watermark};
 use crate::server::Server;
 use crate::text::StopText;
@@ -129,10 +128,7 @@ impl GenerateParameters {
     }
 }
 
-impl Wire for GenerateRequest {
-    const UNSUPPORTED: &'static [Unsupported] = NATIVE;
-    const PARAMETERS: Option<&'static str> = Some("parameters");
-}
+impl Wire for GenerateRequest {}
 
 /// How the answer of a native route looks.
 pub(super) struct AnswerShape {

@@ -1,11 +1,36 @@
 //! A stream of parts as blocks that open, grow and close: the view of protocols whose answers are lists of blocks.
 
+use futures::stream::{self, Stream, StreamExt};
+
 use super::reply::Block;
+use super::steps::{Chat, ChatEnd};
 use crate::chat::ReplyPart;
+use crate::error::Error;
+
+/// The bytes of a stream that begins with `first`. `write` makes them of what a step did to the blocks, or of a failure.
+pub(crate) fn block_stream(
+    chat: Chat,
+    first: Vec<u8>,
+    write: impl FnMut(&mut Vec<u8>, Result<(Vec<BlockEvent>, Option<ChatEnd>), Error>) + Send,
+) -> impl Stream<Item = Vec<u8>> + Send {
+    let state = (chat, Blocks::default(), write);
+    let rest = stream::unfold(state, |(mut chat, mut blocks, mut write)| async move {
+        loop {
+            let (_, step) = chat.next().await?;
+            let mut out = Vec::with_capacity(512);
+            write(&mut out, step.map(|step| (blocks.step(step.parts, step.end.is_some()), step.end)));
+            // A token whose meaning is open makes no event.
+            if !out.is_empty() {
+                return Some((out, (chat, blocks, write)));
+            }
+        }
+    });
+    stream::once(async { first }).chain(rest)
+}
 
 /// Follows one reply.
 #[derive(Debug, Default)]
-pub(crate) struct Blocks {
+pub(super) struct Blocks {
     /// The block that grows, complete so far.
     open: Option<Block>,
     /// Blocks before the open one.
@@ -32,8 +57,19 @@ pub(crate) enum BlockKind {
 }
 
 impl Blocks {
-    /// Takes the next part.
-    pub(crate) fn push(&mut self, part: ReplyPart, out: &mut Vec<BlockEvent>) {
+    /// What the parts of a step do to the blocks; after the last step all are closed.
+    pub(super) fn step(&mut self, parts: Vec<ReplyPart>, is_last: bool) -> Vec<BlockEvent> {
+        let mut events = Vec::new();
+        for part in parts {
+            self.push(part, &mut events);
+        }
+        if is_last {
+            self.close(&mut events);
+        }
+        events
+    }
+
+    fn push(&mut self, part: ReplyPart, out: &mut Vec<BlockEvent>) {
         let (block, text) = match part {
             ReplyPart::Content(text) => (Block::Content(String::new()), text),
             ReplyPart::Reasoning(text) => (Block::Reasoning(String::new()), text),
@@ -52,8 +88,7 @@ impl Blocks {
         self.grow(text, out);
     }
 
-    /// The reply is over.
-    pub(crate) fn close(&mut self, out: &mut Vec<BlockEvent>) {
+    fn close(&mut self, out: &mut Vec<BlockEvent>) {
         if let Some(block) = self.open.take() {
             out.push(BlockEvent::Closed { index: self.closed, block });
             self.closed += 1;
@@ -88,14 +123,12 @@ mod tests {
 
     #[test]
     fn blocks_open_grow_and_close_in_order() {
-        let (mut blocks, mut out) = (Blocks::default(), Vec::new());
+        let mut blocks = Blocks::default();
         let call = |index| ReplyPart::ToolCall { index, name: "f".to_owned() };
         let arguments = |index| ReplyPart::Arguments { index, fragment: "{}".to_owned() };
         let text = |text: &str| ReplyPart::Content(text.to_owned());
-        for part in [text("a"), text("b"), call(0), arguments(0), call(1), arguments(1), text("c")] {
-            blocks.push(part, &mut out);
-        }
-        blocks.close(&mut out);
+        let mut out = blocks.step(vec![text("a"), text("b"), call(0), arguments(0), call(1)], false);
+        out.extend(blocks.step(vec![arguments(1), text("c")], true));
         let shown: Vec<String> = out
             .iter()
             .map(|event| match event {

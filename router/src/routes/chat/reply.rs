@@ -1,7 +1,7 @@
 //! A whole reply, put together from its steps.
 
+use super::blocks::{BlockEvent, Blocks};
 use super::steps::{ChatEnd, ChatStep};
-use crate::chat::ReplyPart;
 use crate::generation::Token;
 
 /// One choice of a chat, complete once it has an `end`.
@@ -12,6 +12,8 @@ pub(crate) struct ChatReply {
     /// Each token with its alternatives, if the answer shows log-probabilities.
     pub(crate) tokens: Vec<(Token, Vec<Token>)>,
     pub(crate) end: Option<ChatEnd>,
+    /// The block that goes on.
+    open: Blocks,
     keeps_tokens: bool,
 }
 
@@ -25,36 +27,25 @@ pub(crate) enum Block {
 
 impl ChatReply {
     pub(super) fn new(logprobs: Option<usize>) -> Self {
-        Self { blocks: Vec::new(), tokens: Vec::new(), end: None, keeps_tokens: logprobs.is_some() }
+        Self {
+            blocks: Vec::new(),
+            tokens: Vec::new(),
+            end: None,
+            open: Blocks::default(),
+            keeps_tokens: logprobs.is_some(),
+        }
     }
 
     pub(super) fn push(&mut self, step: ChatStep) {
-        for part in step.parts {
-            self.push_part(part);
-        }
+        let events = self.open.step(step.parts, step.end.is_some());
+        self.blocks.extend(events.into_iter().filter_map(|event| match event {
+            BlockEvent::Closed { block, .. } => Some(block),
+            BlockEvent::Opened { .. } | BlockEvent::Grew { .. } => None,
+        }));
         if self.keeps_tokens {
             self.tokens.push((step.token, step.top_tokens));
         }
         self.end = step.end;
-    }
-
-    fn push_part(&mut self, part: ReplyPart) {
-        match (part, self.blocks.last_mut()) {
-            (ReplyPart::Content(text), Some(Block::Content(content))) => content.push_str(&text),
-            (ReplyPart::Content(text), _) => self.blocks.push(Block::Content(text)),
-            (ReplyPart::Reasoning(text), Some(Block::Reasoning(reasoning))) => reasoning.push_str(&text),
-            (ReplyPart::Reasoning(text), _) => self.blocks.push(Block::Reasoning(text)),
-            (ReplyPart::ToolCall { name, .. }, _) => {
-                self.blocks.push(Block::ToolCall { name, arguments: String::new() });
-            }
-            (ReplyPart::Arguments { index, fragment }, _) => {
-                let mut calls = self.blocks.iter_mut().filter_map(|block| match block {
-                    Block::ToolCall { arguments, .. } => Some(arguments),
-                    _ => None,
-                });
-                calls.nth(index).expect("a call's arguments follow its name").push_str(&fragment);
-            }
-        }
     }
 
     /// All content, and all reasoning, each joined.

@@ -5,12 +5,12 @@ use axum::http::Response;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{CallForm, FunctionCall, Shape, ToolCall, new_call_id};
+use super::{CallForm, FunctionCall, Shape, ToolCall};
 use crate::error::Error;
 use crate::routes::chat::{Block, Chat, ChatReply, TokenCounts};
 use crate::routes::headers::Cost;
 use crate::routes::openai::logprobs::{Logprobs, TokenLogprob};
-use crate::routes::openai::{Head, Usage};
+use crate::routes::openai::{Head, Usage, new_id};
 use crate::routes::{json, to_json};
 use crate::server::Server;
 
@@ -93,7 +93,7 @@ fn message(reply: ChatReply, form: CallForm) -> ReplyMessage {
     });
     let function_call = if form == CallForm::Function { calls.next() } else { None };
     let tool_calls: Vec<ToolCall> =
-        calls.map(|function| ToolCall { id: new_call_id(), r#type: "function", function }).collect();
+        calls.map(|function| ToolCall { id: new_id("call_"), r#type: "function", function }).collect();
     let is_call = function_call.is_some() || !tool_calls.is_empty();
     ReplyMessage {
         role: "assistant",

@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use crate::error::{BodyError, Error, ValidationError};
 use crate::params::Asked;
-use crate::params::unsupported::{COMPLETIONS, Unsupported};
+use crate::params::unsupported::{COMPLETIONS, Unsupported, VLLM};
 use crate::routes::body::Wire;
 use crate::routes::openai::StreamOptions;
 use crate::routes::openai::request::{forbid_words, request_body};
@@ -35,8 +35,7 @@ request_body! {
 }
 
 impl Wire for CompletionRequest {
-    const UNSUPPORTED: &'static [Unsupported] = COMPLETIONS;
-    const PARAMETERS: Option<&'static str> = None;
+    const UNSUPPORTED: &'static [&'static [Unsupported]] = &[COMPLETIONS, VLLM];
 }
 
 /// `prompt`: one text, one list of token ids, or several of a kind.

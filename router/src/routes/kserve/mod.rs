@@ -18,6 +18,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{json, to_json};
 use crate::error::{Error, NativeFailure, ValidationError};
 use crate::limits::MAX_NAME_BYTES;
+use crate::params::at_most;
 use crate::server::Server;
 
 /// The model as the path names it.
@@ -36,12 +37,8 @@ impl ModelPath {
     /// # Errors
     /// [`ValidationError::TooMany`] if a name is too long to echo.
     fn check(&self) -> Result<(), ValidationError> {
-        for (field, given) in [("name", self.name.len()), ("version", self.version.as_ref().map_or(0, String::len))] {
-            if given > MAX_NAME_BYTES {
-                return Err(ValidationError::TooMany { field, unit: "bytes", limit: MAX_NAME_BYTES, given });
-            }
-        }
-        Ok(())
+        at_most("name", "bytes", MAX_NAME_BYTES, self.name.len())?;
+        at_most("version", "bytes", MAX_NAME_BYTES, self.version.as_ref().map_or(0, String::len))
     }
 }
 

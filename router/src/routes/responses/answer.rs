@@ -9,8 +9,8 @@ use utoipa::ToSchema;
 use crate::error::Error;
 use crate::routes::chat::{Block, Chat, ChatEnd, ChatFinish};
 use crate::routes::headers::Cost;
-use crate::routes::openai::Head;
 use crate::routes::openai::response_format::ResponseFormat;
+use crate::routes::openai::{Head, new_id};
 use crate::routes::{json, to_json};
 use crate::server::Server;
 
@@ -204,19 +204,19 @@ impl OutputItem {
         let status = Status::Completed;
         match block {
             Block::Content(text) => OutputItem::Message {
-                id: new_id("msg"),
+                id: new_id("msg_"),
                 status,
                 role: "assistant",
                 content: vec![ContentPart::output_text(text)],
             },
             Block::Reasoning(text) => OutputItem::Reasoning {
-                id: new_id("rs"),
+                id: new_id("rs_"),
                 status,
                 summary: Vec::new(),
                 content: vec![ContentPart::ReasoningText { text }],
             },
             Block::ToolCall { name, arguments } => {
-                OutputItem::FunctionCall { id: new_id("fc"), status, call_id: new_id("call"), name, arguments }
+                OutputItem::FunctionCall { id: new_id("fc_"), status, call_id: new_id("call_"), name, arguments }
             }
         }
     }
@@ -267,8 +267,4 @@ impl ContentPart {
     pub(super) fn output_text(text: String) -> Self {
         ContentPart::OutputText { text, annotations: Vec::new(), logprobs: Vec::new() }
     }
-}
-
-fn new_id(prefix: &str) -> String {
-    format!("{prefix}_{:024x}", rand::random::<u128>() >> 32)
 }

@@ -1,12 +1,12 @@
 //! The answer as a stream of typed events, numbered from 0.
 
-use futures::stream::{self, Stream};
+use futures::stream::Stream;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::answer::{ContentPart, OutputItem, Response, Status};
 use crate::error::{Dialect, Error};
-use crate::routes::chat::{Block, BlockEvent, BlockKind, Blocks, Chat, ChatFinish, ChatStep};
+use crate::routes::chat::{Block, BlockEvent, BlockKind, Chat, ChatEnd, ChatFinish, block_stream};
 use crate::routes::sse;
 
 /// An event.
@@ -85,43 +85,25 @@ enum Content<'a> {
 /// A stream on its way.
 struct Writer {
     response: Response,
-    blocks: Blocks,
     /// The next event's number.
     sequence_number: u64,
 }
 
 /// The events of `chat`.
 pub(super) fn stream(chat: Chat, response: Response) -> impl Stream<Item = Vec<u8>> + Send {
-    let mut writer = Writer { response, blocks: Blocks::default(), sequence_number: 0 };
+    let mut writer = Writer { response, sequence_number: 0 };
     let mut first = Vec::with_capacity(2048);
     writer.write_response(&mut first, "response.created");
     writer.write_response(&mut first, "response.in_progress");
-    let rest = stream::unfold((chat, writer), |(mut chat, mut writer)| async move {
-        loop {
-            let mut out = Vec::with_capacity(512);
-            match chat.next().await?.1 {
-                Ok(step) => writer.write_step(&mut out, step),
-                Err(error) => writer.write_error(&mut out, &error),
-            }
-            // A token whose meaning is open makes no event.
-            if !out.is_empty() {
-                return Some((out, (chat, writer)));
-            }
-        }
-    });
-    stream::StreamExt::chain(stream::once(async { first }), rest)
+    block_stream(chat, first, move |out, step| match step {
+        Ok((events, end)) => writer.write_step(out, events, end),
+        Err(error) => writer.write_error(out, &error),
+    })
 }
 
 impl Writer {
-    fn write_step(&mut self, out: &mut Vec<u8>, step: ChatStep) {
-        let mut events = Vec::new();
-        for part in step.parts {
-            self.blocks.push(part, &mut events);
-        }
-        if step.end.is_some() {
-            self.blocks.close(&mut events);
-        }
-        let is_cut = step.end.as_ref().is_some_and(|end| end.finish == ChatFinish::Length);
+    fn write_step(&mut self, out: &mut Vec<u8>, events: Vec<BlockEvent>, end: Option<ChatEnd>) {
+        let is_cut = end.as_ref().is_some_and(|end| end.finish == ChatFinish::Length);
         for event in events {
             match event {
                 BlockEvent::Opened { index, block } => self.open(out, index, block),
@@ -132,7 +114,7 @@ impl Writer {
                 }
             }
         }
-        if let Some(end) = step.end {
+        if let Some(end) = end {
             self.response.end(&end);
             let name = if self.response.is_incomplete() { "response.incomplete" } else { "response.completed" };
             self.write_response(out, name);

@@ -15,7 +15,7 @@ pub(super) use request::ResponsesRequest;
 use self::answer::Response;
 use super::body::Body;
 use super::openai::Head;
-use super::{headers, sse};
+use super::sse;
 use crate::error::OpenAiFailure;
 use crate::server::Server;
 
@@ -34,10 +34,7 @@ pub(super) async fn handle(
     let response = Response::begun(head, body.value.settings());
     let chat = body.value.into_call()?.start(&server, body.arrived).await?;
     let response = if is_stream {
-        let characters = chat.characters;
-        let mut answer = sse::response(events::stream(chat, response));
-        headers::write_stream(&server, characters, answer.headers_mut());
-        answer
+        sse::response(&server, chat.characters, events::stream(chat, response))
     } else {
         answer::respond(&server, chat, response).await?
     };
