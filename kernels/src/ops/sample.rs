@@ -6,7 +6,7 @@
 use std::cmp::Ordering;
 
 use crate::Device;
-use crate::simd::{Isa, Kernel, LANES, Simd, exp, load_partial};
+use crate::simd::{Isa, Kernel, LANES, Lanes, Simd, exp, load_partial};
 
 /// The softmax of a row in two numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -38,29 +38,25 @@ pub fn argmax(device: &Device, row: &[f32]) -> u32 {
     row.iter().position(|x| *x == max).unwrap_or(0) as u32
 }
 
-/// `argmax(row[id] + gumbel(seed, position, id))`: one draw from the softmax of the row. A NaN is never drawn unless the
-/// row has nothing else.
+/// The index of the largest `scores[i] + gumbel(seed, position, ids[i])`: one draw from the softmax of the scores. `ids` are the
+/// tokens that the scores belong to, ascending; `None` is the whole vocabulary. A NaN is never drawn unless there is nothing
+/// else.
+///
+/// The noise of a token depends on (seed, position, token id) only. So a token that was removed changes nothing for the others,
+/// and neither slot nor batch nor rank can be seen in the draw. Ties go to the lowest id.
+///
+/// # Panics
+/// If there are fewer ids than scores.
 ///
 /// Source: Gumbel-max, arXiv:1411.0030 §2.
-pub fn gumbel_argmax(device: &Device, row: &[f32], seed: u64, position: u32) -> u32 {
-    // No noise exceeds MAX_GUMBEL and the most likely token has at least MIN_GUMBEL, so tokens far below it cannot win; the
-    // bound then rises with the best found. Skipping them changes no result.
-    let start = argmax(device, row);
-    let Some(&logit) = row.get(start as usize) else { return 0 };
-    let mut best = Scored { id: start, score: logit + gumbel(seed, position, start) };
-    for (first, logits) in row.chunks(4).enumerate() {
-        if logits.iter().all(|logit| logit.is_nan() || logit + MAX_GUMBEL < best.score) {
-            continue;
-        }
-        let noise = philox_4x32(seed, position, first as u32);
-        for (lane, logit) in logits.iter().enumerate() {
-            let candidate = Scored { id: (4 * first + lane) as u32, score: logit + gumbel_of(noise[lane]) };
-            if candidate.score > best.score || (candidate.score == best.score && candidate.id < best.id) {
-                best = candidate;
-            }
-        }
+pub fn gumbel_argmax(device: &Device, scores: &[f32], ids: Option<&[u32]>, seed: u64, position: u32) -> u32 {
+    let start = argmax(device, scores);
+    if scores.is_empty() {
+        return start;
     }
-    best.id
+    let id = ids.map_or(start, |ids| ids[start as usize]);
+    let best = Scored { id: start, score: scores[start as usize] + gumbel(seed, position, id) };
+    isa(device).run(Draw { scores, ids, seed, position, best })
 }
 
 /// The noise of a token: -ln(-ln u) with u from [`philox`].
@@ -119,9 +115,6 @@ fn descending(a: &Scored, b: &Scored) -> Ordering {
     b.score.partial_cmp(&a.score).unwrap_or(Ordering::Equal).then(a.id.cmp(&b.id))
 }
 
-/// Above every value of [`gumbel_of`]: -ln(-ln(1 - 2^-25)) = 17.33.
-const MAX_GUMBEL: f32 = 17.4;
-
 /// u = (the upper 24 bits + 1/2) / 2^24 lies strictly between 0 and 1. In f64, where -ln u keeps its precision near u = 1.
 fn gumbel_of(bits: u32) -> f32 {
     let u = ((bits >> 8) as f64 + 0.5) / (1 << 24) as f64;
@@ -129,15 +122,24 @@ fn gumbel_of(bits: u32) -> f32 {
 }
 
 fn philox_4x32(seed: u64, position: u32, block: u32) -> [u32; 4] {
-    let mut counter = [block, position, 0, 0];
+    philox_blocks(seed, position, [block]).map(|word| word[0])
+}
+
+/// The four words of `N` blocks. Plain loops over lanes, which the compiler turns into vectors of the caller's instruction set.
+#[inline(always)]
+fn philox_blocks<const N: usize>(seed: u64, position: u32, blocks: [u32; N]) -> [[u32; N]; 4] {
+    let [mut c0, mut c1, mut c2, mut c3] = [blocks, [position; N], [0; N], [0; N]];
     let mut key = [seed as u32, (seed >> 32) as u32];
     for _round in 0..10 {
-        let a = 0xD251_1F53_u64 * counter[0] as u64;
-        let b = 0xCD9E_8D57_u64 * counter[2] as u64;
-        counter = [(b >> 32) as u32 ^ counter[1] ^ key[0], b as u32, (a >> 32) as u32 ^ counter[3] ^ key[1], a as u32];
+        for lane in 0..N {
+            let a = 0xD251_1F53_u64 * u64::from(c0[lane]);
+            let b = 0xCD9E_8D57_u64 * u64::from(c2[lane]);
+            (c0[lane], c1[lane]) = ((b >> 32) as u32 ^ c1[lane] ^ key[0], b as u32);
+            (c2[lane], c3[lane]) = ((a >> 32) as u32 ^ c3[lane] ^ key[1], a as u32);
+        }
         key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
     }
-    counter
+    [c0, c1, c2, c3]
 }
 
 fn isa(device: &Device) -> Isa {
@@ -183,6 +185,78 @@ impl Kernel for Stats<'_> {
             sum = simd.add(sum, exp(simd, simd.sub(load_partial(simd, x, f32::NEG_INFINITY), splat)));
         }
         RowStats { max, log_sum_exp: max + simd.sum(sum).ln() }
+    }
+}
+
+/// The rest of a draw, from the noisy score of one candidate on.
+///
+/// A noise costs two logarithms, and nearly all candidates are hopeless. With d = best - score, a candidate wins only if its
+/// noise reaches d: u >= exp(-exp(-d)) >= 1 - exp(-d), so only if 1 - u <= exp(score - best). That is a comparison of vectors,
+/// with one per cent of room for all roundings; whoever passes is computed exactly. Skipping changes no draw.
+struct Draw<'a> {
+    scores: &'a [f32],
+    ids: Option<&'a [u32]>,
+    seed: u64,
+    position: u32,
+    /// `id` is an index into `scores`.
+    best: Scored,
+}
+
+impl Kernel for Draw<'_> {
+    type Output = u32;
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, simd: S) -> u32 {
+        match self.ids {
+            None => {
+                for (group, scores) in self.scores.chunks(4 * LANES).enumerate() {
+                    let first = group * LANES;
+                    let blocks: [u32; LANES] = std::array::from_fn(|lane| (first + lane) as u32);
+                    let words = philox_blocks(self.seed, self.position, blocks);
+                    let mut noise = [0; 4 * LANES];
+                    for lane in 0..LANES {
+                        for word in 0..4 {
+                            noise[4 * lane + word] = words[word][lane];
+                        }
+                    }
+                    for (part, (scores, noise)) in scores.chunks(LANES).zip(noise.as_chunks::<LANES>().0).enumerate() {
+                        self.visit(simd, group * 4 * LANES + part * LANES, scores, noise);
+                    }
+                }
+            }
+            Some(ids) => {
+                for (group, (scores, ids)) in self.scores.chunks(LANES).zip(ids.chunks(LANES)).enumerate() {
+                    let id_of = |lane: usize| ids.get(lane).copied().unwrap_or(0);
+                    let blocks: [u32; LANES] = std::array::from_fn(|lane| id_of(lane) / 4);
+                    let words = philox_blocks(self.seed, self.position, blocks);
+                    let noise = std::array::from_fn(|lane| words[id_of(lane) as usize % 4][lane]);
+                    self.visit(simd, group * LANES, scores, &noise);
+                }
+            }
+        }
+        self.best.id
+    }
+}
+
+impl Draw<'_> {
+    /// Up to sixteen candidates from index `first` on.
+    #[inline(always)]
+    fn visit<S: Simd>(&mut self, simd: S, first: usize, scores: &[f32], noise: &[u32; LANES]) {
+        const ROOM: f32 = 1.01;
+        let chance = exp(simd, simd.sub(load_partial(simd, scores, f32::NEG_INFINITY), simd.splat(self.best.score)));
+        let chance = simd.to_array(simd.mul(chance, simd.splat(ROOM * (1 << 24) as f32)));
+        // (1 - u) 2^24. A NaN fails the comparison.
+        let rest: Lanes = std::array::from_fn(|lane| ((1 << 24) - (noise[lane] >> 8)) as f32 - 0.5);
+        if (0..LANES).fold(false, |any, lane| any | (rest[lane] <= chance[lane])) {
+            for (lane, score) in scores.iter().enumerate().filter(|(lane, _)| rest[*lane] <= chance[*lane]) {
+                let candidate = Scored { id: (first + lane) as u32, score: score + gumbel_of(noise[lane]) };
+                if candidate.score > self.best.score
+                    || (candidate.score == self.best.score && candidate.id < self.best.id)
+                {
+                    self.best = candidate;
+                }
+            }
+        }
     }
 }
 
@@ -238,18 +312,28 @@ mod tests {
 
     #[test]
     fn skipping_hopeless_tokens_changes_no_draw() {
-        let device = &cpus()[0];
-        for (seed, spread) in [(1, 1.0), (2, 10.0), (3, 100.0)] {
+        for (seed, spread) in [(1, 1.0), (2, 10.0), (3, 100.0), (4, 0.0)] {
             let mut row: Vec<f32> = random(seed, 3001).iter().map(|x| x * spread).collect();
             row[5] = f32::NEG_INFINITY;
             row[2] = f32::NAN;
-            row[2] = f32::NAN;
+            let ids: Vec<u32> = (0..row.len() as u32).filter(|id| id % 7 != 3 && id % 11 < 8).collect();
+            let scores: Vec<f32> = ids.iter().map(|id| row[*id as usize]).collect();
             for position in 0..50 {
-                let noisy: Vec<f32> =
-                    row.iter().enumerate().map(|(id, x)| x + gumbel(seed, position, id as u32)).collect();
-                assert_eq!(gumbel_argmax(device, &row, seed, position), argmax(device, &noisy), "seed {seed}");
+                let noisy = |id: u32| row[id as usize] + gumbel(seed, position, id);
+                let all: Vec<f32> = (0..row.len() as u32).map(noisy).collect();
+                let some: Vec<f32> = ids.iter().map(|id| noisy(*id)).collect();
+                for device in cpus() {
+                    let context = format!("{} seed {seed} position {position}", device.describe());
+                    let drawn = gumbel_argmax(&device, &row, None, seed, position);
+                    assert_eq!(drawn, argmax(&device, &all), "{context}");
+                    let drawn = gumbel_argmax(&device, &scores, Some(&ids), seed, position);
+                    assert_eq!(drawn, argmax(&device, &some), "{context}");
+                }
             }
         }
+        let nothing = [f32::NEG_INFINITY; 3];
+        assert_eq!(gumbel_argmax(&cpus()[0], &nothing, None, 1, 1), 0);
+        assert_eq!(gumbel_argmax(&cpus()[0], &[], None, 1, 1), 0);
     }
 
     #[test]
@@ -259,7 +343,7 @@ mod tests {
         let total: f64 = logits.iter().map(|x| (*x as f64).exp()).sum();
         let draws = 40_000;
         let mut counts = [0u32; 5];
-        (0..draws).for_each(|position| counts[gumbel_argmax(device, &logits, 42, position) as usize] += 1);
+        (0..draws).for_each(|position| counts[gumbel_argmax(device, &logits, None, 42, position) as usize] += 1);
         for (count, logit) in counts.iter().zip(logits) {
             let p = (logit as f64).exp() / total;
             // Five standard deviations; the seed is fixed, so this either always passes or never.
@@ -269,9 +353,8 @@ mod tests {
     }
 
     #[test]
-    fn the_extremes_of_the_noise_are_finite_and_bounded() {
+    fn the_extremes_of_the_noise_are_finite() {
         assert!(gumbel_of(0).is_finite() && gumbel_of(u32::MAX).is_finite());
-        assert!(gumbel_of(u32::MAX) < MAX_GUMBEL);
     }
 
     #[test]

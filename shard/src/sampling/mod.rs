@@ -46,7 +46,7 @@ pub use top_n_tokens::TopTokens;
 
 use candidates::Candidates;
 use kernels::Device;
-use kernels::ops::sample::{argmax, gumbel, gumbel_argmax, row_stats};
+use kernels::ops::sample::{argmax, gumbel_argmax, row_stats};
 use processor::Processor;
 
 /// What changes the scores of every row, in order.
@@ -196,28 +196,11 @@ fn choose(
     }
     top.select(scores, id_of, normalizer, params.sampling.top_n_tokens());
     let seed = params.sampling.seed();
-    let index = match (params.sampling.do_sample, ids) {
-        (false, _) => argmax(device, scores),
-        (true, None) => gumbel_argmax(device, scores, seed, position),
-        (true, Some(ids)) => gumbel_argmax_of(scores, ids, seed, position),
+    let index = match params.sampling.do_sample {
+        false => argmax(device, scores),
+        true => gumbel_argmax(device, scores, ids, seed, position),
     };
     Ok(Choice { token_id: id_of(index), logprob: scores[index as usize] - normalizer })
-}
-
-/// Index of the largest score after adding Gumbel noise, which is a draw from their softmax.
-///
-/// The noise of a token depends on (seed, position, token id) only. So a token that a warper removed changes nothing
-/// for the others, and neither slot nor batch nor rank can be seen in the draw. Ties go to the lowest id.
-/// Source: Gumbel-max, arXiv:1411.0030 §2.
-fn gumbel_argmax_of(scores: &[f32], ids: &[u32], seed: u64, position: u32) -> u32 {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (index, (&score, &id)) in scores.iter().zip(ids).enumerate() {
-        let noisy = score + gumbel(seed, position, id);
-        if noisy > best.1 {
-            best = (index as u32, noisy);
-        }
-    }
-    best.0
 }
 
 /// Minus infinity is a score (a token that cannot come); NaN and plus infinity are a failed computation.

@@ -1,7 +1,7 @@
 //! TGI's native calls, whole and as streams, and where OpenAI's differ from them.
 
-use proto::v1::{SamplingParams, TokenBias};
 use super::*;
+use proto::v1::{SamplingParams, TokenBias};
 
 #[tokio::test]
 async fn generate_answers_byte_for_byte_as_tgi() {
