@@ -161,6 +161,11 @@ pub const MASK_WORKERS: usize = 4;
 /// A mask worker sends what it has computed after this long even if more masks wait. 1 ms: a step's masks usually take
 /// less, and one expensive mask holds back few others.
 pub const MASK_BATCH_TIME: Duration = Duration::from_millis(1);
+/// Masks that are expected to take less than this together go to one worker. 250 µs: waking a second one costs some 50 µs, and
+/// takes the core of somebody who computes.
+pub const MASK_PART_TIME: Duration = Duration::from_micros(250);
+/// What the first mask of a reply is expected to take. 100 µs: it begins with a copy of the grammar's automaton.
+pub const FIRST_MASK_TIME: Duration = Duration::from_micros(100);
 /// The shards wait this long for the mask of one row; then its request fails alone. 5 s: a mask takes milliseconds, and
 /// everybody in the batch waits with it.
 pub const MASK_PATIENCE: Duration = Duration::from_secs(5);

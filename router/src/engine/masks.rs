@@ -43,6 +43,8 @@ struct Reply {
     mask: Option<Bytes>,
     /// No end of the sequence before the reply has this many tokens.
     min_tokens: u32,
+    /// What its last mask took.
+    pace: Duration,
 }
 
 /// Where the matcher is.
@@ -69,6 +71,8 @@ pub(crate) struct Job {
     tokens: Vec<u32>,
     /// Tokens that end the sequence, while it must not end.
     forbidden: Arc<[u32]>,
+    /// What the mask before took: a grammar is about as difficult as it was.
+    pub(super) expected: Duration,
 }
 
 enum Source {
@@ -81,6 +85,7 @@ pub(crate) struct Computed {
     pub(super) request: RequestId,
     /// The mask, or why there is none.
     pub(super) outcome: Result<(Box<dyn Matcher>, Bytes), String>,
+    pub(super) took: Duration,
 }
 
 impl Masks {
@@ -99,8 +104,8 @@ impl Masks {
         let parts = request.parts();
         if let Some(constraint) = &parts.constraint {
             let reader = Reader::New(constraint.clone());
-            let min_tokens = parts.sampling.min_tokens();
-            self.replies.insert(id, Reply { reader, unread: Vec::new(), len: 0, mask: None, min_tokens });
+            let (min_tokens, pace) = (parts.sampling.min_tokens(), limits::FIRST_MASK_TIME);
+            self.replies.insert(id, Reply { reader, unread: Vec::new(), len: 0, mask: None, min_tokens, pace });
             self.touched.push(id);
         }
     }
@@ -146,15 +151,17 @@ impl Masks {
             };
             let must_go_on = reply.len < reply.min_tokens;
             let forbidden = if must_go_on { self.eos_token_ids.clone() } else { Arc::default() };
-            jobs.push(Job { request, source, tokens: std::mem::take(&mut reply.unread), forbidden });
+            let (tokens, expected) = (std::mem::take(&mut reply.unread), reply.pace);
+            jobs.push(Job { request, source, tokens, forbidden, expected });
         }
         jobs
     }
 
     /// A job is done. Returns the request that must fail, and why.
-    pub(crate) fn computed(&mut self, Computed { request, outcome }: Computed) -> Option<(RequestId, String)> {
+    pub(crate) fn computed(&mut self, Computed { request, outcome, took }: Computed) -> Option<(RequestId, String)> {
         // Whoever is gone needs no mask.
         let reply = self.replies.get_mut(&request)?;
+        reply.pace = took;
         match outcome {
             Ok((matcher, mask)) => {
                 reply.reader = Reader::Here(matcher);
@@ -216,8 +223,10 @@ impl Masks {
 impl Job {
     /// Reads the tokens and computes the mask that follows them. Takes microseconds to milliseconds.
     pub(crate) fn run(self) -> Computed {
-        let Job { request, source, tokens, forbidden } = self;
-        Computed { request, outcome: advance(source, &tokens, &forbidden) }
+        let Job { request, source, tokens, forbidden, expected: _ } = self;
+        let started = Instant::now();
+        let outcome = advance(source, &tokens, &forbidden);
+        Computed { request, outcome, took: started.elapsed() }
     }
 
     pub(super) fn request(&self) -> RequestId {

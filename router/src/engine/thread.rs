@@ -318,11 +318,8 @@ impl EngineThread {
 
     /// Gives the workers what they can compute now.
     fn queue_masks(&mut self) {
-        for job in self.masks.take_jobs(Instant::now()) {
-            if let Err(refused) = self.mask_workers.submit(job) {
-                self.mask_computed(refused);
-            }
-        }
+        let jobs = self.masks.take_jobs(Instant::now());
+        self.mask_workers.submit(jobs).into_iter().for_each(|refused| self.mask_computed(refused));
     }
 
     fn mask_computed(&mut self, computed: Computed) {
