@@ -1,8 +1,9 @@
-//! The mask of a reply with tools: the format's description as a grammar in llguidance's dialect of Lark.
+//! The mask of a reply with tools or thoughts: the formats' descriptions as a grammar in llguidance's dialect of Lark.
 //!
 //! Special tokens are written by their ids (`<[7]>`): a grammar's text never matches a special token's.
 
 use std::fmt::Write;
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
@@ -54,6 +55,29 @@ impl ToolFormat {
         lark.rule("start", &alternatives.join("\n    | "));
         let schemas = tools.iter().map(|tool| (tool.name.clone(), tool.parameters.clone())).collect();
         Some(GrammarSpec::ToolCalls { lark: lark.rules.into(), schemas })
+    }
+
+    /// A reply that is `answer`, with what may come before it: a thought, and what opens content. A thought that the prompt
+    /// opened must end. White space behind it belongs to nobody if the answer is JSON; any other may begin with some.
+    pub(crate) fn after_thought(
+        &self,
+        answer: GrammarSpec,
+        (reasoning, start): (&ReasoningFormat, ReplyStart),
+    ) -> GrammarSpec {
+        let mut lark = Lark { format: self, reasoning: Some(reasoning), rules: String::new(), next: 0 };
+        let has_opening = !reasoning.marks.content_open.is_empty();
+        let mut opening = lark.literal(reasoning.marks.content_open);
+        if answer.is_json() {
+            opening.regex(SPACE);
+        }
+        let opening = opening.render();
+        let body = match start {
+            ReplyStart::Reasoning => format!("{} {opening}", lark.thought_end()),
+            ReplyStart::Content if has_opening => format!("(({})? {opening})?", lark.thought()),
+            ReplyStart::Content => format!("({} {opening})?", lark.thought()),
+        };
+        lark.rule("start", &body);
+        GrammarSpec::AfterThought { thought: lark.rules.into(), answer: Arc::new(answer) }
     }
 }
 
@@ -308,18 +332,24 @@ impl Lark<'_> {
 
     /// A whole thought.
     fn thought(&mut self) -> String {
-        if let Some(begin) = self.thought_begin() {
-            let suffix = format!("[suffix={}]", Value::from(self.marks().close));
-            return self.new_rule("thought", &suffix, &format!("/{begin}/"));
-        }
-        format!("{} {}", self.literal(self.marks().open).render(), self.thought_end())
+        let Some(begin) = self.thought_begin() else {
+            return format!("{} {}", self.literal(self.marks().open).render(), self.thought_end());
+        };
+        let suffix = format!("[suffix={}]", Value::from(self.marks().close));
+        let thought = self.new_rule("thought", &suffix, &format!("/{begin}/"));
+        self.behind_thought(thought)
     }
 
     /// What a thought that is open ends with.
     fn thought_end(&mut self) -> String {
         let end = self.until(self.marks().close);
+        self.behind_thought(end)
+    }
+
+    /// A thought with what stands between it and what follows.
+    fn behind_thought(&self, thought: String) -> String {
         let between = self.literal(self.marks().between).render();
-        if between.is_empty() { end } else { format!("{end} {between}") }
+        if between.is_empty() { thought } else { format!("{thought} {between}") }
     }
 
     /// A regular expression for the text of a thought with its opening mark; `None` if that is a special token.

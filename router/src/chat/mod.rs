@@ -29,5 +29,5 @@ mod tool;
 pub(crate) use format::ToolFormat;
 pub(crate) use instruction::instruction;
 pub(crate) use reasoning::{ReasoningFormat, ReplyStart};
-pub(crate) use reply_parser::ReplyParser;
+pub(crate) use reply_parser::{Answer, ReplyParser};
 pub(crate) use tool::{ReplyPart, Tool, ToolChoice};

@@ -160,7 +160,10 @@ fn parse<'a>(
     reasoning: Option<(&ReasoningFormat, ReplyStart)>,
     pieces: impl IntoIterator<Item = &'a str>,
 ) -> Vec<String> {
-    let mut parser = ReplyParser::new(format, reasoning, tools(), &ToolChoice::Auto);
+    read(ReplyParser::new(format, reasoning, tools(), &ToolChoice::Auto), pieces)
+}
+
+fn read<'a>(mut parser: ReplyParser, pieces: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     let mut parts = Vec::new();
     pieces.into_iter().for_each(|piece| parser.push(piece, &mut parts));
     let outcome = parser.finish(&mut parts);
@@ -193,19 +196,24 @@ fn check_cuts(
     reasoning: Option<(&ReasoningFormat, ReplyStart)>,
     text: &str,
 ) -> Vec<String> {
-    let whole = parse(format, reasoning, [text]);
+    check_parts(text, || ReplyParser::new(format, reasoning, tools(), &ToolChoice::Auto))
+}
+
+#[track_caller]
+fn check_parts(text: &str, parser: impl Fn() -> ReplyParser) -> Vec<String> {
+    let whole = read(parser(), [text]);
     let ends: Vec<usize> = text.char_indices().map(|(at, _)| at).chain([text.len()]).collect();
     for cut in &ends {
-        assert_eq!(parse(format, reasoning, [&text[..*cut], &text[*cut..]]), whole, "cut at {cut} of {text:?}");
+        assert_eq!(read(parser(), [&text[..*cut], &text[*cut..]]), whole, "cut at {cut} of {text:?}");
     }
-    assert_eq!(parse(format, reasoning, ends.windows(2).map(|pair| &text[pair[0]..pair[1]])), whole, "{text:?}");
+    assert_eq!(read(parser(), ends.windows(2).map(|pair| &text[pair[0]..pair[1]])), whole, "{text:?}");
     let mut random = StdRng::seed_from_u64(7);
     for _ in 0..100 {
         let mut cuts: Vec<usize> = ends.iter().copied().filter(|_| random.random_bool(0.2)).collect();
         cuts.insert(0, 0);
         cuts.push(text.len());
         let pieces = cuts.windows(2).map(|pair| &text[pair[0]..pair[1]]);
-        assert_eq!(parse(format, reasoning, pieces), whole, "cuts {cuts:?} of {text:?}");
+        assert_eq!(read(parser(), pieces), whole, "cuts {cuts:?} of {text:?}");
     }
     whole
 }
@@ -351,11 +359,41 @@ fn thoughts_are_split_off() {
 }
 
 #[test]
+fn an_answer_under_a_grammar_holds_no_marks() {
+    let check = |template: &str, start, answer, text: &str, expected: &[&str]| {
+        let format = think(template, Specials::None);
+        let parts = check_parts(text, || ReplyParser::of_answer((&format, start), answer));
+        assert_eq!(parts, expected, "{text:?}");
+    };
+    use ReplyStart::{Content, Reasoning};
+    let json = r#"{"a": "<think>1</think>"}"#;
+    let content = format!("c:{json}");
+    check("<think>", Content, Answer::Json, json, &[&content]);
+    let thought = format!("<think>\nMaybe {{\"a\": 1}}?\n</think>\n\n{json}");
+    check("<think>", Content, Answer::Json, &thought, &["r:Maybe {\"a\": 1}?", &content]);
+    check("<think>", Reasoning, Answer::Json, &format!("{{}} </think> {json}"), &["r:{}", &content]);
+    check("<think>", Reasoning, Answer::Text, "Hm</think> Yes ", &["r:Hm", "c: Yes "]);
+    check("<think>", Reasoning, Answer::Text, "Hm</think><think>b</think>", &["r:Hm", "c:<think>b</think>"]);
+    check("<think>", Content, Answer::Text, " <b>", &["c: <b>"]);
+    check("<think>", Content, Answer::Text, "<thin", &["c:<thin"]);
+    check("<think>", Reasoning, Answer::Json, "{\"a\": 1", &["r:{\"a\": 1"]);
+    let harmony =
+        "<|channel|>analysis<|message|>{}<|end|><|start|>assistant<|channel|>final<|message|>{\"a\": \"<|end|>\"}";
+    check("<|channel|>analysis", Content, Answer::Json, harmony, &["r:{}", "c:{\"a\": \"<|end|>\"}"]);
+    let cohere = "<|START_THINKING|>{}<|END_THINKING|><|START_RESPONSE|> x<|END_RESPONSE|>";
+    check("<|START_THINKING|>", Content, Answer::Text, cohere, &["r:{}", "c: x<|END_RESPONSE|>"]);
+}
+
+#[test]
 fn prompts_that_open_a_thought_are_known() {
     let think = think("<think>", Specials::None);
     assert_eq!(think.start("<|im_start|>assistant\n<think>\n"), ReplyStart::Reasoning);
     assert_eq!(think.start("<|im_start|>assistant\n<think>\n\n</think>\n\n"), ReplyStart::Content);
     assert_eq!(think.start("<|im_start|>assistant\n"), ReplyStart::Content);
+    assert!(think.is_over("<|im_start|>assistant\n<think>\n\n</think>\n\n"));
+    assert!(!think.is_over("<think></think><|im_start|>assistant\n"));
+    let cohere = super::tests::think("<|START_THINKING|>", Specials::None);
+    assert!(cohere.is_over("<|CHATBOT_TOKEN|><|START_RESPONSE|>"));
 }
 
 /// A vocabulary of all bytes, the formats' special tokens and an end-of-sequence token.

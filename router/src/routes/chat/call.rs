@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::format::ChatFormat;
 use super::steps::{Chat, Choice, Speaker};
-use crate::chat::{ReasoningFormat, ReplyParser, ReplyStart, Tool, ToolChoice, ToolFormat, instruction};
+use crate::chat::{Answer, ReasoningFormat, ReplyParser, ReplyStart, Tool, ToolChoice, instruction};
 use crate::error::{Error, ToolError, ValidationError};
 use crate::grammar::GrammarSpec;
 use crate::limits::{MAX_DOCUMENTS, MAX_MESSAGES, MAX_NAME_BYTES, MAX_TOOLS};
@@ -73,17 +73,23 @@ impl ChatCall {
         let inputs = self.prompt(server).await?;
         let format = &server.chat_format;
         let reasoning = format.reasoning(&inputs);
-        let (grammar, speaker) = self.grammar(&format.tools, reasoning)?;
+        let (grammar, speaker) = self.grammar(format, reasoning, &inputs)?;
         let tools: Arc<[Tool]> = self.tools.clone().into();
         let echo = self.echoed();
         let asked = Asked { inputs, grammar, ..self.asked };
         let valid = server.validation.validate(asked, SpecialTokens::Present).await?;
         let mut choices = Vec::with_capacity(valid.n);
         for mut generation in server.submit_siblings(&valid, valid.n, StopText::Remove, arrived)? {
-            let parser = (speaker == Speaker::Model).then(|| {
+            let parser = match (speaker, reasoning) {
+                (Speaker::Grammar, _) | (Speaker::Thinker(_), None) => None,
+                (Speaker::Model, _) => {
+                    Some(ReplyParser::new(Some(&format.tools), reasoning, tools.clone(), &self.tool_choice))
+                }
+                (Speaker::Thinker(answer), Some(reasoning)) => Some(ReplyParser::of_answer(reasoning, answer)),
+            };
+            if parser.is_some() {
                 generation.show(format.marker_ids.clone());
-                ReplyParser::new(Some(&format.tools), reasoning, tools.clone(), &self.tool_choice)
-            });
+            }
             choices.push(Choice::new(generation, parser, self.reasoning, echo.clone()));
         }
         Ok(Chat::new(choices, &valid, self.logprobs))
@@ -121,18 +127,31 @@ impl ChatCall {
     /// What the reply must match and whose form it has.
     fn grammar(
         &mut self,
-        format: &ToolFormat,
+        format: &ChatFormat,
         reasoning: Option<(&ReasoningFormat, ReplyStart)>,
+        prompt: &str,
     ) -> Result<(Option<GrammarSpec>, Speaker), ToolError> {
         match self.asked.grammar.take() {
             Some(_) if !self.tools.is_empty() => Err(ToolError::GrammarAndTools),
-            Some(grammar) => Ok((Some(grammar), Speaker::Grammar)),
+            Some(grammar) => match reasoning.filter(|reasoning| self.may_think(format, *reasoning, prompt)) {
+                Some(reasoning) => {
+                    let answer = if grammar.is_json() { Answer::Json } else { Answer::Text };
+                    Ok((Some(format.tools.after_thought(grammar, reasoning)), Speaker::Thinker(answer)))
+                }
+                None => Ok((Some(grammar), Speaker::Grammar)),
+            },
             None if self.tools.is_empty() => Ok((None, Speaker::Model)),
             None => {
-                let grammar = format.grammar(&self.tools, &self.tool_choice, !self.is_single_call, reasoning);
+                let grammar = format.tools.grammar(&self.tools, &self.tool_choice, !self.is_single_call, reasoning);
                 Ok((grammar, Speaker::Model))
             }
         }
+    }
+
+    /// Whether a thought can come before an answer to `prompt`.
+    fn may_think(&self, format: &ChatFormat, (reasoning, start): (&ReasoningFormat, ReplyStart), prompt: &str) -> bool {
+        let is_off = || format.is_switched_off(&self.variables(format));
+        start == ReplyStart::Reasoning || !(reasoning.is_over(prompt) || self.continues() || is_off())
     }
 
     fn render_request(&mut self, server: &Server) -> Result<RenderRequest, ValidationError> {
@@ -149,19 +168,24 @@ impl ChatCall {
         {
             content.push_str(&text);
         }
-        let mut variables = self.template_kwargs.clone();
-        if let Some(thinks) = self.thinks
-            && let Some((switch, value)) = server.chat_format.reasoning_switch(thinks)
-        {
-            variables.entry(switch).or_insert(value);
-        }
         Ok(RenderRequest {
             messages,
             tools: self.tools.iter().map(|tool| Value::clone(&tool.original)).collect(),
             documents: self.documents.clone(),
-            variables,
+            variables: self.variables(&server.chat_format),
             ending,
         })
+    }
+
+    /// The variables of the template, with the one that turns thinking on and off.
+    fn variables(&self, format: &ChatFormat) -> Map<String, Value> {
+        let mut variables = self.template_kwargs.clone();
+        if let Some(thinks) = self.thinks
+            && let Some((switch, value)) = format.reasoning_switch(thinks)
+        {
+            variables.entry(switch).or_insert(value);
+        }
+        variables
     }
 
     /// How the prompt ends. Without a word about it a last message of the assistant is continued, as in TGI.
@@ -177,14 +201,18 @@ impl ChatCall {
         }
     }
 
-    fn echoed(&self) -> Option<String> {
-        let last = self.messages.last()?;
-        let continues = match self.ending() {
+    /// Whether the reply goes on with the last message.
+    fn continues(&self) -> bool {
+        match self.ending() {
             Ok(Ending::ContinueFinalMessage) => true,
-            Ok(Ending::Automatic) => last["role"] == "assistant",
+            Ok(Ending::Automatic) => self.messages.last().is_some_and(|last| last["role"] == "assistant"),
             _ => false,
-        };
-        (self.echo && continues).then(|| last["content"].as_str().unwrap_or_default().to_owned())
+        }
+    }
+
+    fn echoed(&self) -> Option<String> {
+        let last = self.messages.last().filter(|_| self.echo && self.continues())?;
+        Some(last["content"].as_str().unwrap_or_default().to_owned())
     }
 
     /// What goes to the end of the last message if there are tools: the tools themselves if the template does not print

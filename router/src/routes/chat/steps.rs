@@ -6,7 +6,7 @@ use futures::stream::{self, SelectAll, Stream, StreamExt};
 
 use super::call::Reasoning;
 use super::reply::ChatReply;
-use crate::chat::{ReplyParser, ReplyPart};
+use crate::chat::{Answer, ReplyParser, ReplyPart};
 use crate::error::Error;
 use crate::generation::{End, Finish, Generation, Token};
 use crate::validation::Validated;
@@ -83,6 +83,8 @@ pub(super) enum Speaker {
     Model,
     /// A response format's: all of it is content.
     Grammar,
+    /// A response format's, after what the model thinks.
+    Thinker(Answer),
 }
 
 impl Chat {

@@ -155,6 +155,79 @@ async fn reasoning_can_be_left_out() {
     assert_eq!((&message["reasoning_content"], &message["content"]), (&json!("thought"), &json!("said")));
 }
 
+/// The format of an object with one integer.
+fn integer_format() -> Value {
+    json!({"type": "json_schema", "json_schema": {"schema": {
+        "type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": false}}})
+}
+
+#[tokio::test]
+async fn a_format_binds_the_answer_and_not_the_thought() {
+    let thought = "Maybe {\"a\": \"x\"}?";
+    for (reply, think) in [
+        (format!("{thought}\n</think>\n\n{{\"a\": 12}}"), true),
+        (format!("<think>\n{thought}</think>{{\"a\": 12}}"), false),
+        // What the format refuses is not said: the mask has the last word.
+        (format!("<think>{thought}</think>Yes: {{\"a\": 12}}"), false),
+    ] {
+        let body = json!({"messages": user(), "response_format": integer_format(),
+            "chat_template_kwargs": {"think": think}, "max_tokens": 120});
+        let answer = both(&reply, body).await;
+        let choice = &answer["choices"][0];
+        assert_eq!(choice["message"]["reasoning_content"], thought, "{reply}");
+        let content: Value = serde_json::from_str(choice["message"]["content"].as_str().unwrap()).unwrap();
+        assert!(content["a"].is_i64(), "{reply}: {content}");
+        assert_eq!(choice["finish_reason"], "stop", "{reply}");
+        assert!(answer["usage"]["completion_tokens_details"]["reasoning_tokens"].as_u64().unwrap() > 10);
+    }
+    // Without a thought the answer stands alone, and marks in it are text.
+    let reply = "{\"a\": 12}";
+    let body = json!({"messages": user(), "response_format": integer_format()});
+    assert_eq!(both(reply, body).await["choices"][0]["message"]["content"], reply);
+    let marks = "{\"b\": \"<think>c</think>\"}";
+    let body = json!({"messages": user(), "response_format": {"type": "json_object"}});
+    let answer = both(marks, body).await;
+    assert_eq!(answer["choices"][0]["message"]["content"], marks);
+    assert!(answer["choices"][0]["message"].get("reasoning_content").is_none());
+}
+
+#[tokio::test]
+async fn a_thought_and_its_answer_must_fit() {
+    let fixture = tool_fixture("").await;
+    let choice = |think: bool, max_tokens: u32| {
+        json!({"messages": user(), "guided_choice": ["yes"], "max_tokens": max_tokens,
+            "chat_template_kwargs": {"think": think}})
+    };
+    assert_eq!(fixture.post("/v1/chat/completions", &choice(false, 3)).await.status, 200);
+    let answer = fixture.post("/v1/chat/completions", &choice(true, 3)).await;
+    assert_eq!(answer.status, 422);
+    assert!(answer.body.contains('4'), "{}", answer.body);
+}
+
+#[tokio::test]
+async fn thinking_that_is_off_leaves_the_format_alone() {
+    let thought = "<think>no</think>{\"a\": 1}";
+    let off = "{% for m in messages %}{{ m.content }}{% endfor %}{% if enable_thinking is defined and not enable_thinking %}{{ '' }}{% endif %}{# <think> #}>";
+    let over = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<think>\n\n</think>\n\n{% endif %}";
+    for (template, fields) in [
+        (off, json!({"reasoning_effort": "none"})),
+        (off, json!({"chat_template_kwargs": {"enable_thinking": false}})),
+        (over, json!({})),
+        (off, json!({"messages": [{"role": "user", "content": "U"}, {"role": "assistant", "content": "A"}]})),
+    ] {
+        let fixture = Fixture::with(thought, &[], template, LONG_CONTEXT).await;
+        let mut body = json!({"messages": user(), "guided_choice": ["ab"]});
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let answer = fixture.post("/v1/chat/completions", &body).await.json();
+        assert_eq!(answer["choices"][0]["message"]["content"], "ab", "{template} {fields}");
+        assert!(answer["choices"][0]["message"].get("reasoning_content").is_none(), "{template} {fields}");
+    }
+    let fixture = Fixture::with(thought, &[], off, LONG_CONTEXT).await;
+    let body = json!({"messages": user(), "guided_choice": ["ab"]});
+    let answer = fixture.post("/v1/chat/completions", &body).await.json();
+    assert_eq!(answer["choices"][0]["message"]["reasoning_content"], "no");
+}
+
 #[tokio::test]
 async fn several_choices_share_the_prompt() {
     let answer = both("ab", json!({"messages": user(), "n": 3, "temperature": 1, "seed": 5})).await;
