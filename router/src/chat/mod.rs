@@ -16,6 +16,7 @@ mod families;
 mod format;
 mod instruction;
 mod json_scanner;
+mod keywords;
 mod mask;
 mod object;
 mod parameters;

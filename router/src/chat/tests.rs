@@ -143,6 +143,9 @@ const SAMPLES: &[(&str, &str)] = &[
         "internlm2",
         "<|action_start|><|plugin|>\n{\"name\": \"get_weather\", \"parameters\": {W}}<|action_end|>\n<|action_start|><|plugin|>\n{\"name\": \"get\", \"parameters\": {G}}<|action_end|>",
     ),
+    ("lfm2", "<|tool_call_start|>[get_weather(city=\"Zü\\\"r\\nich\", days=2), get()]<|tool_call_end|>"),
+    ("olmo3", "<function_calls>get_weather(city=\"Zü\\\"r\\nich\", days=2)\nget()</function_calls>"),
+    ("pythonic", "[get_weather(city='Zü\"r\\nich', days=2), get()]"),
     ("llama3", "{\"name\": \"get_weather\", \"parameters\": {W}}; {\"name\": \"get\", \"parameters\": {G}}"),
     ("xlam", "[{\"name\": \"get_weather\", \"arguments\": {W}}, {\"name\": \"get\", \"arguments\": {G}}]"),
     ("json", "{\"name\": \"get_weather\", \"arguments\": {W}}; {\"name\": \"get\", \"arguments\": {G}}"),
@@ -325,6 +328,79 @@ fn texts_that_only_look_like_calls_are_content() {
 }
 
 #[test]
+fn calls_in_python_are_read() {
+    let check = |name: &str, text: &str, expected: &[&str]| {
+        assert_eq!(check_cuts(Some(&format(name, Specials::None)), None, text), expected, "{name} {text:?}");
+    };
+    check("pythonic", "[get(a=[1, {'b': None}], c='x',)]", &["0 get {\"a\": [1, {\"b\": null}], \"c\": \"x\"}"]);
+    check("pythonic", "[get(a=1)\n, get ( b = True ) ] ", &["0 get {\"a\": 1}", "1 get {\"b\": true}"]);
+    check("pythonic", "[get (it) is a name]", &["c:[get (it) is a name]"]);
+    check("pythonic", "[rm(a=1)]", &["c:[rm(a=1)]"]);
+    check("pythonic", "[get(a=1), rm()]", &["0 get {\"a\": 1}", "c:, rm()]"]);
+    check("pythonic", "[1, 2]", &["c:[1, 2]"]);
+    check("pythonic", "Call [get()]", &["c:Call [get()]"]);
+    check("pythonic", "[get(a=\"x", &["0 get {\"a\": \"x", "!0 get"]);
+    check("pythonic", "[get(a=b)]", &["0 get {\"a\": ", "c:)]", "!0 get"]);
+    check("lfm2", "I look. <|tool_call_start|>[get()]<|tool_call_end|>Wait.", &["c:I look.", "0 get {}", "c:Wait."]);
+    check(
+        "olmo3",
+        "<function_calls>\nget(a=1)\nget(b=2)\n</function_calls>",
+        &["0 get {\"a\": 1}", "1 get {\"b\": 2}"],
+    );
+    check("olmo3", "<function_calls>get(a=1)\n", &["0 get {\"a\": 1}"]);
+    check("olmo3", "<function_calls>get(a=1)\nDone.", &["0 get {\"a\": 1}", "c:Done."]);
+}
+
+#[test]
+fn the_mask_writes_literals_of_python() {
+    let mask = Mask::new(Specials::None);
+    let pythonic = format("pythonic", Specials::None);
+    let parameters = json!({"type": "object", "required": ["s"], "$defs": {"i": {"type": "integer"}}, "properties": {
+        "o": {"type": "boolean", "description": "d"},
+        "s": {"type": "string"},
+        "e": {"type": "string", "enum": ["a'b", "c"]},
+        "l": {"type": "array", "items": {"type": "boolean"}},
+        "d": {"type": "object", "properties": {"x": {"type": ["integer", "null"]}, "y": {"type": "string"}},
+            "required": ["y"], "additionalProperties": false},
+        "n": {"anyOf": [{"$ref": "#/$defs/i"}, {"type": "null"}]},
+        "p": {"type": "string", "pattern": "^[0-9]{2}$"},
+        "a": {}}});
+    let tool = Tool {
+        name: "f".to_owned(),
+        description: None,
+        parameters: Arc::new(parameters),
+        original: Arc::new(Value::Null),
+    };
+    let spec = pythonic.grammar(&[tool], &ToolChoice::Auto, true, None).unwrap();
+    for (arguments, refused_after) in [
+        ("s=''", None),
+        ("o=True, s=\"it's\"", None),
+        ("o=False,s='a \\'b\\' \\u00e9'", None),
+        ("s='', e=\"a'b\"", None),
+        ("s='', e='c'", None),
+        ("s='', l=[True, False], d={\"x\": None, \"y\": 'z'}, n=None, p=\"12\", a={\"b\": [1]}", None),
+        ("s='', l=[], d={\"y\":\"z\"}, n=7, a='x'", None),
+        ("s='', a=None", None),
+        ("", Some("")),
+        ("o=true", Some("o=")),
+        ("o=True)", Some("o=True")),
+        ("s='\n'", Some("s='")),
+        ("s='', e='d'", Some("s='', e='")),
+        ("s='', l=[1]", Some("s='', l=[")),
+        ("s='', d={}", Some("s='', d={")),
+        ("s='', n='x'", Some("s='', n=")),
+        ("s='', p=\"1a", Some("s='', p=\"1")),
+        ("s='', z=1", Some("s='', ")),
+        ("s='', o=True", Some("s='', ")),
+    ] {
+        let expected = refused_after.map_or("ok".to_owned(), |text| format!("[f({text}"));
+        assert_eq!(mask.walk(&spec, &format!("[f({arguments})]")), expected, "{arguments}\n{spec:?}");
+    }
+    assert_eq!(mask.walk(&spec, "[f (x) or [g(1)]"), "[f ", "what begins as a call is one");
+    assert_eq!(mask.walk(&spec, "[1, g(1)]"), "ok");
+}
+
+#[test]
 fn plain_text_passes_unchanged() {
     for text in [" hi\n\n", "a < b", "<", "x\n", "  \n", "", "<think>a</think>b", "{\"name\": \"get\"}"] {
         let expected: Vec<String> = (!text.is_empty()).then(|| format!("c:{text}")).into_iter().collect();
@@ -469,6 +545,10 @@ fn the_mask_of_every_family_accepts_its_sample() {
                     "{name} {specials:?} {choice:?}: {walked}"
                 );
                 // Arguments that the schema refuses.
+                if text.contains("days=2") {
+                    let walked = mask.walk(&spec, &text.replacen("days=2", "days=True", 1));
+                    assert!(walked.ends_with("days="), "{name} {specials:?}: {walked}");
+                }
                 if text.contains("\"days\": 2") {
                     let walked = mask.walk(&spec, &text.replacen("\"days\": 2", "\"days\": true", 1));
                     assert!(
