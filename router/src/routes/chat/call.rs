@@ -24,6 +24,8 @@ pub(crate) struct ChatCall {
     pub(crate) messages: Vec<Value>,
     pub(crate) tools: Vec<Tool>,
     pub(crate) tool_choice: ToolChoice,
+    /// The only tools that may be called; the template sees all.
+    pub(crate) allowed_tools: Option<Vec<String>>,
     /// At most one call if set.
     pub(crate) is_single_call: bool,
     /// Further variables of the template.
@@ -71,6 +73,9 @@ impl ChatCall {
     /// As [`ChatCall::prompt`], and whatever validation or the queue refuses.
     pub(crate) async fn start(mut self, server: &Server, arrived: Instant) -> Result<Chat, Error> {
         let inputs = self.prompt(server).await?;
+        if let Some(allowed) = &self.allowed_tools {
+            self.tools.retain(|tool| allowed.contains(&tool.name));
+        }
         let format = &server.chat_format;
         let reasoning = format.reasoning(&inputs);
         let (grammar, speaker) = self.grammar(format, reasoning, &inputs)?;
@@ -109,14 +114,20 @@ impl ChatCall {
             let (limit, given) = (MAX_NAME_BYTES, tool.name.len());
             return Err(ValidationError::TooMany { field: "tools[].name", unit: "bytes", limit, given }.into());
         }
+        // A name is the client's text: enough of it to recognise, and no more.
+        let not_found = |name: &str| ToolError::NotFound { name: name.chars().take(MAX_NAME_BYTES).collect() };
+        let is_known = |name: &&String| self.tools.iter().any(|tool| tool.name == **name);
+        if let Some(name) = self.allowed_tools.iter().flatten().find(|name| !is_known(name)) {
+            return Err(not_found(name).into());
+        }
+        let is_none_allowed = self.allowed_tools.as_ref().is_some_and(Vec::is_empty);
         match &self.tool_choice {
             ToolChoice::None => self.tools.clear(),
-            ToolChoice::Required if self.tools.is_empty() => return Err(ToolError::NoTools.into()),
+            ToolChoice::Required if self.tools.is_empty() || is_none_allowed => return Err(ToolError::NoTools.into()),
             ToolChoice::Named(name) => {
                 self.tools.retain(|tool| tool.name == *name);
                 if self.tools.is_empty() {
-                    // The name is the client's text: enough of it to recognise, and no more.
-                    return Err(ToolError::NotFound { name: name.chars().take(MAX_NAME_BYTES).collect() }.into());
+                    return Err(not_found(name).into());
                 }
             }
             ToolChoice::Auto | ToolChoice::Required => {}

@@ -16,7 +16,7 @@ use crate::routes::body::Wire;
 use crate::routes::chat::ChatCall;
 use crate::routes::openai::message::arguments_object;
 use crate::routes::openai::response_format::{Formats, ResponseFormat};
-use crate::routes::openai::tools::tool_choice;
+use crate::routes::openai::tools::{Choice, tool_choice};
 use crate::routes::openapi::{JsonObject, JsonObjectOrText, describe_text_or_list};
 
 /// The body of `/v1/responses`.
@@ -30,7 +30,7 @@ pub(in crate::routes) struct ResponsesRequest {
     instructions: Option<String>,
     #[schema(value_type = Option<Vec<JsonObject>>, max_items = 128)]
     tools: Option<Vec<Value>>,
-    /// `auto`, `none`, `required`, or the function to call.
+    /// `auto`, `none`, `required`, the function to call, or the functions that may be called.
     #[schema(value_type = Option<JsonObjectOrText>)]
     tool_choice: Option<Value>,
     parallel_tool_calls: Option<bool>,
@@ -170,10 +170,12 @@ impl ResponsesRequest {
             thinks = Some(effort != "none");
             template_kwargs.insert("reasoning_effort".to_owned(), Value::from(effort));
         }
+        let Choice { choice: tool_choice, allowed: allowed_tools } = tool_choice(self.tool_choice.as_ref())?;
         Ok(ChatCall {
             messages: template_messages(self.instructions, self.input)?,
             tools: tools(self.tools.unwrap_or_default())?,
-            tool_choice: tool_choice(self.tool_choice.as_ref())?,
+            tool_choice,
+            allowed_tools,
             is_single_call: self.parallel_tool_calls == Some(false),
             template_kwargs,
             thinks,

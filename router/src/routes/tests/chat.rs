@@ -270,6 +270,63 @@ async fn tools_and_results_reach_the_template() {
 }
 
 #[tokio::test]
+async fn only_allowed_tools_are_called() {
+    let call = |name: &str| format!("<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {{\"a\": 1}}}}\n</tool_call>");
+    let allowed = |mode: &str, names: &[&str]| {
+        let tools: Vec<Value> =
+            names.iter().map(|name| json!({"type": "function", "function": {"name": name}})).collect();
+        json!({"messages": user(), "tools": [tool("ff"), tool("g")],
+            "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}})
+    };
+    let answer = both(&call("g"), allowed("auto", &["g"])).await;
+    assert_eq!(answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"], "g");
+    // What the model wants to call is not allowed: the mask leaves one name.
+    let answer = both(&call("ff"), allowed("required", &["g"])).await;
+    assert_eq!(answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"], "g");
+    let answer = both("No.", allowed("auto", &["g"])).await;
+    assert_eq!(answer["choices"][0]["message"]["content"], "No.");
+    let fixture = tool_fixture(&call("g")).await;
+    let prompt = fixture.post("/chat_tokenize", &allowed("auto", &["g"])).await.json()["templated_text"].take();
+    assert_eq!(prompt, "<tool_call>ff;<tool_call>g;[user]Hi>", "the model sees all");
+    let answer = fixture.post("/v1/chat/completions", &allowed("auto", &["g", "h"])).await;
+    assert_eq!(answer.json()["error"]["message"], "Tool error: Tool with name h not found");
+    assert_eq!(fixture.post("/v1/chat/completions", &allowed("required", &[])).await.status, 422);
+    let function = |name: &str| json!({"type": "function", "name": name, "parameters": {"type": "object"}});
+    let body = json!({"input": "Hi", "tools": [function("ff"), function("g")],
+        "tool_choice": {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "ff"}]}});
+    let answer = fixture.post("/v1/responses", &body).await.json();
+    assert_eq!(answer["output"][0]["name"], "ff", "{answer}");
+}
+
+#[tokio::test]
+async fn usage_can_come_with_every_chunk() {
+    let fixture = tool_fixture("ab").await;
+    for (path, mut body) in [
+        ("/v1/chat/completions", json!({"messages": user(), "n": 2})),
+        ("/v1/completions", json!({"prompt": ["xy", "z"], "max_tokens": 3})),
+    ] {
+        body["stream"] = json!(true);
+        body["stream_options"] = json!({"include_usage": true, "continuous_usage_stats": true});
+        let events = fixture.post(path, &body).await.events();
+        let usages: Vec<&Value> = events.iter().filter_map(|event| event.get("usage")).collect();
+        assert_eq!(usages.len(), 7, "three tokens twice, and the sum: {events:?}");
+        let last = usages[6];
+        for (index, usage) in usages[..6].iter().enumerate() {
+            assert_eq!(usage["completion_tokens"], index + 1, "{path}");
+            assert_eq!(usage["prompt_tokens"], last["prompt_tokens"], "{path}");
+        }
+        assert_eq!(
+            (usages[5]["total_tokens"].clone(), usages[5]["completion_tokens"].clone()),
+            (last["total_tokens"].clone(), last["completion_tokens"].clone())
+        );
+        body["stream_options"] = json!({"continuous_usage_stats": true});
+        let events = fixture.post(path, &body).await.events();
+        assert_eq!(events.len(), 7, "no event for the sum alone");
+        assert!(events[..6].iter().all(|event| event["usage"]["prompt_tokens"].is_u64()), "{path}");
+    }
+}
+
+#[tokio::test]
 async fn templates_without_tools_get_them_in_the_last_message() {
     let fixture = Fixture::with("a", &[], TEMPLATE, LONG_CONTEXT).await;
     let body = json!({"messages": user(), "tools": [tool("f")], "tool_prompt": "Use it."});
@@ -431,6 +488,15 @@ async fn a_model_is_found_by_its_name() {
     assert!(list["data"][0]["created"].as_u64().unwrap() > 1_600_000_000);
     assert_eq!(list["data"][0]["max_model_len"], CONTEXT);
     assert_eq!(fixture.get("/v1/models/demo").await.json(), list["data"][0]);
+    for path in ["/v2/models/%ff", "/v2/models/m/versions/%ff/ready"] {
+        let answer = fixture.get(path).await;
+        let text = "Input validation error: `path` must be percent-encoded UTF-8";
+        assert_eq!((answer.status.as_u16(), &answer.json()["error"]), (422, &json!(text)), "{path}");
+    }
+    let answer = fixture.post("/v2/models/%ff/infer", &json!({})).await;
+    assert_eq!((answer.status.as_u16(), &answer.json()["error_type"]), (422, &json!("validation")));
+    assert_eq!(fixture.get("/docs/%ff").await.json()["error_type"], "not_found");
+    assert_eq!(fixture.get("/v1/models/%ff").await.json()["error"]["code"], "model_not_found");
     let answer = fixture.get("/v1/models/org/other").await;
     assert_eq!(answer.status, 404);
     let error = answer.json()["error"].take();
