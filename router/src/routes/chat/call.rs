@@ -95,7 +95,7 @@ impl ChatCall {
             if parser.is_some() {
                 generation.show(format.marker_ids.clone());
             }
-            choices.push(Choice::new(generation, parser, self.reasoning, echo.clone()));
+            choices.push(Choice::new(generation, parser, self.reasoning, echo.clone(), self.logprobs));
         }
         Ok(Chat::new(choices, &valid, self.logprobs))
     }

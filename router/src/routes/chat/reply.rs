@@ -11,6 +11,8 @@ pub(crate) struct ChatReply {
     pub(crate) blocks: Vec<Block>,
     /// Each token with its alternatives, if the answer shows log-probabilities.
     pub(crate) tokens: Vec<(Token, Vec<Token>)>,
+    /// Those that content is made of, each with the index of its block.
+    pub(crate) content_tokens: Vec<(usize, (Token, Vec<Token>))>,
     pub(crate) end: Option<ChatEnd>,
     keeps_tokens: bool,
 }
@@ -25,12 +27,21 @@ pub(crate) enum Block {
 
 impl ChatReply {
     pub(super) fn new(logprobs: Option<usize>) -> Self {
-        Self { blocks: Vec::new(), tokens: Vec::new(), end: None, keeps_tokens: logprobs.is_some() }
+        Self {
+            blocks: Vec::new(),
+            tokens: Vec::new(),
+            content_tokens: Vec::new(),
+            end: None,
+            keeps_tokens: logprobs.is_some(),
+        }
     }
 
     pub(super) fn push(&mut self, step: ChatStep) {
         for part in step.parts {
             self.push_part(part);
+        }
+        if let Some(block) = self.blocks.iter().rposition(|block| matches!(block, Block::Content(_))) {
+            self.content_tokens.extend(step.content_tokens.into_iter().map(|token| (block, token)));
         }
         if self.keeps_tokens {
             self.tokens.push((step.token, step.top_tokens));

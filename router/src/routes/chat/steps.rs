@@ -32,6 +32,9 @@ pub(crate) struct ChatStep {
     pub(crate) token: Token,
     /// The most likely tokens, best first, if they were asked for.
     pub(crate) top_tokens: Vec<Token>,
+    /// The tokens that the content among the parts is made of, each with its alternatives; empty without
+    /// log-probabilities.
+    pub(crate) content_tokens: Vec<(Token, Vec<Token>)>,
     /// Present on the choice's last step.
     pub(crate) end: Option<ChatEnd>,
 }
@@ -133,6 +136,8 @@ pub(super) struct Choice {
     /// Text that comes before the first token's.
     echo: Option<String>,
     meter: ReasoningMeter,
+    /// Kept if the answer shows log-probabilities.
+    content: Option<ContentTokens>,
 }
 
 impl Choice {
@@ -141,8 +146,10 @@ impl Choice {
         parser: Option<ReplyParser>,
         reasoning: Reasoning,
         echo: Option<String>,
+        logprobs: Option<usize>,
     ) -> Self {
-        Self { generation, parser, reasoning, echo, meter: ReasoningMeter::default() }
+        let content = logprobs.map(|_| ContentTokens::default());
+        Self { generation, parser, reasoning, echo, meter: ReasoningMeter::default(), content }
     }
 
     async fn next(&mut self) -> Option<Result<ChatStep, Error>> {
@@ -150,7 +157,7 @@ impl Choice {
             Ok(step) => step,
             Err(error) => return Some(Err(error)),
         };
-        let mut parts = Vec::new();
+        let (mut parts, added) = (Vec::new(), step.delta.len());
         match &mut self.parser {
             Some(parser) => {
                 parser.push(&step.delta, &mut parts);
@@ -165,6 +172,9 @@ impl Choice {
             None => parts.push(ReplyPart::Content(step.delta)),
         }
         self.meter.count(&parts);
+        let content = self.content.as_mut();
+        let content_tokens =
+            content.map(|content| content.take(&parts, added, &step.token, &step.top_tokens)).unwrap_or_default();
         if self.reasoning == Reasoning::Omitted {
             parts.retain(|part| !matches!(part, ReplyPart::Reasoning(_)));
         }
@@ -182,7 +192,7 @@ impl Choice {
             generation,
             reasoning_tokens: self.meter.tokens,
         });
-        Some(Ok(ChatStep { parts, token: step.token, top_tokens: step.top_tokens, end }))
+        Some(Ok(ChatStep { parts, token: step.token, top_tokens: step.top_tokens, content_tokens, end }))
     }
 }
 
@@ -203,5 +213,46 @@ impl ReasoningMeter {
             }
             self.open = 0;
         }
+    }
+}
+
+/// Finds the tokens of the content: those before a piece of content that are as long as it is. One whose text is held back
+/// counts once it is given out.
+#[derive(Default)]
+struct ContentTokens {
+    /// Tokens whose text is still held back, and how many bytes each of them added.
+    open: Vec<(usize, (Token, Vec<Token>))>,
+}
+
+impl ContentTokens {
+    fn take(
+        &mut self,
+        parts: &[ReplyPart],
+        added: usize,
+        token: &Token,
+        top_tokens: &[Token],
+    ) -> Vec<(Token, Vec<Token>)> {
+        if added > 0 || !token.is_special {
+            self.open.push((added, (token.clone(), top_tokens.to_vec())));
+        }
+        if parts.is_empty() {
+            return Vec::new();
+        }
+        let content = parts.iter().map(|part| match part {
+            ReplyPart::Content(text) => text.len(),
+            _ => 0,
+        });
+        let mut missing: usize = content.sum();
+        let mut open = std::mem::take(&mut self.open);
+        if missing == 0 {
+            return Vec::new();
+        }
+        let mut first = open.len();
+        // A token that is a part of a character adds nothing; the last part adds all of it.
+        while first > 0 && (missing > 0 || open[first - 1].0 == 0) {
+            first -= 1;
+            missing = missing.saturating_sub(open[first].0);
+        }
+        open.drain(first..).map(|(_, token)| token).collect()
     }
 }

@@ -13,7 +13,7 @@ pub(crate) struct Logprobs {
 }
 
 /// A token with its alternatives.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub(crate) struct TokenLogprob {
     token: String,
     logprob: f32,
@@ -22,7 +22,7 @@ pub(crate) struct TokenLogprob {
 }
 
 /// An alternative.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub(crate) struct TopLogprob {
     token: String,
     logprob: f32,

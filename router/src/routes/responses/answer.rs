@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::routes::chat::{Block, Chat, ChatEnd, ChatFinish};
 use crate::routes::headers::Cost;
 use crate::routes::openai::Head;
+use crate::routes::openai::logprobs::TokenLogprob;
 use crate::routes::openai::response_format::ResponseFormat;
 use crate::routes::{json, to_json};
 use crate::server::Server;
@@ -102,7 +103,7 @@ pub(super) enum OutputItem {
 #[derive(Clone, Serialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(super) enum ContentPart {
-    OutputText { text: String, annotations: Vec<String>, logprobs: Vec<String> },
+    OutputText { text: String, annotations: Vec<String>, logprobs: Vec<TokenLogprob> },
     ReasoningText { text: String },
 }
 
@@ -137,9 +138,13 @@ pub(super) async fn respond(
     mut response: Response,
 ) -> Result<HttpResponse<HttpBody>, Error> {
     let characters = chat.characters;
+    let top = chat.logprobs.unwrap_or(0);
     let reply = chat.collect().await?.into_iter().next().ok_or(Error::Incomplete)?;
     let end = reply.end.ok_or(Error::Incomplete)?;
     response.output = reply.blocks.into_iter().map(OutputItem::new).collect();
+    for (block, (token, tops)) in &reply.content_tokens {
+        response.output[*block].push_logprob(TokenLogprob::new(&server.validation.tokenizer, token, tops, top));
+    }
     response.end(&end);
     let mut answer = json(to_json(&response));
     Cost::new(characters, &end.generation).write(server, answer.headers_mut());
@@ -232,11 +237,20 @@ impl OutputItem {
         item
     }
 
-    /// Enters the text of the block that this item was opened for.
-    pub(super) fn complete(&mut self, block: Block) {
+    /// Adds the log-probability of a token of this text.
+    fn push_logprob(&mut self, logprob: TokenLogprob) {
+        if let OutputItem::Message { content, .. } = self
+            && let Some(ContentPart::OutputText { logprobs, .. }) = content.first_mut()
+        {
+            logprobs.push(logprob);
+        }
+    }
+
+    /// Enters the text of the block that this item was opened for, with its log-probabilities.
+    pub(super) fn complete(&mut self, block: Block, logprobs: Vec<TokenLogprob>) {
         match (self, block) {
             (OutputItem::Message { content, .. }, Block::Content(text)) => {
-                *content = vec![ContentPart::output_text(text)];
+                *content = vec![ContentPart::OutputText { text, annotations: Vec::new(), logprobs }];
             }
             (OutputItem::Reasoning { content, .. }, Block::Reasoning(text)) => {
                 *content = vec![ContentPart::ReasoningText { text }];

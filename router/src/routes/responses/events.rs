@@ -1,5 +1,7 @@
 //! The answer as a stream of typed events, numbered from 0.
 
+use std::sync::Arc;
+
 use futures::stream::{self, Stream};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -7,7 +9,9 @@ use utoipa::ToSchema;
 use super::answer::{ContentPart, OutputItem, Response, Status};
 use crate::error::{Dialect, Error};
 use crate::routes::chat::{Block, BlockEvent, BlockKind, Blocks, Chat, ChatFinish, ChatStep};
+use crate::routes::openai::logprobs::TokenLogprob;
 use crate::routes::sse;
+use crate::text::TextTokenizer;
 
 /// An event.
 #[derive(Serialize, ToSchema)]
@@ -37,20 +41,20 @@ enum Content<'a> {
         content_index: usize,
         part: ContentPart,
     },
-    /// Of output text, which can have log-probabilities; there are none.
+    /// Of output text, which can have log-probabilities.
     OutputDelta {
         output_index: usize,
         item_id: &'a str,
         content_index: usize,
         delta: &'a str,
-        logprobs: [String; 0],
+        logprobs: Vec<TokenLogprob>,
     },
     OutputDone {
         output_index: usize,
         item_id: &'a str,
         content_index: usize,
         text: &'a str,
-        logprobs: [String; 0],
+        logprobs: Vec<TokenLogprob>,
     },
     TextDelta {
         output_index: usize,
@@ -88,11 +92,22 @@ struct Writer {
     blocks: Blocks,
     /// The next event's number.
     sequence_number: u64,
+    tokenizer: Arc<TextTokenizer>,
+    /// Alternatives per token.
+    top: usize,
+    /// Of the text that grows.
+    logprobs: Vec<TokenLogprob>,
 }
 
 /// The events of `chat`.
-pub(super) fn stream(chat: Chat, response: Response) -> impl Stream<Item = Vec<u8>> + Send {
-    let mut writer = Writer { response, blocks: Blocks::default(), sequence_number: 0 };
+pub(super) fn stream(
+    chat: Chat,
+    response: Response,
+    tokenizer: Arc<TextTokenizer>,
+) -> impl Stream<Item = Vec<u8>> + Send {
+    let top = chat.logprobs.unwrap_or(0);
+    let blocks = Blocks::default();
+    let mut writer = Writer { response, blocks, sequence_number: 0, tokenizer, top, logprobs: Vec::new() };
     let mut first = Vec::with_capacity(2048);
     writer.write_response(&mut first, "response.created");
     writer.write_response(&mut first, "response.in_progress");
@@ -121,11 +136,18 @@ impl Writer {
         if step.end.is_some() {
             self.blocks.close(&mut events);
         }
+        let logprob = |(token, tops): &(_, Vec<_>)| TokenLogprob::new(&self.tokenizer, token, tops, self.top);
+        let logprobs: Vec<TokenLogprob> = step.content_tokens.iter().map(logprob).collect();
+        let is_text = |event: &BlockEvent| matches!(event, BlockEvent::Grew { kind: BlockKind::Content, .. });
+        let last_text = events.iter().rposition(is_text);
         let is_cut = step.end.as_ref().is_some_and(|end| end.finish == ChatFinish::Length);
-        for event in events {
+        for (at, event) in events.into_iter().enumerate() {
             match event {
                 BlockEvent::Opened { index, block } => self.open(out, index, block),
-                BlockEvent::Grew { index, kind, text } => self.grow(out, index, kind, &text),
+                BlockEvent::Grew { index, kind, text } => {
+                    let logprobs = if last_text == Some(at) { logprobs.clone() } else { Vec::new() };
+                    self.grow(out, index, kind, &text, logprobs);
+                }
                 BlockEvent::Closed { index, block } => {
                     let status = if is_cut { Status::Incomplete } else { Status::Completed };
                     self.close(out, index, block, status);
@@ -140,7 +162,7 @@ impl Writer {
     }
 
     fn open(&mut self, out: &mut Vec<u8>, output_index: usize, block: Block) {
-        let part = part(&block);
+        let part = part(&block, Vec::new());
         self.response.output.push(OutputItem::new(block).begun());
         self.write(out, "response.output_item.added", output_index, |item| Content::Item { output_index, item });
         if let Some(part) = part {
@@ -153,8 +175,16 @@ impl Writer {
         }
     }
 
-    fn grow(&mut self, out: &mut Vec<u8>, output_index: usize, kind: BlockKind, delta: &str) {
-        let (content_index, logprobs) = (0, []);
+    fn grow(
+        &mut self,
+        out: &mut Vec<u8>,
+        output_index: usize,
+        kind: BlockKind,
+        delta: &str,
+        logprobs: Vec<TokenLogprob>,
+    ) {
+        let content_index = 0;
+        self.logprobs.extend_from_slice(&logprobs);
         match kind {
             BlockKind::Content => self.write(out, "response.output_text.delta", output_index, |item| {
                 Content::OutputDelta { output_index, item_id: item.id(), content_index, delta, logprobs }
@@ -169,7 +199,9 @@ impl Writer {
     }
 
     fn close(&mut self, out: &mut Vec<u8>, output_index: usize, block: Block, status: Status) {
-        let (content_index, logprobs) = (0, []);
+        let content_index = 0;
+        let all = std::mem::take(&mut self.logprobs);
+        let logprobs = all.clone();
         match &block {
             Block::Content(text) => self.write(out, "response.output_text.done", output_index, |item| {
                 Content::OutputDone { output_index, item_id: item.id(), content_index, text, logprobs }
@@ -186,7 +218,7 @@ impl Writer {
                 });
             }
         }
-        if let Some(part) = part(&block) {
+        if let Some(part) = part(&block, all.clone()) {
             self.write(out, "response.content_part.done", output_index, |item| Content::Part {
                 output_index,
                 item_id: item.id(),
@@ -195,7 +227,7 @@ impl Writer {
             });
         }
         let item = &mut self.response.output[output_index];
-        item.complete(block);
+        item.complete(block, all);
         *item.status_mut() = status;
         self.write(out, "response.output_item.done", output_index, |item| Content::Item { output_index, item });
     }
@@ -232,9 +264,9 @@ fn write(out: &mut Vec<u8>, name: &'static str, sequence_number: u64, content: C
 }
 
 /// The one part of a block's item; calls have none.
-fn part(block: &Block) -> Option<ContentPart> {
+fn part(block: &Block, logprobs: Vec<TokenLogprob>) -> Option<ContentPart> {
     match block {
-        Block::Content(text) => Some(ContentPart::output_text(text.clone())),
+        Block::Content(text) => Some(ContentPart::OutputText { text: text.clone(), annotations: Vec::new(), logprobs }),
         Block::Reasoning(text) => Some(ContentPart::ReasoningText { text: text.clone() }),
         Block::ToolCall { .. } => None,
     }

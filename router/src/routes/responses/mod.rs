@@ -35,7 +35,7 @@ pub(super) async fn handle(
     let chat = body.value.into_call()?.start(&server, body.arrived).await?;
     let response = if is_stream {
         let characters = chat.characters;
-        let mut answer = sse::response(events::stream(chat, response));
+        let mut answer = sse::response(events::stream(chat, response, server.validation.tokenizer.clone()));
         headers::write_stream(&server, characters, answer.headers_mut());
         answer
     } else {

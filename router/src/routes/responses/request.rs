@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use super::answer::Settings;
 use crate::chat::Tool;
 use crate::error::ValidationError;
-use crate::limits::{MAX_CALLS_PER_MESSAGE, MAX_CONTENT_PARTS, MAX_MESSAGES};
+use crate::limits::{MAX_CALLS_PER_MESSAGE, MAX_CONTENT_PARTS, MAX_INCLUDED, MAX_MESSAGES};
 use crate::params::unsupported::{RESPONSES, Unsupported};
 use crate::params::{Asked, temperature, top_p};
 use crate::routes::body::Wire;
@@ -17,7 +17,7 @@ use crate::routes::chat::ChatCall;
 use crate::routes::openai::message::arguments_object;
 use crate::routes::openai::response_format::{Formats, ResponseFormat};
 use crate::routes::openai::tools::{Choice, tool_choice};
-use crate::routes::openapi::{JsonObject, JsonObjectOrText, describe_text_or_list};
+use crate::routes::openapi::{IncludedOutput, JsonObject, JsonObjectOrText, describe_text_or_list};
 
 /// The body of `/v1/responses`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -43,6 +43,12 @@ pub(in crate::routes) struct ResponsesRequest {
     #[schema(minimum = 0, maximum = 1)]
     top_p: Option<f32>,
     stream: Option<bool>,
+    /// `message.output_text.logprobs` asks for log-probabilities; other outputs there are none of.
+    #[schema(value_type = Option<Vec<IncludedOutput>>, max_items = 16)]
+    include: Option<Vec<String>>,
+    /// Alternatives per token; more than none ask for log-probabilities, too.
+    #[schema(minimum = 0, maximum = 20)]
+    top_logprobs: Option<u32>,
     /// Comes back with the answer.
     #[schema(value_type = Option<JsonObject>)]
     metadata: Option<Map<String, Value>>,
@@ -163,6 +169,14 @@ impl ResponsesRequest {
             grammar: Formats { response_format: format, ..Formats::default() }.into_grammar()?,
             ..Asked::default()
         };
+        let included = self.include.unwrap_or_default();
+        if included.len() > MAX_INCLUDED {
+            let (limit, given) = (MAX_INCLUDED, included.len());
+            return Err(ValidationError::TooMany { field: "include", unit: "outputs", limit, given });
+        }
+        let top = self.top_logprobs.unwrap_or(0);
+        let has_logprobs = top > 0 || included.iter().any(|output| output == "message.output_text.logprobs");
+        asked.top_logprobs = self.top_logprobs.map(|top| ("top_logprobs", top));
         temperature::ask_openai(&mut asked, self.temperature);
         top_p::ask_openai(&mut asked, self.top_p);
         let (mut template_kwargs, mut thinks) = (Map::new(), None);
@@ -181,6 +195,7 @@ impl ResponsesRequest {
             thinks,
             // The answer is a new item, whatever came last.
             add_generation_prompt: Some(true),
+            logprobs: has_logprobs.then_some(top as usize),
             asked,
             ..ChatCall::default()
         })
