@@ -269,6 +269,17 @@ pub(super) static FAMILIES: &[Description] = &[
         ..PLAIN
     },
     Description {
+        name: "minicpm3",
+        signs: &[&["<|tool_call_start|>", "```python"]],
+        begin: Marker("<|tool_call_start|>"),
+        open: &["\n```python\n"],
+        call: PYTHON,
+        more: More::Separated("\n"),
+        close: &["\n```\n", "<|tool_call_end|>"],
+        tokens: &["<|tool_call_start|>", "<|tool_call_end|>"],
+        ..PLAIN
+    },
+    Description {
         name: "lfm2",
         signs: &[&["<|tool_call_start|>"], &["<|tool_list_start|>"]],
         begin: Marker("<|tool_call_start|>"),

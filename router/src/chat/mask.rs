@@ -352,7 +352,8 @@ impl<'a> Lark<'a> {
         first
     }
 
-    /// A value as a literal of Python. What Python writes as JSON does is JSON, and so is what only `%json` can enforce.
+    /// A value as a literal of Python. What Python writes as JSON does is JSON, and so is what only `%json` can enforce. Of
+    /// JSON's words too: several published templates print arguments as JSON.
     fn python(&mut self, root: &Value, schema: &Value) -> String {
         let json = || json_text(with_definitions(schema, root));
         let Some(object) = schema.as_object() else { return json() };
@@ -362,8 +363,8 @@ impl<'a> Lark<'a> {
         let strings = || object.get("enum")?.as_array()?.iter().map(Value::as_str).collect::<Option<Vec<_>>>();
         match object.get("type") {
             Some(Value::String(name)) => match name.as_str() {
-                "boolean" if has_only(&["type"]) => "/True|False/".to_owned(),
-                "null" if has_only(&["type"]) => "/None/".to_owned(),
+                "boolean" if has_only(&["type"]) => "/True|False|true|false/".to_owned(),
+                "null" if has_only(&["type"]) => "/None|null/".to_owned(),
                 "string" if has_only(&["type"]) => format!("/{PYTHON_STRING}/"),
                 "string" if has_only(&["type", "enum"]) => strings().map_or_else(json, |strings| {
                     let literals = strings.iter().flat_map(|text| {

@@ -6,11 +6,12 @@
 //! - once per server: [`ToolFormat::detect`] and [`ReasoningFormat::detect`] with the chat template and
 //!   `TextTokenizer::special_id`;
 //! - per request: [`ReasoningFormat::start`] with the rendered prompt; [`ToolFormat::grammar`] as the request's grammar,
-//!   or [`ToolFormat::after_thought`] around the one that the client asks for; if [`ToolFormat::is_fallback`], [`instruction`] behind the last message; `ReplyText::show` with both formats'
-//!   `visible_tokens`, so that their marks are in the text;
-//! - per reply: [`ReplyParser::new`] (or [`ReplyParser::of_answer`] for an answer under the client's grammar), [`ReplyParser::push`] with every delta (or once with everything), then
-//!   [`ReplyParser::finish`]. Joined parts do not depend on the cuts. [`ReplyParser::calls`] above zero makes the finish
-//!   reason `tool_calls`, unless the reply was cut.
+//!   or [`ToolFormat::after_thought`] around the one that the client asks for; if [`ToolFormat::is_fallback`],
+//!   [`instruction`] behind the last message; `ReplyText::show` with both formats' `visible_tokens`, so that their marks
+//!   are in the text;
+//! - per reply: [`ReplyParser::new`] (or [`ReplyParser::of_answer`], for an answer under the client's grammar),
+//!   [`ReplyParser::push`] with every delta (or once with everything), then [`ReplyParser::finish`]. Joined parts do not
+//!   depend on the cuts. [`ReplyParser::calls`] above zero makes the finish reason `tool_calls`, unless the reply was cut.
 
 mod families;
 mod format;

@@ -143,6 +143,10 @@ const SAMPLES: &[(&str, &str)] = &[
         "internlm2",
         "<|action_start|><|plugin|>\n{\"name\": \"get_weather\", \"parameters\": {W}}<|action_end|>\n<|action_start|><|plugin|>\n{\"name\": \"get\", \"parameters\": {G}}<|action_end|>",
     ),
+    (
+        "minicpm3",
+        "<|tool_call_start|>\n```python\nget_weather(city=\"Zü\\\"r\\nich\",days=2)\nget()\n```\n<|tool_call_end|>",
+    ),
     ("lfm2", "<|tool_call_start|>[get_weather(city=\"Zü\\\"r\\nich\", days=2), get()]<|tool_call_end|>"),
     ("olmo3", "<function_calls>get_weather(city=\"Zü\\\"r\\nich\", days=2)\nget()</function_calls>"),
     ("pythonic", "[get_weather(city='Zü\"r\\nich', days=2), get()]"),
@@ -375,6 +379,7 @@ fn the_mask_writes_literals_of_python() {
     for (arguments, refused_after) in [
         ("s=''", None),
         ("o=True, s=\"it's\"", None),
+        ("o=true, s='', n=null", None),
         ("o=False,s='a \\'b\\' \\u00e9'", None),
         ("s='', e=\"a'b\"", None),
         ("s='', e='c'", None),
@@ -382,7 +387,7 @@ fn the_mask_writes_literals_of_python() {
         ("s='', l=[], d={\"y\":\"z\"}, n=7, a='x'", None),
         ("s='', a=None", None),
         ("", Some("")),
-        ("o=true", Some("o=")),
+        ("o=1", Some("o=")),
         ("o=True)", Some("o=True")),
         ("s='\n'", Some("s='")),
         ("s='', e='d'", Some("s='', e='")),
@@ -763,7 +768,7 @@ fn published_templates_are_recognised() {
 }
 
 /// What the table reaches; raise it with the table.
-const KNOWN_PERCENT: usize = 80;
+const KNOWN_PERCENT: usize = 95;
 
 /// Prints what plain content costs per token; run with `--release --ignored --nocapture`.
 #[test]
