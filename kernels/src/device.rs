@@ -59,10 +59,10 @@ impl Device {
         }
     }
 
-    /// Calls `f(0)` to `f(count - 1)`, spread over the device's threads as they become free.
+    /// Calls `f(0)` to `f(count - 1)`, spread over the device's threads.
     pub fn for_each(&self, count: usize, f: impl Fn(usize) + Sync) {
         match self {
-            Device::Cpu(cpu) => cpu.pool.for_each(count, f),
+            Device::Cpu(cpu) => cpu.pool.run(count, f),
             Device::Plan(_) => (0..count).for_each(f),
         }
     }
@@ -75,7 +75,7 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// Runs `f` on every row of `out`, in contiguous pieces per thread: `f(first_row, rows)`. `row_work` is the number of
+    /// Runs `f` on every row of `out`, in contiguous parts: `f(first_row, rows)`. `row_work` is the number of
     /// element visits that one row costs; little work stays on the calling thread.
     pub(crate) fn for_rows<T: Send>(
         &self,
@@ -99,7 +99,7 @@ impl Cpu {
         self.pool.for_rows_of_two(a, b, row_len, MIN_WORK_PER_THREAD.div_ceil(row_work.max(1)), f);
     }
 
-    /// Runs `f` on contiguous pieces of `0..units`, one per thread; `unit_work` as in [`for_rows`](Cpu::for_rows).
+    /// Runs `f` on contiguous parts of `0..units`; `unit_work` as in [`for_rows`](Cpu::for_rows).
     pub(crate) fn split(&self, units: usize, unit_work: usize, f: impl Fn(Range<usize>) + Sync) {
         self.pool.split(units, MIN_WORK_PER_THREAD.div_ceil(unit_work.max(1)), f);
     }

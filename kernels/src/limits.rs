@@ -33,6 +33,10 @@ pub const PATIENCE: Duration = Duration::from_millis(1);
 /// handing half of it to another core.
 pub const MIN_WORK_PER_THREAD: usize = 8192;
 
+/// Pieces of an operation per thread, at most. 4: a thread that lost its core for a while leaves at most a quarter of its share
+/// unfinished, and the others take the rest.
+pub const PIECES_PER_THREAD: usize = 4;
+
 /// Bytes of a huge page on x86-64 and (with 4 KiB base pages) aarch64. Allocations from this size on are mapped as huge
 /// pages; below it, rounding up would waste more than misses cost.
 pub(crate) const HUGE_PAGE_BYTES: usize = 2 << 20;

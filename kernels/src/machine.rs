@@ -40,7 +40,7 @@ pub fn read_bandwidth(device: &Device, bytes: usize) -> Result<Option<f64>> {
 pub fn fma_peak(device: &Device) -> Option<f64> {
     const STEPS: usize = 1 << 18;
     let Device::Cpu(cpu) = device else { return None };
-    let spin = |cpu: &Cpu| cpu.pool.run(|_| cpu.isa.run(Spin { steps: black_box(STEPS) }));
+    let spin = |cpu: &Cpu| cpu.pool.run(cpu.pool.threads(), |_| cpu.isa.run(Spin { steps: black_box(STEPS) }));
     let median = median_duration(|| spin(cpu));
     Some((2 * STEPS * CHAINS * LANES * cpu.pool.threads()) as f64 / median.as_secs_f64())
 }

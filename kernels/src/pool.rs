@@ -1,18 +1,22 @@
-//! A fork-join thread pool: the caller is worker 0, work is cut statically, workers sleep when nothing comes.
+//! A fork-join thread pool: the caller is worker 0, every worker has its own share of a job's pieces, and whoever is through
+//! with its share takes from the others'. Workers sleep when nothing comes.
 //!
 //! An operation of a small model takes ten microseconds, so handing it to a sleeping thread would cost as much as it
 //! saves: workers look for the next job for [`SPIN`] before they sleep.
+//!
+//! A server's threads share the cores with each other: a worker may lose its core at any time, for longer than a whole
+//! operation. So a job is over when its pieces are done, not when every worker has come by: whoever is away is not waited for.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, TryLockError};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::Instant;
 
-use crate::limits::{PATIENCE, SPIN};
+use crate::limits::{PATIENCE, PIECES_PER_THREAD, SPIN};
 
 /// The threads of a device.
 pub(crate) struct Pool {
@@ -27,21 +31,31 @@ struct Shared {
     job: UnsafeCell<Option<Job>>,
     /// Raised by one for every job; what workers wait for.
     epoch: AtomicUsize,
-    /// Workers that have not finished the current job.
-    pending: AtomicUsize,
+    /// One per worker, the caller's first.
+    shares: Box<[Share]>,
+    /// Pieces of the current job that are done.
+    done: AtomicUsize,
     stop: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
+/// What is left of a worker's share: the number of its job in the upper half, so that nobody takes a piece of the job after
+/// the one it knows; the pieces that nobody has taken in the lower. On a cache line of its own.
+#[repr(align(64))]
+#[derive(Default)]
+struct Share(AtomicU64);
+
 #[derive(Clone)]
 struct Job {
-    /// The caller's closure. It outlives every use: `Pool::run` does not return, nor unwind, before `pending` is 0.
+    /// The caller's closure. It outlives every use: `Pool::run` does not return, nor unwind, before all pieces are done.
     call: &'static (dyn Fn(usize) + Sync),
+    pieces: usize,
     caller: Thread,
 }
 
-// SAFETY: `job` is written only by the holder of `running` while `pending` is 0, before it raises `epoch` (Release);
-// workers read it only between seeing the new epoch (Acquire) and lowering `pending`. The other fields are atomic.
+// SAFETY: `job` is written only by the holder of `running` while no piece is left or unfinished; a worker reads it only
+// between taking a piece (Acquire, of a share that was released after the write) and reporting it done, and until then
+// there is no other job. The other fields are atomic or locked.
 unsafe impl Sync for Shared {}
 
 impl Pool {
@@ -49,7 +63,8 @@ impl Pool {
         let shared = Arc::new(Shared {
             job: UnsafeCell::new(None),
             epoch: AtomicUsize::new(0),
-            pending: AtomicUsize::new(0),
+            shares: (0..threads).map(|_| Share::default()).collect(),
+            done: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             panic: Mutex::new(None),
         });
@@ -68,43 +83,54 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Calls `f(worker)` once for every worker `0..threads`, and returns when all have returned. A panic of one is
-    /// raised here after the others have finished.
-    pub(crate) fn run(&self, f: impl Fn(usize) + Sync) {
-        let _running = match self.running.try_lock() {
-            Ok(guard) if !self.workers.is_empty() => guard,
+    /// Calls `f(0)` to `f(pieces - 1)` and returns when all have returned. Neighbouring pieces go to one worker as long as
+    /// every worker keeps up. A panic of one piece is raised here after the others have ended.
+    pub(crate) fn run(&self, pieces: usize, f: impl Fn(usize) + Sync) {
+        let running = match self.running.try_lock() {
+            Ok(guard) => Some(guard),
             // A job that panicked poisons the lock and leaves nothing behind.
-            Err(TryLockError::Poisoned(guard)) if !self.workers.is_empty() => guard.into_inner(),
-            _ => return (0..self.threads()).for_each(f),
+            Err(TryLockError::Poisoned(guard)) => Some(guard.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
         };
+        if pieces <= 1 || self.workers.is_empty() || running.is_none() {
+            return (0..pieces).for_each(f);
+        }
+        let shared = &*self.shared;
         let call: &(dyn Fn(usize) + Sync) = &f;
-        // SAFETY: only the lifetime changes. The reference is used by workers before they lower `pending`, and `run`
-        // stays in this frame until `pending` is 0, whether or not `f(0)` panics (it is caught below).
+        // SAFETY: only the lifetime changes. The reference is used by whoever has taken a piece, before reporting it done,
+        // and `run` stays in this frame until all are done: panics of pieces are caught, and nothing else here panics.
         let call = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(call) };
-        // SAFETY: `running` is held and `pending` is 0, so no other thread touches `job`.
-        unsafe { *self.shared.job.get() = Some(Job { call, caller: thread::current() }) };
-        self.shared.pending.store(self.workers.len(), Ordering::Relaxed);
-        self.shared.epoch.fetch_add(1, Ordering::Release);
+        // SAFETY: `running` is held and all pieces of the job before are done, so no other thread touches `job`.
+        unsafe { *shared.job.get() = Some(Job { call, pieces, caller: thread::current() }) };
+        shared.done.store(0, Ordering::Relaxed);
+        let epoch = shared.epoch.load(Ordering::Relaxed).wrapping_add(1);
+        for worker in 0..self.threads() {
+            let share = share(pieces, self.threads(), worker);
+            shared.shares[worker].0.store(ticket(epoch, share.len()), Ordering::Release);
+        }
+        shared.epoch.store(epoch, Ordering::Release);
         self.workers.iter().for_each(|worker| worker.thread().unpark());
 
-        let own = catch_unwind(AssertUnwindSafe(|| f(0)));
-        wait_until(|| self.shared.pending.load(Ordering::Acquire) == 0);
-        let theirs = self.shared.panic.lock().expect("no panic happens while the slot is locked").take();
-        if let Some(panic) = own.err().or(theirs) {
+        shared.help(0);
+        wait_until(|| shared.done.load(Ordering::Acquire) == pieces);
+        let panic = shared.panic.lock().expect("no panic happens while the slot is locked").take();
+        if let Some(panic) = panic {
             resume_unwind(panic);
         }
     }
 
-    /// Calls `f` on contiguous pieces of `0..units`, one per worker, none smaller than `grain` unless it is the only one.
+    /// Calls `f` on contiguous parts of `0..units`, a few per worker, none smaller than `grain` unless it is the only one.
     pub(crate) fn split(&self, units: usize, grain: usize, f: impl Fn(Range<usize>) + Sync) {
-        let pieces = self.threads().min(units / grain.max(1)).max(1);
-        if pieces == 1 {
-            return f(0..units);
-        }
-        self.run(|worker| {
-            let piece = units * worker / pieces..units * (worker + 1) / pieces;
-            if worker < pieces && !piece.is_empty() {
-                f(piece);
+        let (threads, most) = (self.threads(), units / grain.max(1));
+        let pieces = match most.min(threads * PIECES_PER_THREAD) {
+            // As many for each.
+            several if several >= threads => several - several % threads,
+            few => few.max(1),
+        };
+        self.run(pieces, |piece| {
+            let part = share(units, pieces, piece);
+            if !part.is_empty() {
+                f(part);
             }
         });
     }
@@ -146,21 +172,6 @@ impl Pool {
             f(first, a, b);
         });
     }
-
-    /// Calls `f(0)` to `f(count - 1)`, each on the next free worker: for units whose costs differ.
-    pub(crate) fn for_each(&self, count: usize, f: impl Fn(usize) + Sync) {
-        let next = AtomicUsize::new(0);
-        let drain = |_worker: usize| {
-            loop {
-                let unit = next.fetch_add(1, Ordering::Relaxed);
-                if unit >= count {
-                    return;
-                }
-                f(unit);
-            }
-        };
-        if count <= 1 { drain(0) } else { self.run(drain) }
-    }
 }
 
 impl Drop for Pool {
@@ -184,17 +195,49 @@ impl Shared {
             if self.stop.load(Ordering::Relaxed) {
                 return;
             }
-            // SAFETY: the epoch was raised after `job` was written, and the caller does not write it again before this
-            // worker lowers `pending`.
-            let job = unsafe { (*self.job.get()).clone() }.expect("a job is set before the epoch is raised");
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (job.call)(index))) {
-                *self.panic.lock().expect("no panic happens while the slot is locked") = Some(panic);
-            }
-            if self.pending.fetch_sub(1, Ordering::AcqRel) == 1 {
-                job.caller.unpark();
+            self.help(index);
+        }
+    }
+
+    /// Does the pieces of worker `index`, then those that others have not got to.
+    fn help(&self, index: usize) {
+        let workers = self.shares.len();
+        for turn in 0..workers {
+            let owner = (index + turn) % workers;
+            while let Some(left) = self.shares[owner].take() {
+                // SAFETY: a piece was taken and is not done, so nobody writes `job`; the share it came from was released
+                // after `job` was written.
+                let job = unsafe { (*self.job.get()).clone() }.expect("a job is set before its pieces can be taken");
+                let piece = share(job.pieces, workers, owner).end - left;
+                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (job.call)(piece))) {
+                    *self.panic.lock().expect("no panic happens while the slot is locked") = Some(panic);
+                }
+                if self.done.fetch_add(1, Ordering::AcqRel) + 1 == job.pieces {
+                    job.caller.unpark();
+                }
             }
         }
     }
+}
+
+impl Share {
+    /// Takes a piece. Returns how many there were.
+    fn take(&self) -> Option<usize> {
+        let less = |ticket: u64| (ticket as u32 != 0).then(|| ticket - 1);
+        let before = self.0.fetch_update(Ordering::AcqRel, Ordering::Relaxed, less).ok()?;
+        Some(before as u32 as usize)
+    }
+}
+
+/// The state of a share of `pieces` in the job `epoch`.
+fn ticket(epoch: usize, pieces: usize) -> u64 {
+    let pieces = u32::try_from(pieces).expect("a job has fewer than 2^32 pieces");
+    (epoch as u64) << 32 | u64::from(pieces)
+}
+
+/// The part of `0..units` that belongs to `owner` of `owners`.
+fn share(units: usize, owners: usize, owner: usize) -> Range<usize> {
+    units * owner / owners..units * (owner + 1) / owners
 }
 
 /// A pointer that worker threads may share; each of them takes its own part.
@@ -252,7 +295,7 @@ mod tests {
                         visits[at].fetch_add(1, Ordering::Relaxed);
                     })
                 });
-                pool.for_each(units, |at| {
+                pool.run(units, |at| {
                     visits[at].fetch_add(1, Ordering::Relaxed);
                 });
                 assert!(
@@ -269,25 +312,58 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_of_any_worker_reaches_the_caller_and_the_pool_survives() {
+    fn a_panic_of_any_piece_reaches_the_caller_and_the_pool_survives() {
         let pool = Pool::new(3);
-        for bad in 0..3 {
-            let result = catch_unwind(AssertUnwindSafe(|| pool.run(|worker| assert_ne!(worker, bad, "on purpose"))));
+        for bad in 0..7 {
+            let visits = AtomicUsize::new(0);
+            let result = catch_unwind(AssertUnwindSafe(|| {
+                pool.run(7, |piece| {
+                    visits.fetch_add(1, Ordering::Relaxed);
+                    assert_ne!(piece, bad, "on purpose");
+                });
+            }));
             assert!(result.is_err());
+            assert_eq!(visits.into_inner(), 7, "the others were done all the same");
             let sum = AtomicUsize::new(0);
-            pool.run(|worker| {
-                sum.fetch_add(worker, Ordering::Relaxed);
+            pool.run(3, |piece| {
+                sum.fetch_add(piece, Ordering::Relaxed);
             });
             assert_eq!(sum.into_inner(), 3);
         }
     }
 
     #[test]
+    fn whoever_is_away_is_not_waited_for() {
+        let pool = Pool::new(2);
+        let (is_in, may_leave) = (AtomicBool::new(false), AtomicBool::new(false));
+        let wait_for = |flag: &AtomicBool| {
+            while !flag.load(Ordering::Acquire) {
+                thread::yield_now();
+            }
+        };
+        // The worker is held in the first piece of its share; the caller does all others and only then lets it go.
+        let others = AtomicUsize::new(0);
+        pool.run(8, |piece| match piece {
+            0 => wait_for(&is_in),
+            4 => {
+                is_in.store(true, Ordering::Release);
+                wait_for(&may_leave);
+            }
+            _ => {
+                if others.fetch_add(1, Ordering::AcqRel) + 1 == 6 {
+                    may_leave.store(true, Ordering::Release);
+                }
+            }
+        });
+        assert_eq!(others.into_inner(), 6);
+    }
+
+    #[test]
     fn nested_and_concurrent_jobs_compute_alone() {
         let pool = Pool::new(2);
         let visits = AtomicUsize::new(0);
-        pool.run(|_| {
-            pool.run(|_| {
+        pool.run(2, |_| {
+            pool.run(2, |_| {
                 visits.fetch_add(1, Ordering::Relaxed);
             })
         });
@@ -296,7 +372,7 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..200 {
-                        pool.run(|_| {
+                        pool.run(2, |_| {
                             visits.fetch_add(1, Ordering::Relaxed);
                         });
                     }

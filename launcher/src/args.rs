@@ -148,7 +148,7 @@ pub(crate) struct Limits {
     pub(crate) disable_grammar_support: bool,
     /// Share of the vocabulary that a watermark makes likelier, between 0 and 1.
     #[arg(long, env, default_value_t = 0.5)]
-    pub(crate) watermark_gamma: f32,
+    pub(crate) watermark_gamma: f64,
     /// What a watermark adds to the scores of these tokens.
     #[arg(long, env, default_value_t = 2.0, allow_negative_numbers = true)]
     pub(crate) watermark_delta: f32,

@@ -57,7 +57,7 @@ pub(crate) struct RouterSettings {
     pub(crate) max_batch_size: usize,
     pub(crate) max_client_batch_size: usize,
     pub(crate) disable_grammar_support: bool,
-    pub(crate) watermark_gamma: f32,
+    pub(crate) watermark_gamma: f64,
     pub(crate) watermark_delta: f32,
     pub(crate) validation_workers: usize,
     pub(crate) payload_limit: usize,

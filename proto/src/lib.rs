@@ -1,5 +1,5 @@
-//! What the processes agree on: the step protocol (`proto/shard.proto`), its packed byte fields, and the unix-socket
-//! transport under it. Nothing else.
+//! What the processes agree on: the step protocol (`proto/shard.proto`), its packed byte fields, the ranges of its sampling
+//! parameters, and the unix-socket transport under it. Nothing else.
 
 /// The generated messages, client and server of `text_generation.shard.v1`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
@@ -8,14 +8,16 @@ pub mod v1 {
 }
 
 mod packed;
+mod sampling_params;
 mod transport;
 
 pub use packed::{PackedError, SAMPLE_BYTES, Sample, pack_f32, pack_u32, unpack_f32, unpack_u32};
+pub use sampling_params::{InvalidSampling, MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_LOGIT_BIASES};
 pub use transport::{TransportError, bind, connect, socket_path};
 
 /// Raised by one whenever a change to `shard.proto` makes an older peer misread a message; both sides check it in
 /// Hello / Welcome.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Upper bound of one gRPC message in bytes.
 ///

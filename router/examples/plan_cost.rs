@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use router::kv::PrefixKey;
-use router::request::{GenerateRequest, RequestLimits, RequestParts, SamplingParams};
+use router::request::{GenerateRequest, RequestLimits, RequestParts};
 use router::scheduler::{Capacity, RequestId, SampledRow, Scheduler, SchedulerConfig, SlotId, StepOutcome, StepPlan};
 
 struct Counting;
@@ -49,7 +49,7 @@ fn main() {
     for id in 0..2 * ROWS {
         let parts = RequestParts {
             input_ids: (0..300).map(|idx| 10 + id * 300 % 90_000 + idx).collect(),
-            sampling: SamplingParams::default(),
+            sampling: Default::default(),
             max_new_tokens: STEPS + 100,
             ignore_eos: false,
             cache_prompt: true,

@@ -6,11 +6,12 @@ use std::path::PathBuf;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 
+use proto::v1::Watermark;
+
 use crate::api_key::{self, ApiKey, ApiKeyError};
 use crate::engine::ShardFacts;
 use crate::limits::{MAX_GRACE_SECONDS, MAX_N, MAX_REQUEST_TIMEOUT_SECONDS, MAX_ROUTE_BYTES, MAX_TOP_LOGPROBS};
 use crate::params::ParamLimits;
-use crate::request::Watermark;
 use crate::{routes, server};
 
 /// Serves HTTP for one model that runs in the shards behind a unix-socket prefix.
@@ -103,7 +104,7 @@ pub struct Args {
     pub disable_grammar_support: bool,
     /// Share of the vocabulary that a watermark makes likelier, between 0 and 1.
     #[arg(long, env, default_value_t = 0.5)]
-    pub watermark_gamma: f32,
+    pub watermark_gamma: f64,
     /// What a watermark adds to the scores of these tokens.
     #[arg(long, env, default_value_t = 2.0, allow_negative_numbers = true)]
     pub watermark_delta: f32,
@@ -165,7 +166,7 @@ pub enum ArgsError {
         /// The rule in words.
         expected: &'static str,
         /// What was given.
-        value: f32,
+        value: f64,
     },
     /// Keys that cannot be used.
     #[error("Argument validation error: {0}")]
@@ -249,7 +250,7 @@ impl Args {
         let (gamma, delta) = (self.watermark_gamma, self.watermark_delta);
         for (field, value, is_valid, expected) in [
             ("watermark_gamma", gamma, gamma > 0.0 && gamma < 1.0, "> 0 and < 1"),
-            ("watermark_delta", delta, delta.is_finite(), "a finite number"),
+            ("watermark_delta", delta.into(), delta.is_finite(), "a finite number"),
         ] {
             if !is_valid {
                 return Err(ArgsError::Watermark { field, expected, value });

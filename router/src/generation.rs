@@ -143,7 +143,7 @@ impl<E: Events> Generation<E> {
             eos_token_ids,
             ignore_eos: parts.ignore_eos,
             max_new_tokens: parts.max_new_tokens,
-            seed: valid.seed,
+            seed: parts.sampling.seed,
             input_tokens: valid.request.input_tokens(),
             cached_tokens: 0,
             generated_tokens: 0,
@@ -309,7 +309,7 @@ mod tests {
 
     use super::*;
     use crate::engine::RequestError;
-    use crate::request::{GenerateRequest, RequestLimits, RequestParts, SamplingParams};
+    use crate::request::{GenerateRequest, RequestLimits, RequestParts};
     use crate::text::test_tokenizers::byte_level;
 
     /// Events in a fixed order.
@@ -335,7 +335,7 @@ mod tests {
         events.push_back(end);
         let parts = RequestParts {
             input_ids: [0].into(),
-            sampling: SamplingParams::default(),
+            sampling: proto::v1::SamplingParams::default(),
             max_new_tokens,
             ignore_eos: false,
             cache_prompt: true,
@@ -348,7 +348,6 @@ mod tests {
             stop: stop.iter().map(|stop| (*stop).to_owned()).collect(),
             best_of: 1,
             n: 1,
-            seed: None,
             characters: 1,
         };
         let mut generation =

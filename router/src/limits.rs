@@ -32,16 +32,12 @@ pub const MAX_NAME_BYTES: usize = 256;
 pub const MAX_INCLUDED: usize = 16;
 /// Most unknown fields of a request that are named back in a header. 16: enough to find a typing error.
 pub const MAX_REPORTED_FIELDS: usize = 16;
+/// Bytes of an unknown field's name that is named back. 64: longer than any parameter's; longer names are left out.
+pub const MAX_REPORTED_FIELD_BYTES: usize = 64;
 /// The piece of `max_new_tokens` that TGI checks against the context. A client that asks for more is served up to the
 /// context limit instead of being refused.
 pub const CHECKED_NEW_TOKENS: u32 = 1024;
 
-/// Tokens that `logit_bias` may name. 1024: more than any published use; each costs every step of the row.
-pub const MAX_LOGIT_BIASES: usize = 1024;
-/// Lists in `bad_words`. 1024: a long word list in all its spellings; each costs every step of the row.
-pub const MAX_BAD_WORDS: usize = 1024;
-/// Token ids in one list of `bad_words`. 32: a long phrase; each is compared at every step of the row.
-pub const MAX_BAD_WORD_TOKENS: usize = 32;
 /// Answers to one request (`n`). 128: OpenAI's own bound; each answer takes a place of `--max-concurrent-requests`.
 pub const MAX_N: usize = 128;
 /// Alternatives per token on OpenAI's routes (`top_logprobs`). 20: OpenAI's own bound, which clients ask up to.
@@ -84,6 +80,17 @@ pub const TEMPLATE_PROBE_FUEL: u64 = 200_000;
 pub const TEMPLATE_RECURSION: usize = 64;
 /// Bytes one rendering may write. 16 MiB: eight times the default request body; beyond it rendering stops.
 pub const TEMPLATE_OUTPUT_BYTES: usize = 16 << 20;
+/// Bytes that one padding method of a template may write. 1 MiB: wider text is a mistake, and memory is not metered by
+/// fuel.
+pub const TEMPLATE_PADDING_BYTES: usize = 1 << 20;
+/// Spaces that `indent` may put before a line. 256: deeper text is a mistake, and memory is not metered by fuel.
+pub const TEMPLATE_INDENT: usize = 256;
+/// Nesting of a value that a template prints. 256: twice what a JSON body may nest; deeper values can only come from a
+/// namespace that holds itself. `tojson` refuses them, printing goes on with `...`.
+pub const TEMPLATE_VALUE_DEPTH: usize = 256;
+/// Brackets in brackets of a template that are rewritten. 100: deeper ones stay as they are, and minijinja refuses most
+/// of them.
+pub const TEMPLATE_BRACKET_DEPTH: usize = 100;
 /// Named chat templates of one model. 32: published models have at most four.
 pub const MAX_NAMED_TEMPLATES: usize = 32;
 /// Entries of `chat_template_kwargs`. 64: the longest published template reads about twenty variables.
@@ -186,6 +193,14 @@ pub const MAX_SCHEMA_ALTERNATIVES: usize = 256;
 pub const MAX_SCHEMA_EXPANSIONS: usize = 200_000;
 /// `minItems`, `maxLength` and their like. A million: beyond any context; the automaton counts in logarithmic space.
 pub const MAX_SCHEMA_COUNT: usize = 1_000_000;
+/// How deep below an instance it is looked for what makes a subschema empty. 3: as deep as the marks stand by which the
+/// options of a `oneOf` are told apart; beyond it they count as overlapping, which costs states and is still exact.
+pub const SCHEMA_EMPTINESS_DEPTH: usize = 3;
+/// Digits of a number on either side of the point, in a bound of a schema and in what is generated. 64: four times what
+/// a double keeps; a schema with a longer one is refused.
+pub const MAX_NUMBER_DIGITS: usize = 64;
+/// `contains` of one array, its own and those of subschemas. 2: their counts multiply into states.
+pub const MAX_CONTAINS: usize = 2;
 /// Items told apart one by one under `contains`. 64: each is a state.
 pub const MAX_COUNTED_ITEMS: usize = 64;
 /// Values of the items of a `uniqueItems` array. 10: every subset of them is a state.
@@ -210,6 +225,7 @@ pub const GRAMMAR_MASK_FUEL: u64 = 400_000;
 pub const GRAMMAR_MASK_ITEMS: usize = 200_000;
 /// Lexer states of one reply, about 2 kB each. 50 000: 100 MB is the most one reply may take.
 pub const GRAMMAR_LEXER_STATES: usize = 50_000;
+
 // Tool calls in a reply.
 
 /// Nested brackets in the arguments of a tool call. 127: what `serde_json` and most clients' parsers read; a call that

@@ -5,6 +5,9 @@
 
 use std::sync::Arc;
 
+use proto::InvalidSampling;
+use proto::v1::SamplingParams;
+
 use crate::constraint::SharedConstraint;
 
 /// What a client asked for, in token ids. Becomes a [`GenerateRequest`] by validation.
@@ -25,63 +28,6 @@ pub struct RequestParts {
     pub salt: Option<Arc<str>>,
     /// What the reply must match: every sampled token waits for its mask.
     pub constraint: Option<SharedConstraint>,
-}
-
-/// How a row's tokens are chosen; the zero value of a field means "off". Mirrors `SamplingParams` of `shard.proto`.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct SamplingParams {
-    /// False: greedy (arg max, ties to the lowest id).
-    pub do_sample: bool,
-    /// 0 is 1.0.
-    pub temperature: f32,
-    /// Keep the k most likely tokens.
-    pub top_k: u32,
-    /// Keep the smallest set of tokens with this much probability.
-    pub top_p: f32,
-    /// Locally typical sampling.
-    pub typical_p: f32,
-    /// Multiplicative penalty on every id already in prompt or reply; 0 is 1.0.
-    pub repetition_penalty: f32,
-    /// Penalty in proportion to an id's share of prompt and reply.
-    pub frequency_penalty: f32,
-    /// Noise is Philox(seed, absolute position, token id): nothing else needs to survive a preemption.
-    pub seed: u64,
-    /// Also return the n most likely tokens.
-    pub top_n_tokens: u32,
-    /// Remove tokens below this share of the largest probability.
-    pub min_p: f32,
-    /// OpenAI's: subtracted once from the score of every id in the reply.
-    pub presence_penalty: f32,
-    /// OpenAI's `frequency_penalty`: subtracted per occurrence in the reply.
-    pub occurrence_penalty: f32,
-    /// Added to the scores of these ids, before anything else; ids ascend.
-    pub logit_bias: Arc<[(u32, f32)]>,
-    /// No end-of-sequence token before the reply has this many.
-    pub min_tokens: u32,
-    /// The last id of each is forbidden where the others come before it.
-    pub bad_words: Arc<[Box<[u32]>]>,
-    /// Mark the reply.
-    pub watermark: Option<Watermark>,
-    /// Also return the log-probability of every prompt token (and its `top_n_tokens`).
-    pub prompt_logprobs: bool,
-}
-
-/// The green-list watermark of arXiv:2301.10226.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Watermark {
-    /// Share of the vocabulary that is green, within (0, 1).
-    pub gamma: f32,
-    /// Added to the scores of green tokens.
-    pub delta: f32,
-}
-
-impl SamplingParams {
-    /// Whether the shard must know the ids of cached tokens too.
-    pub fn needs_context_ids(&self) -> bool {
-        (self.repetition_penalty != 0.0 && self.repetition_penalty != 1.0)
-            || [self.frequency_penalty, self.presence_penalty, self.occurrence_penalty].iter().any(|p| *p != 0.0)
-            || !self.bad_words.is_empty()
-    }
 }
 
 /// What a request must respect; the part of the shard group's facts and the configuration that validation needs.
@@ -124,24 +70,6 @@ pub enum InvalidRequest {
         /// Ids are below it.
         vocab_size: u32,
     },
-    /// A sampling parameter names a token that the model does not know.
-    #[error("`{field}` names token {token_id}, vocabulary size is {vocab_size}")]
-    UnknownToken {
-        /// Name of the parameter.
-        field: &'static str,
-        /// The id.
-        token_id: u32,
-        /// Ids are below it.
-        vocab_size: u32,
-    },
-    /// A list that means nothing to the sampler.
-    #[error("`{field}` must be {expected}")]
-    List {
-        /// Name of the parameter.
-        field: &'static str,
-        /// The rule in words.
-        expected: &'static str,
-    },
     /// The reply must end before it may.
     #[error("`min_tokens` is {min_tokens}, `max_new_tokens` {max_new_tokens}")]
     MinTokens {
@@ -150,24 +78,9 @@ pub enum InvalidRequest {
         /// Upper bound of new tokens.
         max_new_tokens: u32,
     },
-    /// A sampling parameter out of its range.
-    #[error("`{field}` is {value}, must be {expected}")]
-    Sampling {
-        /// Name of the parameter.
-        field: &'static str,
-        /// What was given.
-        value: f32,
-        /// The range in words.
-        expected: &'static str,
-    },
-    /// More alternatives than the shard returns.
-    #[error("`top_n_tokens` is {value}, limit {limit}")]
-    TopNTokens {
-        /// What was given.
-        value: u32,
-        /// The shard's limit.
-        limit: u32,
-    },
+    /// A sampling parameter that the shards would refuse.
+    #[error(transparent)]
+    Sampling(#[from] InvalidSampling),
 }
 
 /// A request that the scheduler can rely on. Made only by [`GenerateRequest::new`].
@@ -199,9 +112,9 @@ impl GenerateRequest {
         if let Some((index, &token_id)) = parts.input_ids.iter().enumerate().find(|(_, id)| **id >= limits.vocab_size) {
             return Err(InvalidRequest::TokenId { index, token_id, vocab_size: limits.vocab_size });
         }
-        check_sampling(&parts.sampling, limits)?;
-        if parts.sampling.min_tokens > parts.max_new_tokens {
-            let (min_tokens, max_new_tokens) = (parts.sampling.min_tokens, parts.max_new_tokens);
+        parts.sampling.check(limits.vocab_size, limits.max_top_n_tokens)?;
+        let (min_tokens, max_new_tokens) = (parts.sampling.min_tokens(), parts.max_new_tokens);
+        if min_tokens > max_new_tokens {
             return Err(InvalidRequest::MinTokens { min_tokens, max_new_tokens });
         }
         Ok(Self { parts })
@@ -224,53 +137,11 @@ impl GenerateRequest {
     }
 }
 
-fn check_sampling(params: &SamplingParams, limits: &RequestLimits) -> Result<(), InvalidRequest> {
-    let probability = |value: f32| (0.0..=1.0).contains(&value);
-    let positive_or_off = |value: f32| value >= 0.0 && value.is_finite();
-    let watermark = params.watermark.unwrap_or(Watermark { gamma: 0.5, delta: 0.0 });
-    for (field, value, is_valid, expected) in [
-        ("temperature", params.temperature, positive_or_off(params.temperature), "a finite number >= 0"),
-        ("top_p", params.top_p, probability(params.top_p), "within [0, 1]"),
-        ("typical_p", params.typical_p, probability(params.typical_p), "within [0, 1]"),
-        (
-            "repetition_penalty",
-            params.repetition_penalty,
-            positive_or_off(params.repetition_penalty),
-            "a finite number >= 0",
-        ),
-        ("frequency_penalty", params.frequency_penalty, params.frequency_penalty.is_finite(), "a finite number"),
-        ("min_p", params.min_p, probability(params.min_p), "within [0, 1]"),
-        ("presence_penalty", params.presence_penalty, params.presence_penalty.is_finite(), "a finite number"),
-        ("occurrence_penalty", params.occurrence_penalty, params.occurrence_penalty.is_finite(), "a finite number"),
-        ("watermark.gamma", watermark.gamma, watermark.gamma > 0.0 && watermark.gamma < 1.0, "within (0, 1)"),
-        ("watermark.delta", watermark.delta, watermark.delta.is_finite(), "a finite number"),
-    ] {
-        if !is_valid {
-            return Err(InvalidRequest::Sampling { field, value, expected });
-        }
-    }
-    if params.top_n_tokens > limits.max_top_n_tokens {
-        return Err(InvalidRequest::TopNTokens { value: params.top_n_tokens, limit: limits.max_top_n_tokens });
-    }
-    let biased = params.logit_bias.iter().map(|(id, _)| *id);
-    if !biased.clone().is_sorted_by(|a, b| a < b) || params.logit_bias.iter().any(|(_, bias)| bias.is_nan()) {
-        return Err(InvalidRequest::List { field: "logit_bias", expected: "numbers for ascending ids" });
-    }
-    if params.bad_words.iter().any(|word| word.is_empty()) {
-        return Err(InvalidRequest::List { field: "bad_words", expected: "lists of at least one token" });
-    }
-    let forbidden = params.bad_words.iter().flatten().copied();
-    let named = biased.map(|id| ("logit_bias", id)).chain(forbidden.map(|id| ("bad_words", id)));
-    match named.into_iter().find(|(_, id)| *id >= limits.vocab_size) {
-        Some((field, token_id)) => Err(InvalidRequest::UnknownToken { field, token_id, vocab_size: limits.vocab_size }),
-        None => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use expect_test::{Expect, expect};
+    use proto::v1::TokenBias;
 
     const LIMITS: RequestLimits = RequestLimits { max_total_tokens: 8, vocab_size: 100, max_top_n_tokens: 5 };
 
@@ -303,66 +174,20 @@ mod tests {
     }
 
     #[test]
-    fn sampling_parameters_are_finite_and_in_range() {
-        let with = |change: fn(&mut SamplingParams)| {
-            let mut params = SamplingParams::default();
-            change(&mut params);
-            params
-        };
-        check(
-            &[1],
-            1,
-            with(|p| p.temperature = f32::NAN),
-            expect!["`temperature` is NaN, must be a finite number >= 0"],
-        );
-        check(&[1], 1, with(|p| p.top_p = 1.5), expect!["`top_p` is 1.5, must be within [0, 1]"]);
-        check(&[1], 1, with(|p| p.typical_p = -0.1), expect!["`typical_p` is -0.1, must be within [0, 1]"]);
-        check(
-            &[1],
-            1,
-            with(|p| p.repetition_penalty = f32::INFINITY),
-            expect!["`repetition_penalty` is inf, must be a finite number >= 0"],
-        );
-        check(
-            &[1],
-            1,
-            with(|p| p.frequency_penalty = f32::NAN),
-            expect!["`frequency_penalty` is NaN, must be a finite number"],
-        );
-        check(&[1], 1, with(|p| p.top_n_tokens = 6), expect!["`top_n_tokens` is 6, limit 5"]);
-        check(&[1], 1, with(|p| p.min_p = 1.5), expect!["`min_p` is 1.5, must be within [0, 1]"]);
-        check(
-            &[1],
-            1,
-            with(|p| p.watermark = Some(Watermark { gamma: 1.0, delta: 2.0 })),
-            expect!["`watermark.gamma` is 1, must be within (0, 1)"],
-        );
-        check(&[1], 2, with(|p| p.min_tokens = 3), expect!["`min_tokens` is 3, `max_new_tokens` 2"]);
+    fn sampling_parameters_keep_the_contract_with_the_shards() {
+        let cold = SamplingParams { temperature: Some(f32::NAN), ..Default::default() };
+        check(&[1], 1, cold, expect!["`temperature` is NaN, must be a finite number above 0"]);
+        let curious = SamplingParams { top_n_tokens: Some(6), ..Default::default() };
+        check(&[1], 1, curious, expect!["`top_n_tokens`: 6 given, limit 5"]);
+        let stranger = vec![TokenBias { token_id: 100, bias: 1.0 }];
+        let biased = SamplingParams { logit_bias: stranger, ..Default::default() };
+        check(&[1], 1, biased, expect!["`logit_bias` names token 100, vocabulary size is 100"]);
     }
 
     #[test]
-    fn token_lists_name_tokens_of_the_vocabulary_in_order() {
-        let bias = |list: &[(u32, f32)]| SamplingParams { logit_bias: list.into(), ..Default::default() };
-        check(&[1], 1, bias(&[(3, 1.0), (99, -100.0)]), expect!["2 total"]);
-        check(&[1], 1, bias(&[(3, 1.0), (3, 2.0)]), expect!["`logit_bias` must be numbers for ascending ids"]);
-        check(&[1], 1, bias(&[(3, f32::NAN)]), expect!["`logit_bias` must be numbers for ascending ids"]);
-        check(&[1], 1, bias(&[(100, 1.0)]), expect!["`logit_bias` names token 100, vocabulary size is 100"]);
-        let words = |list: &[&[u32]]| SamplingParams {
-            bad_words: list.iter().map(|word| Box::from(*word)).collect(),
-            ..Default::default()
-        };
-        check(&[1], 1, words(&[&[1], &[2, 99]]), expect!["2 total"]);
-        check(&[1], 1, words(&[&[]]), expect!["`bad_words` must be lists of at least one token"]);
-        check(&[1], 1, words(&[&[2, 100]]), expect!["`bad_words` names token 100, vocabulary size is 100"]);
-    }
-
-    #[test]
-    fn only_penalties_need_the_ids_of_cached_tokens() {
-        assert!(!SamplingParams { repetition_penalty: 1.0, top_p: 0.5, ..Default::default() }.needs_context_ids());
-        assert!(SamplingParams { repetition_penalty: 1.1, ..Default::default() }.needs_context_ids());
-        assert!(SamplingParams { frequency_penalty: -0.5, ..Default::default() }.needs_context_ids());
-        assert!(SamplingParams { presence_penalty: 0.5, ..Default::default() }.needs_context_ids());
-        assert!(SamplingParams { occurrence_penalty: 0.5, ..Default::default() }.needs_context_ids());
-        assert!(SamplingParams { bad_words: [[1].into()].into(), ..Default::default() }.needs_context_ids());
+    fn a_reply_may_be_as_long_as_it_must() {
+        let long = || SamplingParams { min_tokens: Some(3), ..Default::default() };
+        check(&[1], 2, long(), expect!["`min_tokens` is 3, `max_new_tokens` 2"]);
+        check(&[1], 3, long(), expect!["4 total"]);
     }
 }

@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use proto::InvalidSampling;
+
 use crate::constraint::SharedConstraint;
 use crate::error::{Error, ValidationError};
 use crate::grammar::{GrammarEngine, GrammarSpec};
@@ -40,8 +42,6 @@ pub(crate) struct Validated {
     pub(crate) best_of: usize,
     /// Answers wanted ([`Validated::sibling`]).
     pub(crate) n: usize,
-    /// Reported to the client; `None` when greedy.
-    pub(crate) seed: Option<u64>,
     /// Unicode scalar values of the prompt, before truncation; 0 if it came as token ids.
     pub(crate) characters: usize,
 }
@@ -76,14 +76,7 @@ impl Validation {
             &self.request_limits,
         )
         .map_err(from_last_gate)?;
-        Ok(Validated {
-            request,
-            stop: checked.stop,
-            best_of: checked.best_of,
-            n: checked.n,
-            seed: checked.seed,
-            characters,
-        })
+        Ok(Validated { request, stop: checked.stop, best_of: checked.best_of, n: checked.n, characters })
     }
 
     /// The compiled grammar, if one is asked for and `max_new_tokens` can hold the shortest reply that it allows.
@@ -135,20 +128,20 @@ impl Validation {
 impl Validated {
     /// The same request with another seed.
     pub(crate) fn with_new_seed(&self, limits: &RequestLimits) -> Self {
-        let seed = rand::random();
-        let mut parts = self.request.parts().clone();
-        parts.sampling.seed = seed;
-        let request = GenerateRequest::new(parts, limits).expect("only the seed has changed, and every seed is valid");
-        Self { request, seed: Some(seed), ..self.clone() }
+        self.with_seed(|_| rand::random(), limits)
     }
 
     /// Answer `index` of `n`: the same request with the `index`-th seed after this one's.
     pub(crate) fn sibling(&self, index: usize, limits: &RequestLimits) -> Self {
-        let next = |seed: u64| seed.wrapping_add(index as u64);
+        self.with_seed(|seed| seed.wrapping_add(index as u64), limits)
+    }
+
+    /// The same request with a seed made from this one's, if it has one: greedy requests have none.
+    fn with_seed(&self, change: impl FnOnce(u64) -> u64, limits: &RequestLimits) -> Self {
         let mut parts = self.request.parts().clone();
-        parts.sampling.seed = next(parts.sampling.seed);
+        parts.sampling.seed = parts.sampling.seed.map(change);
         let request = GenerateRequest::new(parts, limits).expect("only the seed has changed, and every seed is valid");
-        Self { request, seed: self.seed.map(next), ..self.clone() }
+        Self { request, ..self.clone() }
     }
 }
 
@@ -156,13 +149,10 @@ impl Validated {
 fn from_last_gate(error: InvalidRequest) -> Error {
     match error {
         InvalidRequest::NoInput => ValidationError::EmptyInput,
-        InvalidRequest::TopNTokens { value, limit } => {
-            ValidationError::TopNTokens { field: "top_n_tokens", limit, given: value }
-        }
         InvalidRequest::TokenId { token_id, vocab_size, .. } => {
             ValidationError::UnknownToken { field: "inputs", token_id, last: vocab_size.saturating_sub(1) }
         }
-        InvalidRequest::UnknownToken { field, token_id, vocab_size } => {
+        InvalidRequest::Sampling(InvalidSampling::UnknownToken { field, token_id, vocab_size }) => {
             ValidationError::UnknownToken { field, token_id, last: vocab_size.saturating_sub(1) }
         }
         InvalidRequest::MinTokens { min_tokens, max_new_tokens } => {
@@ -175,6 +165,8 @@ fn from_last_gate(error: InvalidRequest) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use proto::v1::{SamplingParams, TokenBias, TokenSequence};
+
     use super::*;
     use crate::text::test_tokenizers::byte_level;
 
@@ -263,17 +255,21 @@ mod tests {
     async fn what_needs_the_prompt_or_the_vocabulary_is_checked_at_the_last_gate() {
         use SpecialTokens::Present;
         let base = || asked(10, Some(5));
+        let sampling = |sampling| Asked { sampling, ..base() };
+        let longer = |min_tokens| sampling(SamplingParams { min_tokens: Some(min_tokens), ..Default::default() });
+        let stranger = vec![TokenBias { token_id: 300, bias: 1.0 }];
+        let word = vec![TokenSequence { ids: vec![1, 300] }];
         assert_eq!(
-            outcome(Asked { min_tokens: Some(6), ..base() }, Present).await,
+            outcome(longer(6), Present).await,
             "Input validation error: `min_tokens` must be <= 5, the most tokens that this reply may have. Given: 6"
         );
-        assert_eq!(outcome(Asked { min_tokens: Some(5), ..base() }, Present).await, "10 + 5");
+        assert_eq!(outcome(longer(5), Present).await, "10 + 5");
         assert_eq!(
-            outcome(Asked { logit_bias: vec![(300, 1.0)], ..base() }, Present).await,
+            outcome(sampling(SamplingParams { logit_bias: stranger, ..Default::default() }), Present).await,
             "Input validation error: `logit_bias` names token 300; the model's tokens are 0 to 299"
         );
         assert_eq!(
-            outcome(Asked { bad_words: vec![vec![1, 300]], ..base() }, Present).await,
+            outcome(sampling(SamplingParams { bad_words: word, ..Default::default() }), Present).await,
             "Input validation error: `bad_words` names token 300; the model's tokens are 0 to 299"
         );
         let valid = validation().validate(Asked { ignore_eos: true, ..base() }, Present).await.unwrap();
@@ -301,29 +297,27 @@ mod tests {
     #[tokio::test]
     async fn siblings_have_the_seeds_that_follow() {
         let validation = validation();
-        let asked =
-            Asked { inputs: "abc".into(), do_sample: true, seed: Some(u64::MAX), n: Some(3), ..Asked::default() };
+        let sampling = SamplingParams { do_sample: true, seed: Some(u64::MAX), ..Default::default() };
+        let asked = Asked { inputs: "abc".into(), sampling, n: Some(3), ..Asked::default() };
         let first = validation.validate(asked, SpecialTokens::Add).await.unwrap();
         assert_eq!(first.n, 3);
-        let seeds = (0..3).map(|index| {
-            let sibling = first.sibling(index, &validation.request_limits);
-            assert_eq!(sibling.seed, Some(sibling.request.parts().sampling.seed));
-            sibling.seed.unwrap()
-        });
-        assert_eq!(seeds.collect::<Vec<_>>(), [u64::MAX, 0, 1]);
+        let seed =
+            |first: &Validated, index| first.sibling(index, &validation.request_limits).request.parts().sampling.seed;
+        assert_eq!([0, 1, 2].map(|index| seed(&first, index)), [Some(u64::MAX), Some(0), Some(1)]);
         let greedy = Asked { inputs: "abc".into(), n: Some(2), ..Asked::default() };
         let first = validation.validate(greedy, SpecialTokens::Add).await.unwrap();
-        assert_eq!(first.sibling(1, &validation.request_limits).seed, None, "greedy answers report no seed");
+        assert_eq!(seed(&first, 1), None, "greedy answers report no seed");
     }
 
     #[tokio::test]
     async fn a_new_seed_changes_nothing_else() {
         let validation = validation();
-        let asked = Asked { inputs: "abc".into(), do_sample: true, ..Asked::default() };
+        let sampling = SamplingParams { do_sample: true, ..Default::default() };
+        let asked = Asked { inputs: "abc".into(), sampling, ..Asked::default() };
         let first = validation.validate(asked, SpecialTokens::Add).await.unwrap();
         let second = first.with_new_seed(&validation.request_limits);
-        assert_ne!(first.seed, second.seed);
         let mut parts = second.request.parts().clone();
+        assert_ne!(first.request.parts().sampling.seed, parts.sampling.seed);
         parts.sampling.seed = first.request.parts().sampling.seed;
         assert_eq!(&parts, first.request.parts());
     }

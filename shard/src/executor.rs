@@ -356,7 +356,7 @@ impl RowSampler {
             None => catch_unwind(AssertUnwindSafe(|| sampler.sample(row, top)))
                 .unwrap_or_else(|panic| Err(RowFailure::Panic(panic_message(&*panic)))),
         };
-        let wanted = slot.params.top_n_tokens > 0 && choice.is_ok();
+        let wanted = slot.params.sampling.top_n_tokens() > 0 && choice.is_ok();
         outcomes.push(RowOutcome { choice, top_tokens: wanted.then(|| wire(top)) });
     }
 
@@ -364,7 +364,7 @@ impl RowSampler {
     fn score(&mut self, slot: &Slot, logits: &[f32], token: &ScoredToken) {
         let RowSampler { sampler, top, scores, .. } = self;
         let &ScoredToken { token_id, position, .. } = token;
-        let top_n_tokens = slot.params.top_n_tokens;
+        let top_n_tokens = slot.params.sampling.top_n_tokens();
         let score = AssertUnwindSafe(|| sampler.score(logits, token_id, position, top_n_tokens, top));
         let logprob = catch_unwind(score).unwrap_or_else(|panic| Err(RowFailure::Panic(panic_message(&*panic))));
         let wanted = top_n_tokens > 0 && logprob.is_ok();

@@ -26,13 +26,6 @@ pub const MAX_TOP_N_TOKENS: u32 = 128;
 /// Tokens reported beyond `top_n_tokens` because they tie with the last. 8: equal floats are rare outside a model
 /// that is broken, where the whole vocabulary may tie.
 pub const MAX_TOP_TIES: usize = 8;
-/// Most tokens of `logit_bias`. 4096: OpenAI's clients send up to 300; each costs eight bytes in its slot.
-pub const MAX_LOGIT_BIASES: usize = 4096;
-/// Most sequences of `bad_words`. 1024: lists of banned words with their spellings have some hundreds; each is compared with
-/// the end of the sequence at every token.
-pub const MAX_BAD_WORDS: usize = 1024;
-/// Most tokens of one of them. 64: words and short phrases.
-pub const MAX_BAD_WORD_TOKENS: usize = 64;
 /// Rows of one step for which there is room for logits, if the slots alone would make less. 64: the prompt of a request that
 /// wants its prompt's log-probabilities must not crawl where few rows decode; 64 rows of a 128k vocabulary take 32 MiB.
 pub const MIN_LOGIT_ROWS: usize = 64;

@@ -147,10 +147,9 @@ impl From<GenerateError> for Status {
         let message = error.to_string();
         match error {
             GenerateError::Busy | GenerateError::Ranks { .. } => Status::failed_precondition(message),
-            GenerateError::EmptyPrompt
-            | GenerateError::TooLong { .. }
-            | GenerateError::Masked
-            | GenerateError::Invalid(_) => Status::invalid_argument(message),
+            GenerateError::EmptyPrompt | GenerateError::TooLong { .. } | GenerateError::Invalid(_) => {
+                Status::invalid_argument(message)
+            }
             GenerateError::Interrupted => Status::aborted(message),
             GenerateError::Failed(_) => Status::internal(message),
             GenerateError::Gone(_) => Status::unavailable(message),

@@ -4,8 +4,9 @@
 //! refuses is a disagreement between router and shard about the state; there is nothing to repair, the epoch ends.
 
 use proto::unpack_u32;
-use proto::v1::{Chunk, NewSlot, Plan, SlotState};
+use proto::v1::{Chunk, NewSlot, Plan, SamplingParams, SlotState};
 
+use crate::limits::MAX_TOP_N_TOKENS;
 use crate::sampling::{History, Params, RowFailure};
 use crate::violation::Violation;
 
@@ -247,20 +248,18 @@ impl Slots {
     fn open(&mut self, new: &NewSlot) {
         let slot = &mut self.slots[new.slot as usize];
         slot.request_id = new.request_id;
-        slot.params = params(new, self.limits.vocab_size).expect("checked: the parameters are in range");
+        slot.params = Params::new(new.params.clone().unwrap_or_default(), new.prompt_tokens, new.masked);
         slot.block_table.clear();
         slot.block_table.extend(packed(&new.block_table));
         slot.history.clear();
-        if slot.params.needs_history() {
-            (0..).zip(packed(&new.cached_ids)).for_each(|(position, id)| slot.history.push(&slot.params, position, id));
-        }
+        (0..).zip(packed(&new.cached_ids)).for_each(|(position, id)| slot.history.push(&slot.params, position, id));
         slot.last_token = 0;
         slot.failure = None;
         self.shapes[new.slot as usize] = Shape {
             live: true,
             length: new.cached_tokens as usize,
             num_blocks: slot.block_table.len(),
-            scored_tokens: scored_tokens(&slot.params),
+            scored_tokens: scored_tokens(new),
             ..Shape::default()
         };
     }
@@ -283,9 +282,7 @@ impl Slots {
             rows.positions.push(position);
             rows.slot_mapping.push((block_id * self.limits.block_size + offset) as u32);
             shape.length += 1;
-            if slot.params.needs_history() {
-                slot.history.push(&slot.params, position, id);
-            }
+            slot.history.push(&slot.params, position, id);
             if shape.length < shape.scored_tokens {
                 prediction = Some(Prediction::Row(rows.want_logits()));
             }
@@ -379,7 +376,10 @@ impl Check<'_> {
         if self.slot(slot)?.live {
             return Err(Violation::AlreadyLive { slot });
         }
-        let params = params(new, limits.vocab_size).map_err(|source| Violation::Params { slot, source })?;
+        if let Some(params) = &new.params {
+            let verdict = params.check(limits.vocab_size as u32, MAX_TOP_N_TOKENS);
+            verdict.map_err(|source| Violation::Params { slot, source })?;
+        }
         let block_table = field("block_table", &new.block_table)?;
         let (num_blocks, cached_tokens) = (block_table.len(), new.cached_tokens as usize);
         for block_id in block_table {
@@ -395,14 +395,14 @@ impl Check<'_> {
             });
         }
         let cached_ids = field("cached_ids", &new.cached_ids)?;
-        let (sent, needed) = (cached_ids.len(), params.needs_cached_ids());
+        let (sent, needed) = (cached_ids.len(), new.params.as_ref().is_some_and(SamplingParams::needs_cached_ids));
         if sent != cached_tokens && (needed || sent != 0) {
             return Err(Violation::CachedIds { slot, actual: sent, expected: cached_tokens });
         }
         for id in cached_ids {
             self.token(slot, id)?;
         }
-        let scored_tokens = scored_tokens(&params);
+        let scored_tokens = scored_tokens(new);
         *self.slot(slot)? = Shape { live: true, num_blocks, scored_tokens, ..Shape::default() };
         self.block_count(slot)?;
         self.grow(slot, cached_tokens)
@@ -493,13 +493,9 @@ impl Check<'_> {
     }
 }
 
-fn params(new: &NewSlot, vocab_size: usize) -> Result<Params, crate::sampling::InvalidParam> {
-    new.params.as_ref().map_or_else(|| Ok(Params::default()), |params| Params::parse(params, vocab_size))
-}
-
 /// Tokens below this position have log-probabilities to report.
-fn scored_tokens(params: &Params) -> usize {
-    if params.prompt_logprobs { params.prompt_tokens as usize } else { 0 }
+fn scored_tokens(new: &NewSlot) -> usize {
+    if new.params.as_ref().is_some_and(|params| params.prompt_logprobs) { new.prompt_tokens as usize } else { 0 }
 }
 
 fn field<'a>(name: &'static str, bytes: &'a [u8]) -> Result<impl ExactSizeIterator<Item = u32> + 'a, Violation> {

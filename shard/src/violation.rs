@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::sampling::InvalidParam;
+use proto::InvalidSampling;
 
 /// A breach of the step protocol. It ends the epoch: router and shard no longer agree on the state.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -57,7 +57,7 @@ pub enum Violation {
         /// The slot.
         slot: u32,
         /// The parameter.
-        source: InvalidParam,
+        source: InvalidSampling,
     },
     /// A block id beyond the last block.
     #[error("slot {slot}: block {block_id} does not exist: ids end below {num_blocks}")]

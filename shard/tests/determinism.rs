@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::v1::{Chunk, NewSlot, Plan, SamplingParams, StepResult, TopTokens, Watermark};
-use proto::{Sample, pack_f32, pack_u32, unpack_u32};
+use proto::v1::{Chunk, NewSlot, Plan, SamplingParams, StepResult, TokenBias, TokenSequence, TopTokens, Watermark};
+use proto::{Sample, pack_u32, unpack_u32};
 use shard::comm::Single;
 use shard::executor::Executor;
 use shard::masks::{MaskError, MaskSource, StepMasks};
@@ -33,15 +33,15 @@ struct Request {
     prompt: Vec<u32>,
     params: SamplingParams,
     new_tokens: usize,
-    /// Its grammar: what is allowed at a position depends on this and the position.
-    grammar: u64,
+    /// Its grammar, if it has one: what is allowed at a position depends on this and the position.
+    grammar: Option<u64>,
 }
 
 impl Request {
     /// Three tokens of four.
-    fn mask(&self, position: usize) -> bytes::Bytes {
-        let mut random = Random(self.grammar ^ position as u64);
-        pack_u32((0..VOCAB_SIZE / 32).map(|_| (random.next() | random.next()) as u32))
+    fn mask(&self, position: usize) -> Option<bytes::Bytes> {
+        let mut random = Random(self.grammar? ^ position as u64);
+        Some(pack_u32((0..VOCAB_SIZE / 32).map(|_| (random.next() | random.next()) as u32)))
     }
 
     /// Whether every prompt token but the first has its log-probability, or none is wanted.
@@ -72,39 +72,38 @@ fn random_request(random: &mut Random, shared_prefix: &[u32]) -> Request {
         if random.one_in(2) { shared_prefix[..random.below(shared_prefix.len())].to_vec() } else { vec![] };
     let more = 1 + random.below(60);
     prompt.extend((0..more).map(|_| random.below(VOCAB_SIZE) as u32));
-    let mut maybe = |value: f32| if random.one_in(3) { value } else { 0.0 };
+    let mut maybe = |value: f32| random.one_in(3).then_some(value);
     let params = SamplingParams {
         temperature: maybe(0.7),
-        top_k: maybe(20.0) as u32,
+        top_k: maybe(20.0).map(|top_k| top_k as i32),
         top_p: maybe(0.9),
         typical_p: maybe(0.8),
         repetition_penalty: maybe(1.3),
         frequency_penalty: maybe(0.5),
-        top_n_tokens: maybe(3.0) as u32,
-        do_sample: maybe(1.0) + maybe(1.0) > 0.0,
+        top_n_tokens: maybe(3.0).map(|n| n as u32),
+        do_sample: maybe(1.0).or(maybe(1.0)).is_some(),
         min_p: maybe(0.05),
         presence_penalty: maybe(0.8),
         occurrence_penalty: maybe(0.3),
-        min_tokens: maybe(15.0) as u32,
-        masked: maybe(1.0) > 0.0,
-        prompt_logprobs: maybe(1.0) > 0.0,
-        watermark: Some(maybe(0.4)).filter(|&gamma| gamma > 0.0).map(|gamma| Watermark { gamma, delta: 1.0 }),
-        prompt_tokens: prompt.len() as u32,
+        min_tokens: maybe(15.0).map(|min_tokens| min_tokens as u32),
+        prompt_logprobs: maybe(1.0).is_some(),
+        watermark: maybe(1.0).map(|delta| Watermark { gamma: 0.4, delta }),
         ..SamplingParams::default()
     };
-    let mut params = SamplingParams { seed: random.next(), ..params };
+    let mut params = SamplingParams { seed: Some(random.next()), ..params };
     if random.one_in(3) {
-        params.logit_bias_ids = pack_u32([3, 40, 77]);
-        params.logit_biases = pack_f32([2.0, f32::NEG_INFINITY, -1.5]);
+        let biases = [(3, 2.0), (40, f32::NEG_INFINITY), (77, -1.5)];
+        params.logit_bias = biases.map(|(token_id, bias)| TokenBias { token_id, bias }).to_vec();
     }
     if random.one_in(2) {
         // Every pair of one half of the vocabulary with one token, some longer words, and a single token.
-        let pairs = (0..VOCAB_SIZE as u32 / 2).map(|first| pack_u32([first, first + 7]));
-        let word = |length: usize, random: &mut Random| pack_u32((0..length).map(|_| random.below(4) as u32));
-        let words = [word(3, random), word(5, random), pack_u32([random.below(VOCAB_SIZE) as u32])];
-        params.bad_words = pairs.chain(words).collect();
+        let pairs = (0..VOCAB_SIZE as u32 / 2).map(|first| vec![first, first + 7]);
+        let word = |length: usize, random: &mut Random| (0..length).map(|_| random.below(4) as u32).collect();
+        let words = [word(3, random), word(5, random), vec![random.below(VOCAB_SIZE) as u32]];
+        params.bad_words = pairs.chain(words).map(|ids| TokenSequence { ids }).collect();
     }
-    Request { prompt, params, new_tokens: 1 + random.below(40), grammar: random.next() }
+    let grammar = random.one_in(3).then(|| random.next());
+    Request { prompt, params, new_tokens: 1 + random.below(40), grammar }
 }
 
 /// The reference: nothing else is there, the prompt goes in as few chunks as fit.
@@ -229,8 +228,8 @@ impl<'a> Schedule<'a> {
             let live = self.slots[slot].as_mut().unwrap();
             live.length += tokens;
             let request = &self.requests[live.request];
-            if request.params.masked && tokens >= left {
-                masks.insert(slot as u32, request.mask(live.length));
+            if tokens >= left {
+                masks.extend(request.mask(live.length).map(|mask| (slot as u32, mask)));
             }
             if left == 0 {
                 continues.push(slot as u32);
@@ -265,17 +264,16 @@ impl<'a> Schedule<'a> {
         blocks.iter().for_each(|&block| self.references[block as usize] += 1);
         let length = blocks.len() * BLOCK_SIZE;
         self.cached_tokens += length;
-        let penalties = [params.repetition_penalty, params.frequency_penalty];
-        let reply_penalties = [params.presence_penalty, params.occurrence_penalty];
-        let is_on = |penalty: &f32| *penalty != 0.0;
-        let needs_ids = penalties.iter().chain(&reply_penalties).any(is_on) || !params.bad_words.is_empty();
+        let cached_ids = if params.needs_cached_ids() { &ids[..length] } else { &[] };
         let new = NewSlot {
             slot: slot as u32,
             params: Some(params.clone()),
             block_table: pack_u32(blocks.iter().copied()),
             cached_tokens: length as u32,
-            cached_ids: pack_u32(ids[..if needs_ids { length } else { 0 }].iter().copied()),
+            cached_ids: pack_u32(cached_ids.iter().copied()),
             request_id: request as u64,
+            prompt_tokens: prompt.len() as u32,
+            masked: self.requests[request].grammar.is_some(),
         };
         self.slots[slot] = Some(Live { request, ids, length, blocks });
         new
@@ -304,7 +302,7 @@ impl<'a> Schedule<'a> {
         }
         for scored in &result.prompt_logprobs {
             let Live { request, ids, .. } = self.slots[scored.slot as usize].as_ref().unwrap();
-            let top_n_tokens = self.requests[*request].params.top_n_tokens as usize;
+            let top_n_tokens = self.requests[*request].params.top_n_tokens() as usize;
             let logprobs: Vec<u32> = unpack_u32(&scored.logprobs).unwrap().collect();
             assert_eq!(scored.top_tokens.len(), if top_n_tokens > 0 { logprobs.len() } else { 0 });
             for (index, bits) in logprobs.into_iter().enumerate() {
@@ -374,8 +372,8 @@ fn answers_do_not_depend_on_the_schedule() {
 fn rows_of_one_request_and_seed_agree_in_every_slot() {
     let model = TinyModel::new();
     let mut executor = executor(&model, "2");
-    let params = SamplingParams { do_sample: true, seed: 5, ..SamplingParams::default() };
-    let request = Request { prompt: vec![1, 2, 3], params, new_tokens: 20, grammar: 0 };
+    let params = SamplingParams { do_sample: true, seed: Some(5), ..SamplingParams::default() };
+    let request = Request { prompt: vec![1, 2, 3], params, new_tokens: 20, grammar: None };
     let same = vec![request; MAX_SLOTS];
     let mut schedule = Schedule::new(&mut executor, &same, Random(9), Style::Plain);
     schedule.run();

@@ -146,11 +146,8 @@ async fn generate_goes_beyond_a_step_and_stops_at_its_limits() {
     assert_eq!(refused(generate(&[96], 1)).await, "slot 0: token 96 does not exist: ids end below 96");
     let expected = "`input_ids` and `max_new_tokens` add up to 513 tokens; the limit is 512";
     assert_eq!(refused(generate(&[1], 512)).await, expected);
-    let params = Some(SamplingParams { top_p: 7.0, ..SamplingParams::default() });
-    let expected = "slot 0: `top_p` is 7, expected 0 (off) to 1";
-    assert_eq!(refused(GenerateRequest { params, ..generate(&[1], 1) }).await, expected);
-    let params = Some(SamplingParams { masked: true, ..SamplingParams::default() });
-    let expected = "`params.masked` needs a router that sends grammar masks";
+    let params = Some(SamplingParams { top_p: Some(7.0), ..SamplingParams::default() });
+    let expected = "slot 0: `top_p` is 7, must be within (0, 1]";
     assert_eq!(refused(GenerateRequest { params, ..generate(&[1], 1) }).await, expected);
 }
 
@@ -192,7 +189,7 @@ async fn the_handshake_comes_first_and_once() {
 
     let mut router = server.open().await;
     router.send(to_shard::Message::Hello(Hello { epoch: 1, protocol_version: 999 })).await;
-    assert_eq!(router.fatal().await, "protocol version 999 of the router does not match 1 of this shard");
+    assert_eq!(router.fatal().await, "protocol version 999 of the router does not match 2 of this shard");
 
     let mut router = server.welcomed(1).await;
     router.hello(1).await;

@@ -4,7 +4,7 @@
 
 mod support;
 
-use proto::v1::{HealthRequest, InspectRequest, Mask, Masks, Ping, Plan, SamplingParams, from_shard, to_shard};
+use proto::v1::{HealthRequest, InspectRequest, Mask, Masks, Ping, Plan, from_shard, to_shard};
 use proto::{Sample, pack_u32};
 use support::serving::{PATIENCE, Router, Server, continue_slot_0, prompt};
 use support::{TinyModel, VOCAB_SIZE};
@@ -12,7 +12,7 @@ use support::{TinyModel, VOCAB_SIZE};
 /// Plan 1: a prompt in slot 0 that is under a grammar.
 fn masked_prompt(ids: &[u32]) -> Plan {
     let mut plan = prompt(ids);
-    plan.new_slots[0].params = Some(SamplingParams { masked: true, ..SamplingParams::default() });
+    plan.new_slots[0].masked = true;
     plan
 }
 
@@ -78,7 +78,7 @@ async fn only_rows_under_a_grammar_wait_and_masks_may_come_one_by_one() {
         let mut other = prompt(&[1, 2]);
         other.new_slots[0].slot = slot;
         other.new_slots[0].block_table = pack_u32(4 * slot..4 * slot + 4);
-        other.new_slots[0].params = Some(SamplingParams { masked, ..SamplingParams::default() });
+        other.new_slots[0].masked = masked;
         other.chunks[0].slot = slot;
         plan.new_slots.append(&mut other.new_slots);
         plan.chunks.append(&mut other.chunks);

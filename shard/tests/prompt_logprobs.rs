@@ -69,15 +69,19 @@ fn score(executor: &mut Executor, ids: &[u32], chunk_tokens: usize) -> Vec<f32> 
     executor.clear();
     let params = SamplingParams {
         prompt_logprobs: true,
-        prompt_tokens: ids.len() as u32,
-        top_n_tokens: 1,
+        top_n_tokens: Some(1),
         // What changes the reply leaves the prompt's log-probabilities alone.
-        repetition_penalty: 3.0,
-        temperature: 0.1,
+        repetition_penalty: Some(3.0),
+        temperature: Some(0.1),
         ..SamplingParams::default()
     };
     let blocks = ids.len().div_ceil(16) as u32;
-    let mut new_slots = vec![NewSlot { params: Some(params), block_table: pack_u32(0..blocks), ..NewSlot::default() }];
+    let mut new_slots = vec![NewSlot {
+        params: Some(params),
+        prompt_tokens: ids.len() as u32,
+        block_table: pack_u32(0..blocks),
+        ..NewSlot::default()
+    }];
     let (mut logprobs, mut start) = (vec![], 0);
     for (chunk, seq) in ids.chunks(chunk_tokens).zip(1..) {
         let sample = start + chunk.len() == ids.len();
@@ -113,11 +117,12 @@ fn logprob(logits: &[f32], id: u32) -> f32 {
 fn a_prompt_that_cannot_be_scored_fails_where_it_is_sampled() {
     let model = TinyModel::with_nan();
     let mut executor = shard::start::start_with(&model.args(&["--threads", "2"]), Arc::new(Single)).unwrap().executor;
-    let params = SamplingParams { prompt_logprobs: true, prompt_tokens: 6, ..SamplingParams::default() };
+    let params = SamplingParams { prompt_logprobs: true, ..SamplingParams::default() };
     // Slot 1 has the same prompt without the token that breaks it.
     let new_slots = [0, 1].map(|slot| NewSlot {
         slot,
         params: Some(params.clone()),
+        prompt_tokens: 6,
         block_table: pack_u32([slot]),
         ..NewSlot::default()
     });

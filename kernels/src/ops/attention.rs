@@ -138,7 +138,7 @@ fn cpu_arm<T: Element>(
     for (index, sequence) in rows.sequences.iter().enumerate() {
         tiles.extend((0..sequence.num_rows).step_by(rows_per_tile).map(|row| (index, row)));
     }
-    cpu.pool.for_each(tiles.len() * shape.kv_heads, |unit| {
+    cpu.pool.run(tiles.len() * shape.kv_heads, |unit| {
         // The longest rows are the last of a prompt: they come first, so that no thread ends alone with one of them.
         let (index, first_row) = tiles[tiles.len() - 1 - unit / shape.kv_heads];
         let (sequence, kv_head) = (&rows.sequences[index], unit % shape.kv_heads);

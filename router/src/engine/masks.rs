@@ -99,7 +99,7 @@ impl Masks {
         let parts = request.parts();
         if let Some(constraint) = &parts.constraint {
             let reader = Reader::New(constraint.clone());
-            let min_tokens = parts.sampling.min_tokens;
+            let min_tokens = parts.sampling.min_tokens();
             self.replies.insert(id, Reply { reader, unread: Vec::new(), len: 0, mask: None, min_tokens });
             self.touched.push(id);
         }
@@ -250,7 +250,7 @@ fn advance(source: Source, tokens: &[u32], forbidden: &[u32]) -> Result<(Box<dyn
 mod tests {
     use super::*;
     use crate::kv::PrefixKey;
-    use crate::request::{RequestLimits, RequestParts, SamplingParams};
+    use crate::request::{RequestLimits, RequestParts};
     use crate::scheduler::tiny_shard::{EOS, TinyGrammar, VOCAB_SIZE};
     use crate::scheduler::{Capacity, SchedulerConfig};
 
@@ -259,7 +259,7 @@ mod tests {
     fn request(min_tokens: u32) -> GenerateRequest {
         let parts = RequestParts {
             input_ids: [1, 2].into(),
-            sampling: SamplingParams { min_tokens, ..Default::default() },
+            sampling: proto::v1::SamplingParams { min_tokens: Some(min_tokens), ..Default::default() },
             max_new_tokens: 9,
             ignore_eos: false,
             cache_prompt: true,

@@ -30,6 +30,8 @@ pub(crate) mod masks;
 pub mod metrics;
 mod response;
 #[cfg(test)]
+pub(crate) mod scripted_rank;
+#[cfg(test)]
 mod scripted_shard;
 #[cfg(test)]
 mod tests;

@@ -1,16 +1,14 @@
 //! A shard group in this process: real sockets and gRPC in front of the [`TinyShard`], with accidents by script.
 
-use std::collections::{HashMap, VecDeque};
-use std::path::PathBuf;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use proto::v1::shard_server::{Shard, ShardServer};
-use proto::v1::{self, FromShard, InfoResponse, ToShard, from_shard, to_shard};
-use tokio::sync::{Semaphore, mpsc};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use proto::v1::{self, InfoResponse, Mask, Plan, from_shard};
+use tokio::sync::Semaphore;
+use tonic::Status;
 
+use super::scripted_rank::{self, Ranks, Sender};
 use crate::scheduler::Capacity;
 use crate::scheduler::tiny_shard::{EOS, Refusal, TinyShard, VOCAB_SIZE};
 
@@ -29,9 +27,8 @@ pub(super) enum Accident {
 
 /// A group of ranks, each behind its own socket. Dropping it ends the servers.
 pub(super) struct ScriptedGroup {
-    pub(super) prefix: String,
+    pub(super) ranks: Ranks,
     pub(super) script: Arc<Script>,
-    servers: Vec<tokio::task::JoinHandle<()>>,
 }
 
 /// What the ranks share with the test.
@@ -59,9 +56,6 @@ pub(super) struct Script {
 impl ScriptedGroup {
     /// Starts `world_size` ranks with `num_blocks` blocks of 4 tokens and `max_slots` slots, free to run.
     pub(super) fn start(world_size: u32, num_blocks: u32, max_slots: u32) -> Self {
-        static GROUPS: AtomicU32 = AtomicU32::new(0);
-        let number = GROUPS.fetch_add(1, Ordering::Relaxed);
-        let prefix = std::env::temp_dir().join(format!("tgi-engine-test-{}-{number}", std::process::id()));
         let script = Arc::new(Script {
             world_size,
             block_size: 4,
@@ -75,15 +69,7 @@ impl ScriptedGroup {
             epoch: AtomicU64::new(0),
             broken: Mutex::default(),
         });
-        let prefix = prefix.to_str().expect("temp_dir is UTF-8 in tests").to_owned();
-        let serve = |rank| {
-            let incoming = proto::bind(&proto::socket_path(&prefix, rank)).unwrap();
-            let service = ShardServer::new(ScriptedRank { rank, script: script.clone() });
-            let server = tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming);
-            tokio::spawn(async move { server.await.unwrap() })
-        };
-        let servers = (0..world_size).map(serve).collect();
-        Self { prefix, script, servers }
+        Self { ranks: Ranks::start(world_size, &script), script }
     }
 
     /// Number of ranks.
@@ -109,56 +95,29 @@ impl ScriptedGroup {
 
 impl Drop for ScriptedGroup {
     fn drop(&mut self) {
-        self.servers.iter().for_each(tokio::task::JoinHandle::abort);
-        for rank in 0..self.script.world_size {
-            let _ = std::fs::remove_file(PathBuf::from(format!("{}-{rank}", self.prefix)));
-        }
         let broken = self.script.broken.lock().unwrap();
         assert!(broken.is_empty() || std::thread::panicking(), "the router broke the protocol: {broken:?}");
     }
 }
 
-struct ScriptedRank {
-    rank: u32,
+/// A rank with an open stream.
+pub(super) struct Slots {
     script: Arc<Script>,
+    rank: u32,
+    epoch: u64,
+    shard: TinyShard,
+    is_wrecked: bool,
 }
 
-#[tonic::async_trait]
-impl Shard for ScriptedRank {
-    type RunStream = ReceiverStream<Result<FromShard, Status>>;
-
-    async fn run(&self, request: Request<Streaming<ToShard>>) -> Result<Response<Self::RunStream>, Status> {
-        let (sender, receiver) = mpsc::channel(8);
-        let (rank, script) = (self.rank, self.script.clone());
-        tokio::spawn(async move {
-            script.open_streams.fetch_add(1, Ordering::SeqCst);
-            // An error is a dead stream; the router sees its end.
-            if let Err(status) = script.serve(rank, request.into_inner(), &sender).await {
-                let _ = sender.send(Err(status)).await;
-            }
-            script.open_streams.fetch_sub(1, Ordering::SeqCst);
-        });
-        Ok(Response::new(ReceiverStream::new(receiver)))
-    }
-
-    async fn info(&self, _: Request<v1::InfoRequest>) -> Result<Response<InfoResponse>, Status> {
-        Ok(Response::new(self.script.info(self.rank)))
-    }
-
-    async fn health(&self, _: Request<v1::HealthRequest>) -> Result<Response<v1::HealthResponse>, Status> {
-        Err(Status::unimplemented("not scripted"))
-    }
-
-    async fn generate(&self, _: Request<v1::GenerateRequest>) -> Result<Response<v1::GenerateResponse>, Status> {
-        Err(Status::unimplemented("not scripted"))
-    }
-
-    async fn inspect(&self, _: Request<v1::InspectRequest>) -> Result<Response<v1::InspectResponse>, Status> {
-        Err(Status::unimplemented("not scripted"))
+impl Drop for Slots {
+    fn drop(&mut self) {
+        self.script.open_streams.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
-impl Script {
+impl scripted_rank::Script for Script {
+    type Slots = Slots;
+
     fn info(&self, rank: u32) -> InfoResponse {
         InfoResponse {
             protocol_version: proto::PROTOCOL_VERSION,
@@ -177,77 +136,53 @@ impl Script {
         }
     }
 
-    async fn serve(
-        &self,
-        rank: u32,
-        mut incoming: Streaming<ToShard>,
-        sender: &mpsc::Sender<Result<FromShard, Status>>,
-    ) -> Result<(), Status> {
-        let mut epoch = 0;
+    fn open(self: &Arc<Self>, rank: u32) -> Slots {
+        self.open_streams.fetch_add(1, Ordering::SeqCst);
         let info = self.info(rank);
-        let mut is_wrecked = false;
         let capacity = Capacity {
             num_blocks: info.num_blocks,
             max_slots: info.max_slots,
             max_step_tokens: info.max_step_tokens,
             max_logit_rows: info.max_logit_rows,
         };
-        let mut shard = TinyShard::new(capacity, info.block_size);
-        let (mut waiting, mut masks) = (VecDeque::new(), HashMap::new());
-        while let Some(message) = incoming.message().await? {
-            let answer = match message.message {
-                Some(to_shard::Message::Hello(hello)) => {
-                    epoch = hello.epoch;
-                    self.epoch.store(epoch, Ordering::SeqCst);
-                    Some(from_shard::Message::Welcome(v1::Welcome { epoch, info: Some(info.clone()) }))
-                }
-                Some(to_shard::Message::Plan(plan)) => {
-                    waiting.push_back(plan);
-                    None
-                }
-                Some(to_shard::Message::Masks(of_plan)) => {
-                    masks.insert(of_plan.seq, of_plan.masks);
-                    None
-                }
-                Some(to_shard::Message::Ping(ping)) => Some(from_shard::Message::Pong(v1::Pong { nonce: ping.nonce })),
-                None => return Err(Status::invalid_argument("unexpected message")),
-            };
-            if let Some(message) = answer
-                && sender.send(Ok(FromShard { message: Some(message) })).await.is_err()
-            {
-                return Ok(());
-            }
-            // After its accident a rank executes nothing more; the router must have ended the epoch.
-            while let Some(plan) = waiting.pop_front_if(|_| !is_wrecked) {
-                let is_unmasked = shard.masked_rows(&plan).is_empty();
-                let masks = match masks.remove(&plan.seq) {
-                    Some(masks) => masks,
-                    None if is_unmasked => Vec::new(),
-                    None => {
-                        waiting.push_front(plan);
-                        break;
-                    }
-                };
-                self.reached.lock().unwrap()[rank as usize] = (epoch, plan.seq);
-                if rank == 0 {
-                    self.steps.acquire().await.expect("never closed").forget();
-                    if !self.collective((epoch, plan.seq), sender).await {
-                        return Ok(());
-                    }
-                }
-                let accident = self.accidents.lock().unwrap().get(&(epoch, rank, plan.seq)).copied();
-                is_wrecked = accident.is_some();
-                let message = self.answer(&mut shard, rank, &plan, &masks, accident)?;
-                if sender.send(Ok(FromShard { message: Some(message) })).await.is_err() {
-                    return Ok(());
-                }
-            }
-        }
-        Ok(())
+        let shard = TinyShard::new(capacity, info.block_size);
+        Slots { script: self.clone(), rank, epoch: 0, shard, is_wrecked: false }
     }
 
+    fn greet(&self, slots: &mut Slots, epoch: u64) {
+        slots.epoch = epoch;
+        self.epoch.store(epoch, Ordering::SeqCst);
+    }
+
+    /// After its accident a rank executes nothing more; the router must have ended the epoch.
+    fn is_ready(&self, slots: &Slots, plan: &Plan, has_masks: bool) -> bool {
+        !slots.is_wrecked && (has_masks || slots.shard.masked_rows(plan).is_empty())
+    }
+
+    async fn execute(
+        &self,
+        slots: &mut Slots,
+        plan: Plan,
+        masks: Vec<Mask>,
+        sender: &Sender,
+    ) -> Result<Option<from_shard::Message>, Status> {
+        let (rank, at) = (slots.rank, (slots.epoch, plan.seq));
+        self.reached.lock().unwrap()[rank as usize] = at;
+        if rank == 0 {
+            self.steps.acquire().await.expect("never closed").forget();
+            if !self.collective(at, sender).await {
+                return Ok(None);
+            }
+        }
+        let accident = self.accidents.lock().unwrap().get(&(slots.epoch, rank, plan.seq)).copied();
+        slots.is_wrecked = accident.is_some();
+        self.answer(&mut slots.shard, rank, &plan, &masks, accident).map(Some)
+    }
+}
+
+impl Script {
     /// Waits, as a collective does, until every rank has come to `plan`. False if the router went away meanwhile.
-    async fn collective(&self, plan: (u64, u64), sender: &mpsc::Sender<Result<FromShard, Status>>) -> bool {
+    async fn collective(&self, plan: (u64, u64), sender: &Sender) -> bool {
         while self.reached.lock().unwrap().iter().any(|reached| *reached < plan) {
             if sender.is_closed() {
                 return false;
@@ -261,8 +196,8 @@ impl Script {
         &self,
         shard: &mut TinyShard,
         rank: u32,
-        plan: &v1::Plan,
-        masks: &[v1::Mask],
+        plan: &Plan,
+        masks: &[Mask],
         accident: Option<Accident>,
     ) -> Result<from_shard::Message, Status> {
         Ok(match accident {

@@ -6,13 +6,13 @@ use std::time::Duration;
 use super::scripted_shard::{Accident, ScriptedGroup};
 use super::*;
 use crate::constraint::{Constraint, Matcher, SharedConstraint};
-use crate::request::{RequestParts, SamplingParams};
+use crate::request::RequestParts;
 use crate::scheduler::tiny_shard::{POISON, TinyGrammar, UNCOMPUTABLE, reference_prompt, reference_reply};
 use crate::scheduler::{Failure, Misfit};
 
 async fn start(group: &ScriptedGroup, max_concurrent_requests: usize) -> EngineHandle {
     let config = EngineConfig {
-        shard_uds_prefix: group.prefix.clone(),
+        shard_uds_prefix: group.ranks.prefix.clone(),
         world_size: group.servers(),
         connect_timeout: Duration::from_secs(30),
         max_concurrent_requests,
@@ -27,7 +27,7 @@ async fn start(group: &ScriptedGroup, max_concurrent_requests: usize) -> EngineH
 fn parts(seed: u64, input_tokens: u32, max_new_tokens: u32) -> RequestParts {
     RequestParts {
         input_ids: (0..input_tokens).map(|idx| 1 + (idx * 5 + seed as u32) % 50).collect(),
-        sampling: SamplingParams { seed, ..Default::default() },
+        sampling: proto::v1::SamplingParams { seed: Some(seed), ..Default::default() },
         max_new_tokens,
         ignore_eos: true,
         cache_prompt: true,
@@ -342,6 +342,6 @@ async fn a_group_that_is_not_there_or_does_not_fit_is_a_typed_error() {
     let missing = EngineHandle::start(config("/nonexistent/shard", 1)).await.err();
     assert!(matches!(missing, Some(EngineError::Unreachable { rank: 0, .. })), "{missing:?}");
     let group = ScriptedGroup::start(2, 16, 4);
-    let smaller = EngineHandle::start(config(&group.prefix, 1)).await.err();
+    let smaller = EngineHandle::start(config(&group.ranks.prefix, 1)).await.err();
     assert_eq!(smaller, Some(EngineError::Group { rank: 0, field: "world_size", value: 2, expected: 1 }));
 }

@@ -3,8 +3,7 @@
 use proto::v1::{self, Plan, StepResult};
 use proto::{PackedError, Sample, pack_u32, unpack_u32};
 
-use crate::request::{SamplingParams, Watermark};
-use crate::scheduler::{NewSlot, PromptLogprob, PromptRun, SampledRow, SlotId, StepOutcome, StepPlan};
+use crate::scheduler::{PromptLogprob, PromptRun, SampledRow, SlotId, StepOutcome, StepPlan};
 
 /// A plan as it travels. A steady decode step is an empty message with a number and a flag.
 pub(crate) fn encode(step: &StepPlan) -> Plan {
@@ -27,7 +26,9 @@ pub(crate) fn encode(step: &StepPlan) -> Plan {
             .iter()
             .map(|new| v1::NewSlot {
                 slot: new.slot.0,
-                params: Some(sampling(new)),
+                params: Some(new.sampling.clone()),
+                prompt_tokens: new.prompt_tokens,
+                masked: new.masked,
                 block_table: pack_u32(new.block_table.iter().map(|block| block.0)),
                 cached_tokens: new.cached_tokens,
                 cached_ids: pack_u32(new.cached_ids.iter().copied()),
@@ -91,55 +92,11 @@ fn prompt_run(run: &v1::PromptLogprobs) -> Result<PromptRun, String> {
     })
 }
 
-fn sampling(new: &NewSlot) -> v1::SamplingParams {
-    let SamplingParams {
-        do_sample,
-        temperature,
-        top_k,
-        top_p,
-        typical_p,
-        repetition_penalty,
-        frequency_penalty,
-        seed,
-        top_n_tokens,
-        min_p,
-        presence_penalty,
-        occurrence_penalty,
-        ref logit_bias,
-        min_tokens,
-        ref bad_words,
-        watermark,
-        prompt_logprobs,
-    } = new.sampling;
-    v1::SamplingParams {
-        do_sample,
-        temperature,
-        top_k,
-        top_p,
-        typical_p,
-        repetition_penalty,
-        frequency_penalty,
-        seed,
-        top_n_tokens,
-        prompt_tokens: new.prompt_tokens,
-        min_p,
-        presence_penalty,
-        occurrence_penalty,
-        logit_bias_ids: pack_u32(logit_bias.iter().map(|(id, _)| *id)),
-        logit_biases: pack_u32(logit_bias.iter().map(|(_, bias)| bias.to_bits())),
-        min_tokens,
-        bad_words: bad_words.iter().map(|word| pack_u32(word.iter().copied())).collect(),
-        watermark: watermark.map(|Watermark { gamma, delta }| v1::Watermark { gamma, delta }),
-        masked: new.masked,
-        prompt_logprobs,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::kv::BlockId;
-    use crate::scheduler::Chunk;
+    use crate::scheduler::{Chunk, NewSlot, RequestId};
 
     #[test]
     fn a_steady_step_is_a_few_bytes() {
@@ -154,6 +111,31 @@ mod tests {
         assert!(plan.continues.is_empty());
         let bytes = plan.appended_blocks.len() + plan.freed_slots.len() + plan.chunks.len() + 16;
         assert!(bytes < 200, "{bytes}");
+    }
+
+    #[test]
+    fn a_new_slot_says_what_is_asked_and_where_the_reply_begins() {
+        let new = NewSlot {
+            slot: SlotId(3),
+            request: RequestId(1),
+            sampling: v1::SamplingParams { min_p: Some(0.5), ..Default::default() },
+            prompt_tokens: 17,
+            masked: true,
+            block_table: vec![BlockId(4)],
+            cached_tokens: 16,
+            cached_ids: vec![],
+        };
+        let expected = v1::NewSlot {
+            slot: 3,
+            params: Some(new.sampling.clone()),
+            block_table: pack_u32([4]),
+            cached_tokens: 16,
+            cached_ids: pack_u32([]),
+            request_id: 1,
+            prompt_tokens: 17,
+            masked: true,
+        };
+        assert_eq!(encode(&StepPlan { new_slots: vec![new], ..Default::default() }).new_slots, [expected]);
     }
 
     #[test]
@@ -207,46 +189,5 @@ mod tests {
         let lacking = v1::PromptLogprobs { top_tokens: vec![top(7)], ..run };
         let result = StepResult { prompt_logprobs: vec![lacking], ..result };
         assert_eq!(decode(&result).unwrap_err(), "prompt_logprobs has 2 logprobs and 1 top_tokens");
-    }
-
-    #[test]
-    fn every_sampling_parameter_travels() {
-        let sampling = SamplingParams {
-            min_p: 0.1,
-            presence_penalty: 0.2,
-            occurrence_penalty: 0.3,
-            logit_bias: [(2, 5.0), (9, -100.0)].into(),
-            min_tokens: 4,
-            bad_words: [[7, 8].into(), [9].into()].into(),
-            watermark: Some(Watermark { gamma: 0.5, delta: 2.0 }),
-            prompt_logprobs: true,
-            ..Default::default()
-        };
-        let new = NewSlot {
-            slot: SlotId(0),
-            request: crate::scheduler::RequestId(1),
-            sampling,
-            prompt_tokens: 17,
-            masked: true,
-            block_table: vec![],
-            cached_tokens: 0,
-            cached_ids: vec![],
-        };
-        let step = StepPlan { new_slots: vec![new], ..Default::default() };
-        let expected = v1::SamplingParams {
-            min_p: 0.1,
-            presence_penalty: 0.2,
-            occurrence_penalty: 0.3,
-            logit_bias_ids: pack_u32([2, 9]),
-            logit_biases: pack_u32([5.0f32.to_bits(), (-100.0f32).to_bits()]),
-            min_tokens: 4,
-            bad_words: vec![pack_u32([7, 8]), pack_u32([9])],
-            watermark: Some(v1::Watermark { gamma: 0.5, delta: 2.0 }),
-            prompt_tokens: 17,
-            masked: true,
-            prompt_logprobs: true,
-            ..Default::default()
-        };
-        assert_eq!(encode(&step).new_slots[0].params, Some(expected));
     }
 }

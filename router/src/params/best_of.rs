@@ -16,7 +16,7 @@ fn enter(asked: &Asked, limits: &ParamLimits, checked: &mut Checked) -> Result<(
         if best_of > limits.max_best_of {
             return Err(ValidationError::BestOf { limit: limits.max_best_of, given: best_of });
         }
-        if !asked.is_sampling() {
+        if !asked.sampling.do_sample {
             return Err(ValidationError::BestOfWithoutSampling);
         }
     }

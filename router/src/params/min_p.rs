@@ -5,7 +5,6 @@ use crate::error::ValidationError;
 
 pub(super) const PARAMETER: Parameter = Parameter { name: "min_p", range: "[0, 1]", enter };
 
-fn enter(asked: &Asked, _: &ParamLimits, checked: &mut Checked) -> Result<(), ValidationError> {
-    checked.sampling.min_p = within("min_p", asked.min_p.unwrap_or(0.0), 0.0, 1.0)?;
-    Ok(())
+fn enter(_: &Asked, _: &ParamLimits, checked: &mut Checked) -> Result<(), ValidationError> {
+    within("min_p", checked.sampling.min_p, 0.0, 1.0)
 }

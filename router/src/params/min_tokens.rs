@@ -7,7 +7,6 @@ use crate::error::ValidationError;
 
 pub(super) const PARAMETER: Parameter = Parameter { name: "min_tokens", range: "0 to max_new_tokens", enter };
 
-fn enter(asked: &Asked, _: &ParamLimits, checked: &mut Checked) -> Result<(), ValidationError> {
-    checked.sampling.min_tokens = asked.min_tokens.unwrap_or(0);
+fn enter(_: &Asked, _: &ParamLimits, _: &mut Checked) -> Result<(), ValidationError> {
     Ok(())
 }

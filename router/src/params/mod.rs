@@ -2,6 +2,9 @@
 //!
 //! Every protocol fills an [`Asked`] and [`check`] turns it into a [`Checked`], so that no two APIs can disagree about
 //! a rule. Where OpenAI's own rule differs from TGI's (`temperature: 0`, `top_p: 1`), the parameter's file says so.
+//!
+//! What the sampler reads travels in the step protocol's own message from here to the shard; the rules here are those for
+//! clients, in the words of their APIs, within the ranges that the protocol sets (`proto/src/sampling_params.rs`).
 
 pub(crate) mod adapter_id;
 pub(crate) mod bad_words;
@@ -31,9 +34,10 @@ pub(crate) mod typical_p;
 pub(crate) mod unsupported;
 pub(crate) mod watermark;
 
+use proto::v1::{SamplingParams, Watermark};
+
 use crate::error::ValidationError;
 use crate::grammar::GrammarSpec;
-use crate::request::{SamplingParams, Watermark};
 
 /// What a client asked for, in TGI's terms, before any rule ran. `None` is "not given".
 #[derive(Clone, Debug, Default)]
@@ -42,38 +46,18 @@ pub(crate) struct Asked {
     pub(crate) inputs: String,
     /// The prompt as token ids instead; `inputs` is then empty.
     pub(crate) input_ids: Option<Vec<u32>>,
+    /// What the client wants of the sampler, as it said it.
+    pub(crate) sampling: SamplingParams,
     pub(crate) best_of: Option<usize>,
-    pub(crate) temperature: Option<f32>,
-    pub(crate) repetition_penalty: Option<f32>,
-    pub(crate) frequency_penalty: Option<f32>,
-    pub(crate) top_k: Option<i32>,
-    pub(crate) top_p: Option<f32>,
-    pub(crate) typical_p: Option<f32>,
-    pub(crate) do_sample: bool,
     pub(crate) max_new_tokens: Option<u32>,
     pub(crate) stop: Vec<String>,
     pub(crate) truncate: Option<usize>,
-    pub(crate) seed: Option<u64>,
-    pub(crate) top_n_tokens: Option<u32>,
-    /// The same as OpenAI's APIs ask for it, with the field's name there and a limit of its own.
+    /// `top_n_tokens` as OpenAI's APIs ask for it, with the field's name there and a limit of its own.
     pub(crate) top_logprobs: Option<(&'static str, u32)>,
-    /// Log-probabilities of the prompt's tokens (`decoder_input_details`, `echo` with `logprobs`).
-    pub(crate) prompt_logprobs: bool,
-    pub(crate) watermark: bool,
     /// What the reply must match.
     pub(crate) grammar: Option<GrammarSpec>,
     pub(crate) adapter_id: Option<String>,
-    pub(crate) min_p: Option<f32>,
-    /// OpenAI's: over the reply, once per distinct token.
-    pub(crate) presence_penalty: Option<f32>,
-    /// OpenAI's `frequency_penalty`: over the reply, per occurrence.
-    pub(crate) occurrence_penalty: Option<f32>,
-    /// Token ids and what is added to their logits.
-    pub(crate) logit_bias: Vec<(u32, f32)>,
-    pub(crate) min_tokens: Option<u32>,
     pub(crate) ignore_eos: bool,
-    /// Token sequences that the reply must not contain.
-    pub(crate) bad_words: Vec<Vec<u32>>,
     /// Answers wanted, each with a seed of its own (OpenAI's `n`).
     pub(crate) n: Option<usize>,
 }
@@ -104,14 +88,13 @@ pub struct ParamLimits {
 /// Parameters that passed every rule.
 #[derive(Clone, Debug)]
 pub(crate) struct Checked {
+    /// What was asked of the sampler, each parameter as its rule leaves it; with a seed if it draws.
     pub(crate) sampling: SamplingParams,
     /// Generations to run; the best one answers.
     pub(crate) best_of: usize,
     pub(crate) max_new_tokens: Option<u32>,
     pub(crate) stop: Vec<String>,
     pub(crate) truncate: Option<usize>,
-    /// Reported to the client; `None` when greedy.
-    pub(crate) seed: Option<u64>,
     pub(crate) ignore_eos: bool,
     /// What the reply must match; a schema is no longer text.
     pub(crate) grammar: Option<GrammarSpec>,
@@ -158,29 +141,17 @@ pub(crate) const TABLE: &[Parameter] = &[
     n::PARAMETER,
 ];
 
-impl Asked {
-    /// Greedy only if nothing at all asks for sampling (TGI's rule).
-    pub(crate) fn is_sampling(&self) -> bool {
-        self.do_sample
-            || self.temperature.is_some_and(|t| t != 1.0)
-            || self.top_k.is_some_and(|k| k != 0)
-            || self.top_p.is_some_and(|p| p < 1.0)
-            || self.typical_p.is_some_and(|p| p < 1.0)
-    }
-}
-
 /// Runs every rule of [`TABLE`].
 ///
 /// # Errors
 /// The first rule that fails, with TGI's text.
 pub(crate) fn check(asked: &Asked, limits: &ParamLimits) -> Result<Checked, ValidationError> {
     let mut checked = Checked {
-        sampling: SamplingParams { do_sample: asked.is_sampling(), ..SamplingParams::default() },
+        sampling: asked.sampling.clone(),
         best_of: 1,
         max_new_tokens: None,
         stop: Vec::new(),
         truncate: None,
-        seed: None,
         ignore_eos: false,
         grammar: None,
         n: 1,
@@ -193,26 +164,45 @@ pub(crate) fn check(asked: &Asked, limits: &ParamLimits) -> Result<Checked, Vali
     Ok(checked)
 }
 
-/// The value if it is a finite number: JSON's `1e39` is an infinity in f32, which no sampler survives.
-fn finite(field: &'static str, value: f32) -> Result<f32, ValidationError> {
-    if value.is_finite() { Ok(value) } else { Err(ValidationError::NotFinite { field }) }
+/// A finite number above 0: JSON's `1e39` is an infinity in f32, which no sampler survives.
+fn positive(field: &'static str, value: Option<f32>) -> Result<(), ValidationError> {
+    match value {
+        Some(value) if !value.is_finite() => Err(ValidationError::NotFinite { field }),
+        Some(value) if value <= 0.0 => Err(ValidationError::NotPositive { field }),
+        Some(_) | None => Ok(()),
+    }
 }
 
-/// The value if it is within `[least, most]`, which no NaN is.
-fn within(field: &'static str, value: f32, least: f32, most: f32) -> Result<f32, ValidationError> {
-    match (least..=most).contains(&value) {
-        true => Ok(value),
-        false => Err(ValidationError::OutOfRange { field, least, most, given: value }),
+/// A number between 0 and 1, without both.
+fn fraction(field: &'static str, value: Option<f32>) -> Result<(), ValidationError> {
+    match value.is_none_or(|value| value > 0.0 && value < 1.0) {
+        true => Ok(()),
+        false => Err(ValidationError::NotAFraction { field }),
+    }
+}
+
+/// A number within `[least, most]`, which no NaN is.
+fn within(field: &'static str, value: Option<f32>, least: f32, most: f32) -> Result<(), ValidationError> {
+    match value.filter(|value| !(least..=most).contains(value)) {
+        None => Ok(()),
+        Some(given) => Err(ValidationError::OutOfRange { field, least, most, given }),
     }
 }
 
 /// A list that is not too long.
-fn at_most(field: &'static str, unit: &'static str, limit: usize, given: usize) -> Result<(), ValidationError> {
+pub(crate) fn at_most(
+    field: &'static str,
+    unit: &'static str,
+    limit: usize,
+    given: usize,
+) -> Result<(), ValidationError> {
     if given > limit { Err(ValidationError::TooMany { field, unit, limit, given }) } else { Ok(()) }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use proto::v1::{TokenBias, TokenSequence};
+
     use super::*;
 
     pub(crate) fn limits() -> ParamLimits {
@@ -233,6 +223,23 @@ pub(crate) mod tests {
         Asked { inputs: "text".to_owned(), ..Asked::default() }
     }
 
+    /// What asks for this of the sampler and is in order otherwise.
+    fn sampling(sampling: SamplingParams) -> Asked {
+        Asked { sampling, ..base() }
+    }
+
+    fn off() -> SamplingParams {
+        SamplingParams::default()
+    }
+
+    fn biases(entries: &[(u32, f32)]) -> Vec<TokenBias> {
+        entries.iter().map(|&(token_id, bias)| TokenBias { token_id, bias }).collect()
+    }
+
+    fn words(words: &[&[u32]]) -> Vec<TokenSequence> {
+        words.iter().map(|word| TokenSequence { ids: word.to_vec() }).collect()
+    }
+
     /// The error text for `asked`, or "ok".
     #[track_caller]
     fn text(asked: Asked) -> String {
@@ -244,15 +251,24 @@ pub(crate) mod tests {
         let cases = [
             (Asked::default(), "`inputs` cannot be empty"),
             (Asked { best_of: Some(2), ..base() }, "you must use sampling when `best_of` is > 1"),
-            (Asked { temperature: Some(0.0), ..base() }, "`temperature` must be strictly positive"),
-            (Asked { temperature: Some(f32::INFINITY), ..base() }, "`temperature` must be a finite number"),
-            (Asked { repetition_penalty: Some(-1.0), ..base() }, "`repetition_penalty` must be strictly positive"),
-            (Asked { frequency_penalty: Some(2.5), ..base() }, "`frequency_penalty` must be >= -2.0 and <= 2.0"),
-            (Asked { top_p: Some(1.0), ..base() }, "`top_p` must be > 0.0 and < 1.0"),
-            (Asked { top_p: Some(0.0), ..base() }, "`top_p` must be > 0.0 and < 1.0"),
-            (Asked { typical_p: Some(1.0), ..base() }, "`typical_p` must be > 0.0 and < 1.0"),
-            (Asked { top_k: Some(0), ..base() }, "`top_k` must be strictly positive"),
-            (Asked { top_k: Some(-3), ..base() }, "`top_k` must be strictly positive"),
+            (sampling(SamplingParams { temperature: Some(0.0), ..off() }), "`temperature` must be strictly positive"),
+            (
+                sampling(SamplingParams { temperature: Some(f32::INFINITY), ..off() }),
+                "`temperature` must be a finite number",
+            ),
+            (
+                sampling(SamplingParams { repetition_penalty: Some(-1.0), ..off() }),
+                "`repetition_penalty` must be strictly positive",
+            ),
+            (
+                sampling(SamplingParams { frequency_penalty: Some(2.5), ..off() }),
+                "`frequency_penalty` must be >= -2.0 and <= 2.0",
+            ),
+            (sampling(SamplingParams { top_p: Some(1.0), ..off() }), "`top_p` must be > 0.0 and < 1.0"),
+            (sampling(SamplingParams { top_p: Some(0.0), ..off() }), "`top_p` must be > 0.0 and < 1.0"),
+            (sampling(SamplingParams { typical_p: Some(1.0), ..off() }), "`typical_p` must be > 0.0 and < 1.0"),
+            (sampling(SamplingParams { top_k: Some(0), ..off() }), "`top_k` must be strictly positive"),
+            (sampling(SamplingParams { top_k: Some(-3), ..off() }), "`top_k` must be strictly positive"),
             (Asked { max_new_tokens: Some(0), ..base() }, "`max_new_tokens` must be strictly positive"),
             (Asked { stop: vec!["x".into(); 5], ..base() }, "`stop` supports up to 4 stop sequences. Given: 5"),
             (Asked { stop: vec!["".into()], ..base() }, "`stop` must not contain an empty string"),
@@ -261,17 +277,33 @@ pub(crate) mod tests {
                 "`stop` strings must have at most 1024 bytes. Given: 2000",
             ),
             (
-                Asked { seed: Some(1), best_of: Some(2), do_sample: true, ..base() },
+                Asked {
+                    sampling: SamplingParams { seed: Some(1), do_sample: true, ..off() },
+                    best_of: Some(2),
+                    ..base()
+                },
                 "`seed` must not be set when `best_of` > 1",
             ),
-            (Asked { top_n_tokens: Some(6), ..base() }, "`top_n_tokens` must be >= 0 and <= 5. Given: 6"),
+            (
+                sampling(SamplingParams { top_n_tokens: Some(6), ..off() }),
+                "`top_n_tokens` must be >= 0 and <= 5. Given: 6",
+            ),
             (Asked { truncate: Some(0), ..base() }, "`truncate` must be strictly positive and less than 63. Given: 0"),
             (
                 Asked { truncate: Some(64), ..base() },
                 "`truncate` must be strictly positive and less than 63. Given: 64",
             ),
             (Asked { truncate: Some(63), ..base() }, "ok"),
-            (Asked { top_p: Some(0.5), typical_p: Some(0.5), top_k: Some(1), seed: Some(0), ..base() }, "ok"),
+            (
+                sampling(SamplingParams {
+                    top_p: Some(0.5),
+                    typical_p: Some(0.5),
+                    top_k: Some(1),
+                    seed: Some(0),
+                    ..off()
+                }),
+                "ok",
+            ),
         ];
         for (asked, expected) in cases {
             assert_eq!(text(asked.clone()), expected, "{asked:?}");
@@ -284,32 +316,47 @@ pub(crate) mod tests {
         let cases = [
             (Asked { top_logprobs: Some(("logprobs", 20)), ..base() }, "ok"),
             (Asked { top_logprobs: Some(("logprobs", 21)), ..base() }, "`logprobs` must be >= 0 and <= 20. Given: 21"),
-            (Asked { min_p: Some(-0.5), ..base() }, "`min_p` must be >= 0.0 and <= 1.0. Given: -0.5"),
-            (Asked { min_p: Some(f32::NAN), ..base() }, "`min_p` must be >= 0.0 and <= 1.0. Given: NaN"),
+            (sampling(SamplingParams { min_p: Some(-0.5), ..off() }), "`min_p` must be >= 0.0 and <= 1.0. Given: -0.5"),
             (
-                Asked { presence_penalty: Some(2.5), ..base() },
+                sampling(SamplingParams { min_p: Some(f32::NAN), ..off() }),
+                "`min_p` must be >= 0.0 and <= 1.0. Given: NaN",
+            ),
+            (
+                sampling(SamplingParams { presence_penalty: Some(2.5), ..off() }),
                 "`presence_penalty` must be >= -2.0 and <= 2.0. Given: 2.5",
             ),
-            (Asked { occurrence_penalty: Some(-3.0), ..base() }, "`frequency_penalty` must be >= -2.0 and <= 2.0"),
             (
-                Asked { logit_bias: vec![(1, 101.0)], ..base() },
+                sampling(SamplingParams { occurrence_penalty: Some(-3.0), ..off() }),
+                "`frequency_penalty` must be >= -2.0 and <= 2.0",
+            ),
+            (
+                sampling(SamplingParams { logit_bias: biases(&[(1, 101.0)]), ..off() }),
                 "`logit_bias` must be >= -100.0 and <= 100.0. Given: 101.0",
             ),
-            (Asked { logit_bias: vec![(1, 1.0), (1, 2.0)], ..base() }, "`logit_bias` names token 1 twice"),
             (
-                Asked { logit_bias: vec![(1, 1.0); 1025], ..base() },
+                sampling(SamplingParams { logit_bias: biases(&[(1, 1.0), (1, 2.0)]), ..off() }),
+                "`logit_bias` names token 1 twice",
+            ),
+            (
+                sampling(SamplingParams { logit_bias: biases(&[(1, 1.0); 1025]), ..off() }),
                 "`logit_bias` must have at most 1024 tokens. Given: 1025",
             ),
-            (Asked { bad_words: vec![vec![]], ..base() }, "`bad_words` must not contain an empty list"),
             (
-                Asked { bad_words: vec![vec![1]; 1025], ..base() },
+                sampling(SamplingParams { bad_words: words(&[&[]]), ..off() }),
+                "`bad_words` must not contain an empty list",
+            ),
+            (
+                sampling(SamplingParams { bad_words: words(&[&[1][..]; 1025]), ..off() }),
                 "`bad_words` must have at most 1024 lists. Given: 1025",
             ),
-            (Asked { bad_words: vec![vec![1; 33]], ..base() }, "`bad_words[]` must have at most 32 tokens. Given: 33"),
+            (
+                sampling(SamplingParams { bad_words: words(&[&[1; 33]]), ..off() }),
+                "`bad_words[]` must have at most 32 tokens. Given: 33",
+            ),
             (Asked { n: Some(0), ..base() }, "`n` must be >= 1 and <= 8. Given: 0"),
             (Asked { n: Some(9), ..base() }, "`n` must be >= 1 and <= 8. Given: 9"),
             (
-                Asked { n: Some(3), best_of: Some(2), do_sample: true, ..base() },
+                Asked { sampling: SamplingParams { do_sample: true, ..off() }, n: Some(3), best_of: Some(2), ..base() },
                 "`n` must be <= `best_of`. Given: 3 and 2",
             ),
             (
@@ -327,7 +374,14 @@ pub(crate) mod tests {
                 "grammar is not valid: a JSON schema is an object or a boolean",
             ),
             (Asked { input_ids: Some(vec![1]), adapter_id: Some(String::new()), ..Asked::default() }, "ok"),
-            (Asked { n: Some(8), min_p: Some(1.0), presence_penalty: Some(-2.0), ..base() }, "ok"),
+            (
+                Asked {
+                    sampling: SamplingParams { min_p: Some(1.0), presence_penalty: Some(-2.0), ..off() },
+                    n: Some(8),
+                    ..base()
+                },
+                "ok",
+            ),
         ];
         for (asked, expected) in cases {
             assert_eq!(text(asked.clone()), expected, "{asked:?}");
@@ -347,51 +401,65 @@ pub(crate) mod tests {
 
     #[test]
     fn what_is_asked_reaches_the_sampler() {
-        let asked = Asked {
+        let asked = SamplingParams {
             min_p: Some(0.1),
             presence_penalty: Some(0.2),
             occurrence_penalty: Some(0.3),
-            logit_bias: vec![(9, -100.0), (2, 5.0)],
+            logit_bias: biases(&[(9, -100.0), (2, 5.0)]),
             min_tokens: Some(4),
-            bad_words: vec![vec![7, 8]],
-            watermark: true,
+            bad_words: words(&[&[7, 8]]),
+            watermark: watermark::ask(true),
             prompt_logprobs: true,
-            ignore_eos: true,
-            ..base()
+            ..off()
         };
-        let checked = check(&asked, &limits()).unwrap();
+        let checked = check(&Asked { ignore_eos: true, ..sampling(asked.clone()) }, &limits()).unwrap();
         let expected = SamplingParams {
-            temperature: 1.0,
-            repetition_penalty: 1.0,
-            min_p: 0.1,
-            presence_penalty: 0.2,
-            occurrence_penalty: 0.3,
-            logit_bias: [(2, 5.0), (9, -100.0)].into(),
-            min_tokens: 4,
-            bad_words: [[7, 8].into()].into(),
+            logit_bias: biases(&[(2, 5.0), (9, -100.0)]),
             watermark: Some(Watermark { gamma: 0.5, delta: 2.0 }),
-            prompt_logprobs: true,
-            ..SamplingParams::default()
+            ..asked
         };
         assert_eq!(checked.sampling, expected);
         assert!(checked.ignore_eos);
     }
 
     #[test]
+    fn the_contract_with_the_shards_takes_what_these_rules_take() {
+        // The ends of every range.
+        for asked in [
+            SamplingParams { temperature: Some(1e-30), repetition_penalty: Some(f32::MAX), ..off() },
+            SamplingParams { top_k: Some(1), top_p: Some(1e-30), typical_p: Some(0.999_999), ..off() },
+            SamplingParams { top_k: Some(i32::MAX), min_p: Some(0.0), top_n_tokens: Some(5), ..off() },
+            SamplingParams { min_p: Some(1.0), presence_penalty: Some(-2.0), occurrence_penalty: Some(2.0), ..off() },
+            SamplingParams { frequency_penalty: Some(2.0), watermark: watermark::ask(true), ..off() },
+            SamplingParams {
+                logit_bias: biases(&[(7, -100.0), (0, 100.0)]),
+                bad_words: words(&[&[1; 32][..]; 1024]),
+                ..off()
+            },
+        ] {
+            let checked = check(&sampling(asked), &limits()).unwrap();
+            assert_eq!(checked.sampling.check(8, limits().max_top_n_tokens), Ok(()));
+        }
+    }
+
+    #[test]
     fn the_first_fault_in_tgis_order_answers() {
-        let asked = Asked { top_k: Some(0), temperature: Some(-1.0), max_new_tokens: Some(0), ..base() };
+        let asked = Asked {
+            sampling: SamplingParams { top_k: Some(0), temperature: Some(-1.0), ..off() },
+            max_new_tokens: Some(0),
+            ..base()
+        };
         assert_eq!(text(asked), "`temperature` must be strictly positive");
     }
 
     #[test]
     fn greedy_reports_no_seed_and_sampling_always_has_one() {
-        let greedy = check(&Asked { seed: Some(7), temperature: Some(1.0), ..base() }, &limits()).unwrap();
-        assert!(!greedy.sampling.do_sample);
-        assert_eq!(greedy.seed, None);
-        let seeded = check(&Asked { seed: Some(7), do_sample: true, ..base() }, &limits()).unwrap();
-        assert_eq!((seeded.seed, seeded.sampling.seed), (Some(7), 7));
-        let drawn = check(&Asked { top_p: Some(0.9), ..base() }, &limits()).unwrap();
-        assert_eq!(drawn.seed, Some(drawn.sampling.seed), "any sampling parameter switches sampling on");
+        let seed = |do_sample, seed| {
+            check(&sampling(SamplingParams { do_sample, seed, ..off() }), &limits()).unwrap().sampling.seed
+        };
+        assert_eq!(seed(false, Some(7)), None);
+        assert_eq!(seed(true, Some(7)), Some(7));
+        assert!(seed(true, None).is_some());
     }
 
     #[test]

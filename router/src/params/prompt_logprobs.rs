@@ -7,8 +7,7 @@ use crate::error::ValidationError;
 pub(super) const PARAMETER: Parameter =
     Parameter { name: "decoder_input_details", range: "true or false; native routes: not when streaming", enter };
 
-fn enter(asked: &Asked, _: &ParamLimits, checked: &mut Checked) -> Result<(), ValidationError> {
-    checked.sampling.prompt_logprobs = asked.prompt_logprobs;
+fn enter(_: &Asked, _: &ParamLimits, _: &mut Checked) -> Result<(), ValidationError> {
     Ok(())
 }
 

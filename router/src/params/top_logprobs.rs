@@ -11,6 +11,6 @@ fn enter(asked: &Asked, limits: &ParamLimits, checked: &mut Checked) -> Result<(
     if given > limit {
         return Err(ValidationError::TopNTokens { field, limit, given });
     }
-    checked.sampling.top_n_tokens = given;
+    checked.sampling.top_n_tokens = Some(given);
     Ok(())
 }

@@ -5,11 +5,10 @@ use crate::error::ValidationError;
 
 pub(super) const PARAMETER: Parameter = Parameter { name: "top_n_tokens", range: "0 to --max-top-n-tokens", enter };
 
-fn enter(asked: &Asked, limits: &ParamLimits, checked: &mut Checked) -> Result<(), ValidationError> {
-    let (given, limit) = (asked.top_n_tokens.unwrap_or(0), limits.max_top_n_tokens);
-    if given > limit {
-        return Err(ValidationError::TopNTokens { field: PARAMETER.name, limit, given });
+fn enter(_: &Asked, limits: &ParamLimits, checked: &mut Checked) -> Result<(), ValidationError> {
+    let (given, limit) = (checked.sampling.top_n_tokens(), limits.max_top_n_tokens);
+    match given > limit {
+        true => Err(ValidationError::TopNTokens { field: PARAMETER.name, limit, given }),
+        false => Ok(()),
     }
-    checked.sampling.top_n_tokens = given;
-    Ok(())
 }

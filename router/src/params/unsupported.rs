@@ -33,88 +33,67 @@ pub(crate) struct Unsupported {
     pub(crate) neutral: Neutral,
 }
 
-/// Of the native API's `parameters`: all are served.
-pub(crate) const NATIVE: &[Unsupported] = &[];
-
-/// Of `/v1/chat/completions`. What asks only for bookkeeping on OpenAI's side is accepted whatever its value.
-pub(crate) const CHAT: &[Unsupported] = &[
-    // OpenAI's.
-    Unsupported { field: "audio", neutral: Neutral::Null },
-    Unsupported { field: "modalities", neutral: Neutral::Only("text") },
-    Unsupported { field: "prediction", neutral: Neutral::Anything },
-    Unsupported { field: "verbosity", neutral: Neutral::Words(&["medium"]) },
-    Unsupported { field: "web_search_options", neutral: Neutral::Null },
+/// OpenAI's, of chat completions and of responses. What asks only for bookkeeping on OpenAI's side is accepted whatever
+/// its value.
+pub(crate) const OPENAI: &[Unsupported] = &[
     Unsupported { field: "store", neutral: Neutral::False },
-    Unsupported { field: "metadata", neutral: Neutral::Anything },
     Unsupported { field: "user", neutral: Neutral::Anything },
     Unsupported { field: "safety_identifier", neutral: Neutral::Anything },
     Unsupported { field: "prompt_cache_key", neutral: Neutral::Anything },
     Unsupported { field: "prompt_cache_retention", neutral: Neutral::Anything },
     Unsupported { field: "service_tier", neutral: Neutral::Words(&["auto", "default"]) },
-    // vLLM's.
+];
+
+/// vLLM's, of chat completions and of completions.
+pub(crate) const VLLM: &[Unsupported] = &[
+    Unsupported { field: "use_beam_search", neutral: Neutral::False },
+    Unsupported { field: "length_penalty", neutral: Neutral::Number(1.0) },
+    Unsupported { field: "stop_token_ids", neutral: Neutral::Empty },
+    Unsupported { field: "allowed_token_ids", neutral: Neutral::Empty },
+    Unsupported { field: "include_stop_str_in_output", neutral: Neutral::False },
+    Unsupported { field: "skip_special_tokens", neutral: Neutral::True },
+    Unsupported { field: "spaces_between_special_tokens", neutral: Neutral::Anything },
+    Unsupported { field: "prompt_logprobs", neutral: Neutral::Null },
+    Unsupported { field: "return_token_ids", neutral: Neutral::False },
+    Unsupported { field: "return_tokens_as_token_ids", neutral: Neutral::False },
+    Unsupported { field: "guided_whitespace_pattern", neutral: Neutral::Null },
+    Unsupported { field: "guided_decoding_backend", neutral: Neutral::Anything },
+    Unsupported { field: "logits_processors", neutral: Neutral::Empty },
+    Unsupported { field: "kv_transfer_params", neutral: Neutral::Null },
+    Unsupported { field: "cache_salt", neutral: Neutral::Null },
+    Unsupported { field: "priority", neutral: Neutral::Number(0.0) },
+    Unsupported { field: "request_id", neutral: Neutral::Anything },
+];
+
+/// Further ones of `/v1/chat/completions`: OpenAI's, then vLLM's.
+pub(crate) const CHAT: &[Unsupported] = &[
+    Unsupported { field: "audio", neutral: Neutral::Null },
+    Unsupported { field: "modalities", neutral: Neutral::Only("text") },
+    Unsupported { field: "prediction", neutral: Neutral::Anything },
+    Unsupported { field: "verbosity", neutral: Neutral::Words(&["medium"]) },
+    Unsupported { field: "web_search_options", neutral: Neutral::Null },
+    Unsupported { field: "metadata", neutral: Neutral::Anything },
     Unsupported { field: "best_of", neutral: Neutral::Number(1.0) },
     Unsupported { field: "add_special_tokens", neutral: Neutral::False },
     Unsupported { field: "chat_template", neutral: Neutral::Null },
     Unsupported { field: "mm_processor_kwargs", neutral: Neutral::Empty },
-    Unsupported { field: "use_beam_search", neutral: Neutral::False },
-    Unsupported { field: "length_penalty", neutral: Neutral::Number(1.0) },
-    Unsupported { field: "stop_token_ids", neutral: Neutral::Empty },
-    Unsupported { field: "allowed_token_ids", neutral: Neutral::Empty },
-    Unsupported { field: "include_stop_str_in_output", neutral: Neutral::False },
-    Unsupported { field: "skip_special_tokens", neutral: Neutral::True },
-    Unsupported { field: "spaces_between_special_tokens", neutral: Neutral::Anything },
-    Unsupported { field: "prompt_logprobs", neutral: Neutral::Null },
-    Unsupported { field: "return_token_ids", neutral: Neutral::False },
-    Unsupported { field: "return_tokens_as_token_ids", neutral: Neutral::False },
-    Unsupported { field: "guided_whitespace_pattern", neutral: Neutral::Null },
-    Unsupported { field: "guided_decoding_backend", neutral: Neutral::Anything },
-    Unsupported { field: "logits_processors", neutral: Neutral::Empty },
-    Unsupported { field: "kv_transfer_params", neutral: Neutral::Null },
-    Unsupported { field: "cache_salt", neutral: Neutral::Null },
-    Unsupported { field: "priority", neutral: Neutral::Number(0.0) },
-    Unsupported { field: "request_id", neutral: Neutral::Anything },
 ];
 
-/// Of `/v1/completions`. (`suffix` is refused by its route, with TGI's own text.)
+/// Further ones of `/v1/completions`. (`suffix` is refused by its route, with TGI's own text.)
 pub(crate) const COMPLETIONS: &[Unsupported] = &[
-    // OpenAI's.
     Unsupported { field: "user", neutral: Neutral::Anything },
-    // vLLM's.
-    Unsupported { field: "use_beam_search", neutral: Neutral::False },
-    Unsupported { field: "length_penalty", neutral: Neutral::Number(1.0) },
-    Unsupported { field: "stop_token_ids", neutral: Neutral::Empty },
-    Unsupported { field: "allowed_token_ids", neutral: Neutral::Empty },
-    Unsupported { field: "include_stop_str_in_output", neutral: Neutral::False },
-    Unsupported { field: "skip_special_tokens", neutral: Neutral::True },
-    Unsupported { field: "spaces_between_special_tokens", neutral: Neutral::Anything },
-    Unsupported { field: "prompt_logprobs", neutral: Neutral::Null },
     Unsupported { field: "prompt_embeds", neutral: Neutral::Null },
-    Unsupported { field: "return_token_ids", neutral: Neutral::False },
-    Unsupported { field: "return_tokens_as_token_ids", neutral: Neutral::False },
-    Unsupported { field: "guided_whitespace_pattern", neutral: Neutral::Null },
-    Unsupported { field: "guided_decoding_backend", neutral: Neutral::Anything },
-    Unsupported { field: "logits_processors", neutral: Neutral::Empty },
-    Unsupported { field: "kv_transfer_params", neutral: Neutral::Null },
-    Unsupported { field: "cache_salt", neutral: Neutral::Null },
-    Unsupported { field: "priority", neutral: Neutral::Number(0.0) },
-    Unsupported { field: "request_id", neutral: Neutral::Anything },
 ];
 
-/// Of `/v1/responses`. Nothing is stored, so nothing can be referred to.
+/// Further ones of `/v1/responses`. Nothing is stored, so nothing can be referred to.
 pub(crate) const RESPONSES: &[Unsupported] = &[
-    Unsupported { field: "store", neutral: Neutral::False },
     Unsupported { field: "previous_response_id", neutral: Neutral::Null },
     Unsupported { field: "conversation", neutral: Neutral::Null },
     Unsupported { field: "prompt", neutral: Neutral::Null },
     Unsupported { field: "background", neutral: Neutral::False },
     Unsupported { field: "truncation", neutral: Neutral::Words(&["disabled"]) },
     Unsupported { field: "max_tool_calls", neutral: Neutral::Null },
-    Unsupported { field: "service_tier", neutral: Neutral::Words(&["auto", "default"]) },
     Unsupported { field: "stream_options", neutral: Neutral::Anything },
-    Unsupported { field: "user", neutral: Neutral::Anything },
-    Unsupported { field: "safety_identifier", neutral: Neutral::Anything },
-    Unsupported { field: "prompt_cache_key", neutral: Neutral::Anything },
-    Unsupported { field: "prompt_cache_retention", neutral: Neutral::Anything },
 ];
 
 /// Of `/v1/messages`.
@@ -154,18 +133,18 @@ mod tests {
 
     use super::*;
 
-    /// The first field of `table` that `body` sets to something.
-    fn refused(table: &[Unsupported], body: Value) -> Option<&'static str> {
+    /// The first field of `tables` that `body` sets to something.
+    fn refused(tables: &[&'static [Unsupported]], body: Value) -> Option<&'static str> {
         let is_set = |entry: &&Unsupported| body.get(entry.field).is_some_and(|value| !entry.neutral.covers(value));
-        table.iter().find(is_set).map(|entry| entry.field)
+        tables.iter().copied().flatten().find(is_set).map(|entry| entry.field)
     }
 
     #[test]
     fn what_asks_for_nothing_is_accepted() {
         let neutral = json!({"modalities": ["text"], "audio": null, "store": false, "user": "me", "metadata": {"a": "b"},
             "service_tier": "auto", "priority": 0, "stop_token_ids": [], "skip_special_tokens": true});
-        assert_eq!(refused(CHAT, neutral), None);
-        assert_eq!(refused(COMPLETIONS, json!({"user": "me", "use_beam_search": false, "priority": 0})), None);
+        assert_eq!(refused(&[CHAT, OPENAI, VLLM], neutral), None);
+        assert_eq!(refused(&[COMPLETIONS, VLLM], json!({"user": "me", "use_beam_search": false, "priority": 0})), None);
     }
 
     #[test]
@@ -178,8 +157,8 @@ mod tests {
             (json!({"skip_special_tokens": false}), "skip_special_tokens"),
             (json!({"cache_salt": "x"}), "cache_salt"),
         ] {
-            assert_eq!(refused(CHAT, body), Some(field));
+            assert_eq!(refused(&[CHAT, OPENAI, VLLM], body), Some(field));
         }
-        assert_eq!(refused(COMPLETIONS, json!({"use_beam_search": true})), Some("use_beam_search"));
+        assert_eq!(refused(&[COMPLETIONS, VLLM], json!({"use_beam_search": true})), Some("use_beam_search"));
     }
 }

@@ -12,22 +12,18 @@ use axum::body::{Body as HttpBody, Bytes};
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 use serde::de::value::Error as FieldsError;
-use serde::de::{
-    Deserialize, DeserializeOwned, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
-};
+use serde::de::{Deserialize, DeserializeOwned, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 
 use super::header_name;
 use crate::error::{BodyError, Dialect, Error, ValidationError};
-use crate::limits::{BODY_READ_TIMEOUT, MAX_REPORTED_FIELDS};
+use crate::limits::{BODY_READ_TIMEOUT, MAX_REPORTED_FIELD_BYTES, MAX_REPORTED_FIELDS};
 use crate::params::unsupported::Unsupported;
 
 /// A type that a request body can be.
 pub(super) trait Wire: DeserializeOwned {
     /// Fields that are refused unless they ask for nothing.
-    const UNSUPPORTED: &'static [Unsupported];
-    /// The object inside the body that has the parameters; `None` if the body itself has them.
-    const PARAMETERS: Option<&'static str>;
+    const UNSUPPORTED: &'static [&'static [Unsupported]] = &[];
 }
 
 /// A request body of type `T`.
@@ -48,8 +44,9 @@ const UNKNOWN_FIELDS: HeaderName = header_name("x-unknown-fields");
 impl UnknownFields {
     fn new(names: &[String]) -> Self {
         // Names are the client's text: only what a header may hold.
-        let is_plain =
-            |name: &&String| name.len() <= 64 && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',');
+        let is_plain = |name: &&String| {
+            name.len() <= MAX_REPORTED_FIELD_BYTES && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',')
+        };
         let names: Vec<&str> = names.iter().filter(is_plain).map(String::as_str).take(MAX_REPORTED_FIELDS).collect();
         Self(if names.is_empty() { None } else { HeaderValue::try_from(names.join(",")).ok() })
     }
@@ -108,40 +105,24 @@ fn is_json(headers: &HeaderMap) -> bool {
 
 /// Refuses unsupported fields and returns the names of unknown ones. `bytes` has already been read as a `T`.
 fn scan<T: Wire>(bytes: &[u8]) -> Result<Vec<String>, Error> {
-    let mut found = Found::default();
-    let scan = Scan { unsupported: T::UNSUPPORTED, known: fields_of::<T>(), inner: T::PARAMETERS, found: &mut found };
-    // The body was read completely just now, so reading it again cannot fail.
-    let _ = scan.deserialize(&mut serde_json::Deserializer::from_slice(bytes));
-    match found.refused {
+    let mut scan = Scan { unsupported: T::UNSUPPORTED, known: fields_of::<T>(), refused: None, unknown: Vec::new() };
+    // Fails only for what is no object: serde reads a struct from an array too, which has no keys to look at.
+    let _ = serde_json::Deserializer::from_slice(bytes).deserialize_map(&mut scan);
+    match scan.refused {
         Some(field) => Err(ValidationError::Unsupported { field }.into()),
-        None => Ok(found.unknown),
+        None => Ok(scan.unknown),
     }
 }
 
-#[derive(Default)]
-struct Found {
+/// Walks one object's keys.
+struct Scan {
+    unsupported: &'static [&'static [Unsupported]],
+    known: &'static [&'static str],
     refused: Option<&'static str>,
     unknown: Vec<String>,
 }
 
-/// Walks one object's keys.
-struct Scan<'f> {
-    unsupported: &'static [Unsupported],
-    known: &'static [&'static str],
-    /// The key of the object that has the parameters.
-    inner: Option<&'static str>,
-    found: &'f mut Found,
-}
-
-impl<'de> DeserializeSeed<'de> for Scan<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Scan<'_> {
+impl<'de> Visitor<'de> for &mut Scan {
     type Value = ();
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -150,36 +131,20 @@ impl<'de> Visitor<'de> for Scan<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(key) = map.next_key::<Cow<'de, str>>()? {
-            if self.inner == Some(&*key) {
-                let inner = Scan { unsupported: self.unsupported, known: &[], inner: None, found: &mut *self.found };
-                map.next_value_seed(inner)?;
-                continue;
-            }
-            let is_here = self.inner.is_none();
-            match self.unsupported.iter().find(|unsupported| is_here && unsupported.field == key) {
+            match self.unsupported.iter().copied().flatten().find(|unsupported| unsupported.field == key) {
                 Some(unsupported) => {
                     if !unsupported.neutral.covers(&map.next_value::<Value>()?) {
-                        self.found.refused.get_or_insert(unsupported.field);
+                        self.refused.get_or_insert(unsupported.field);
                     }
                 }
                 None => {
                     map.next_value::<IgnoredAny>()?;
-                    if !self.known.contains(&&*key) && self.found.unknown.len() < MAX_REPORTED_FIELDS {
-                        self.found.unknown.push(key.into_owned());
+                    if !self.known.contains(&&*key) && self.unknown.len() < MAX_REPORTED_FIELDS {
+                        self.unknown.push(key.into_owned());
                     }
                 }
             }
         }
-        Ok(())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        // serde reads a struct from an array too; it has no keys to look at.
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(())
-    }
-
-    fn visit_unit<E>(self) -> Result<(), E> {
         Ok(())
     }
 }
@@ -220,6 +185,7 @@ fn fields_of<T: DeserializeOwned>() -> &'static [&'static str] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::params::unsupported::Neutral;
 
     #[derive(serde::Deserialize)]
     #[allow(dead_code)]
@@ -230,9 +196,8 @@ mod tests {
     }
 
     impl Wire for Sample {
-        const UNSUPPORTED: &'static [Unsupported] =
-            &[Unsupported { field: "audio", neutral: crate::params::unsupported::Neutral::False }];
-        const PARAMETERS: Option<&'static str> = Some("parameters");
+        const UNSUPPORTED: &'static [&'static [Unsupported]] =
+            &[&[], &[Unsupported { field: "audio", neutral: Neutral::False }]];
     }
 
     #[track_caller]
@@ -247,14 +212,14 @@ mod tests {
     }
 
     #[test]
-    fn unsupported_fields_are_found_where_parameters_stand() {
-        check(r#"{"inputs":"a","parameters":{"audio":false}}"#, "");
+    fn unsupported_fields_are_refused_and_unknown_ones_named() {
+        check(r#"{"inputs":"a","audio":false}"#, "");
         check(
-            r#"{"inputs":"a","parameters":{"audio":true}}"#,
+            r#"{"inputs":"a","audio":true,"x":1}"#,
             "Input validation error: `audio` is not supported by this version",
         );
-        check(r#"{"inputs":"a","audio":true}"#, "audio");
-        check(r#"{"inputs":"a","parameters":[]}"#, "");
+        check(r#"{"inputs":"a","parameters":{"y":1},"x":1}"#, "x");
+        check(r#"["a",{}]"#, "");
     }
 
     #[test]

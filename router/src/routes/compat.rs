@@ -13,7 +13,6 @@ use super::generate::{GenerateParameters, GenerateRequest, GenerateResponse, ans
 use super::generate_stream;
 use super::openapi::StreamEvent;
 use crate::error::NativeFailure;
-use crate::params::unsupported::{NATIVE, Unsupported};
 use crate::server::Server;
 
 /// The body of `/`.
@@ -30,10 +29,7 @@ pub(super) struct CompatRequest {
     stream: bool,
 }
 
-impl Wire for CompatRequest {
-    const UNSUPPORTED: &'static [Unsupported] = NATIVE;
-    const PARAMETERS: Option<&'static str> = Some("parameters");
-}
+impl Wire for CompatRequest {}
 
 /// `/` returns prompt and reply unless told otherwise: TGI does so for every model without a hub page, and ours have none.
 const FULL_TEXT: bool = true;

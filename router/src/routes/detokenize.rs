@@ -11,9 +11,9 @@ use utoipa::ToSchema;
 use super::body::{Body, Wire};
 use super::openapi::TokenId;
 use super::{json, to_json};
-use crate::error::{NativeFailure, ValidationError};
+use crate::error::NativeFailure;
 use crate::limits::MAX_DETOKENIZED;
-use crate::params::unsupported::Unsupported;
+use crate::params::at_most;
 use crate::server::Server;
 
 /// Token ids.
@@ -24,10 +24,7 @@ pub(super) struct DetokenizeRequest {
     tokens: Vec<u32>,
 }
 
-impl Wire for DetokenizeRequest {
-    const UNSUPPORTED: &'static [Unsupported] = &[];
-    const PARAMETERS: Option<&'static str> = None;
-}
+impl Wire for DetokenizeRequest {}
 
 /// Their text.
 #[derive(Serialize, ToSchema)]
@@ -46,10 +43,7 @@ pub(super) async fn handle(
     body: Body<DetokenizeRequest>,
 ) -> Result<Response<HttpBody>, NativeFailure> {
     let tokens = body.value.tokens;
-    if tokens.len() > MAX_DETOKENIZED {
-        let (limit, given) = (MAX_DETOKENIZED, tokens.len());
-        return Err(ValidationError::TooMany { field: "tokens", unit: "tokens", limit, given }.into());
-    }
+    at_most("tokens", "tokens", MAX_DETOKENIZED, tokens.len())?;
     let tokenizer = server.validation.tokenizer.clone();
     let prompt = server.validation.pool.run(move || tokenizer.decode(&tokens)).await?;
     Ok(json(to_json(&DetokenizeResponse { prompt })))

@@ -7,17 +7,18 @@ use axum::body::Body as HttpBody;
 use axum::extract::State;
 use axum::http::Response;
 use futures::future::try_join_all;
+use proto::v1::SamplingParams;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::body::{Body, Wire};
 use super::grammar::Grammar;
 use super::headers::Cost;
+use super::openai::request::LogitBias;
 use super::{json, to_json};
 use crate::error::{Error, NativeFailure};
 use crate::generation::{End, Generation, PromptToken, Token};
-use crate::params::Asked;
-use crate::params::unsupported::{NATIVE, Unsupported};
+use crate::params::{Asked, watermark};
 use crate::server::Server;
 use crate::text::StopText;
 use crate::validation::SpecialTokens;
@@ -97,12 +98,37 @@ pub(super) struct GenerateParameters {
     /// Empty for none; no adapter can be loaded yet.
     #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     adapter_id: Option<String>,
+    // Not TGI's, which ignores fields that it does not know: what OpenAI's routes serve too.
+    /// Sample only from tokens with at least this share of the largest probability (arXiv:2407.01082).
+    #[schema(minimum = 0, maximum = 1, example = 0.05)]
+    min_p: Option<f32>,
+    /// OpenAI's: once per distinct token of the reply.
+    #[schema(minimum = -2, maximum = 2, example = 0.1)]
+    presence_penalty: Option<f32>,
+    /// Token ids and what is added to their logits, -100 to 100.
+    #[schema(schema_with = LogitBias::described)]
+    logit_bias: Option<LogitBias>,
+    /// The reply does not end by itself before it has this many tokens.
+    #[schema(minimum = 0, extensions(("x-limit" = json!("max_total_tokens"))), example = 5)]
+    min_tokens: Option<u32>,
+    /// Whether an end-of-sequence token is a token like any other.
+    #[schema(example = false)]
+    ignore_eos: Option<bool>,
 }
 
-impl Wire for GenerateRequest {
-    const UNSUPPORTED: &'static [Unsupported] = NATIVE;
-    const PARAMETERS: Option<&'static str> = Some("parameters");
+impl GenerateParameters {
+    /// Greedy only if nothing at all asks for sampling (TGI's rule).
+    fn is_sampling(&self) -> bool {
+        self.do_sample
+            || self.temperature.is_some_and(|temperature| temperature != 1.0)
+            || self.top_k.is_some_and(|top_k| top_k != 0)
+            || self.top_p.is_some_and(|top_p| top_p < 1.0)
+            || self.typical_p.is_some_and(|typical_p| typical_p < 1.0)
+            || self.min_p.is_some_and(|min_p| min_p > 0.0)
+    }
 }
+
+impl Wire for GenerateRequest {}
 
 /// How the answer of a native route looks.
 pub(super) struct AnswerShape {
@@ -123,21 +149,29 @@ impl GenerateRequest {
         };
         let asked = Asked {
             inputs,
+            sampling: SamplingParams {
+                do_sample: parameters.is_sampling(),
+                temperature: parameters.temperature,
+                repetition_penalty: parameters.repetition_penalty,
+                frequency_penalty: parameters.frequency_penalty,
+                top_k: parameters.top_k,
+                top_p: parameters.top_p,
+                typical_p: parameters.typical_p,
+                seed: parameters.seed,
+                top_n_tokens: parameters.top_n_tokens,
+                prompt_logprobs: parameters.decoder_input_details,
+                watermark: watermark::ask(parameters.watermark),
+                min_p: parameters.min_p,
+                presence_penalty: parameters.presence_penalty,
+                logit_bias: parameters.logit_bias.map(|bias| bias.0).unwrap_or_default(),
+                min_tokens: parameters.min_tokens,
+                ..SamplingParams::default()
+            },
+            ignore_eos: parameters.ignore_eos.unwrap_or(false),
             best_of: parameters.best_of,
-            temperature: parameters.temperature,
-            repetition_penalty: parameters.repetition_penalty,
-            frequency_penalty: parameters.frequency_penalty,
-            top_k: parameters.top_k,
-            top_p: parameters.top_p,
-            typical_p: parameters.typical_p,
-            do_sample: parameters.do_sample,
             max_new_tokens: parameters.max_new_tokens,
             stop: parameters.stop,
             truncate: parameters.truncate,
-            seed: parameters.seed,
-            top_n_tokens: parameters.top_n_tokens,
-            prompt_logprobs: parameters.decoder_input_details,
-            watermark: parameters.watermark,
             grammar: parameters.grammar.map(Into::into),
             adapter_id: parameters.adapter_id,
             ..Asked::default()
@@ -328,4 +362,28 @@ fn index_of_best(replies: &[Reply]) -> usize {
         }
     }
     best
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn is_sampling(parameters: Value) -> bool {
+        serde_json::from_value::<GenerateParameters>(parameters).unwrap().is_sampling()
+    }
+
+    #[test]
+    fn any_parameter_of_sampling_switches_it_on() {
+        for greedy in [json!({}), json!({"temperature": 1.0, "top_k": null, "seed": 7, "repetition_penalty": 2.0})] {
+            assert!(!is_sampling(greedy.clone()), "{greedy}");
+        }
+        for (field, value) in [("temperature", 0.5), ("top_k", 3.0), ("top_p", 0.9), ("typical_p", 0.9), ("min_p", 0.1)]
+        {
+            let value = if field == "top_k" { json!(value as i32) } else { json!(value) };
+            assert!(is_sampling(json!({ field: value })), "{field}");
+        }
+        assert!(is_sampling(json!({"do_sample": true})));
+    }
 }

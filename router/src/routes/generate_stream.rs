@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 
 use super::body::Body;
 use super::generate::{AnswerShape, GenerateRequest, NativeToken};
-use super::{headers, sse};
+use super::sse;
 use crate::error::{Dialect, Error};
 use crate::generation::{Generation, Step};
 use crate::params::{Asked, best_of, prompt_logprobs};
@@ -56,21 +56,19 @@ pub(super) async fn handle(State(server): State<Arc<Server>>, body: Body<Generat
 /// Runs the request as a stream.
 pub(super) async fn stream(server: &Server, asked: Asked, shape: AnswerShape, arrived: Instant) -> Response<HttpBody> {
     let characters = asked.inputs.chars().count();
-    let mut response = match start(server, asked, arrived).await {
-        Ok(generation) => sse::response(events(generation, shape)),
+    match start(server, asked, arrived).await {
+        Ok(generation) => sse::response(server, characters, events(generation, shape)),
         Err(error) => {
             let mut event = Vec::new();
             sse::write_raw_event(&mut event, &Dialect::Native.body(&error));
-            sse::response(stream::iter([event]))
+            sse::response(server, characters, stream::iter([event]))
         }
-    };
-    headers::write_stream(server, characters, response.headers_mut());
-    response
+    }
 }
 
 async fn start(server: &Server, asked: Asked, arrived: Instant) -> Result<Generation, Error> {
     best_of::check_stream(asked.best_of)?;
-    prompt_logprobs::check_stream(asked.prompt_logprobs)?;
+    prompt_logprobs::check_stream(asked.sampling.prompt_logprobs)?;
     let valid = server.validation.validate(asked, SpecialTokens::Add).await?;
     server.submit(&valid, StopText::Keep, arrived)
 }

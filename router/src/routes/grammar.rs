@@ -1,4 +1,4 @@
-//! How clients write what a reply must match: TGI's shapes. Shared by the native routes and `response_format`.
+//! How clients of the native routes write what a reply must match. (`response_format` has more forms, and other errors.)
 
 use std::sync::Arc;
 

@@ -29,7 +29,7 @@ struct Marks {
 /// Any of the three bodies. Read by its handler; this is its description.
 #[derive(ToSchema)]
 #[serde(untagged)]
-#[allow(dead_code)]
+#[allow(dead_code, clippy::large_enum_variant, reason = "only the document speaks of it")]
 pub(super) enum SagemakerRequest {
     Generate(CompatRequest),
     Chat(ChatRequest),

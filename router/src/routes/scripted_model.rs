@@ -1,19 +1,17 @@
 //! A one-rank shard group whose model always says the same text, so that answers can be compared byte for byte. Where a
 //! grammar forbids a token of it, the model says the first one that is allowed.
 //!
-//! Unlike the engine's own scripted group, which checks the step protocol, this one only answers it.
+//! Unlike the engine's own scripted group, which checks the step protocol, this one only obeys it.
 
-use std::collections::{HashMap, VecDeque};
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use proto::v1::shard_server::{Shard, ShardServer};
-use proto::v1::{self, FromShard, InfoResponse, Plan, SamplingParams, StepResult, ToShard, from_shard, to_shard};
+use proto::v1::{self, InfoResponse, Mask, Plan, SamplingParams, StepResult, from_shard};
 use proto::{Sample, pack_u32, unpack_u32};
-use tokio::sync::{Semaphore, mpsc};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tokio::sync::Semaphore;
+use tonic::Status;
+
+use crate::engine::scripted_rank::{self, Ranks, Sender};
 
 /// Positions of the model in most tests.
 pub(super) const CONTEXT: u32 = 64;
@@ -22,9 +20,8 @@ pub(super) const EOS: u32 = 257;
 
 /// The model behind its socket. Dropping it ends the server.
 pub(super) struct ScriptedModel {
-    pub(super) prefix: String,
+    pub(super) ranks: Ranks,
     pub(super) script: Arc<Script>,
-    server: tokio::task::JoinHandle<()>,
 }
 
 /// What the model says and what it has heard.
@@ -44,10 +41,6 @@ pub(super) struct Script {
 impl ScriptedModel {
     /// A model of `context` positions that says `reply`.
     pub(super) fn with_context(reply: Vec<u32>, context: u32) -> Self {
-        static GROUPS: AtomicU32 = AtomicU32::new(0);
-        let number = GROUPS.fetch_add(1, Ordering::Relaxed);
-        let prefix = std::env::temp_dir().join(format!("tgi-route-test-{}-{number}", std::process::id()));
-        let prefix = prefix.to_str().expect("temp_dir is UTF-8 in tests").to_owned();
         let script = Arc::new(Script {
             reply,
             context,
@@ -55,23 +48,22 @@ impl ScriptedModel {
             heard: Mutex::default(),
             freed: Mutex::default(),
         });
-        let incoming = proto::bind(&proto::socket_path(&prefix, 0)).unwrap();
-        let service = ShardServer::new(Rank { script: script.clone() });
-        let server = tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming);
-        Self { prefix, script, server: tokio::spawn(async move { server.await.unwrap() }) }
+        Self { ranks: Ranks::start(1, &script), script }
     }
 }
 
-impl Drop for ScriptedModel {
-    fn drop(&mut self) {
-        self.server.abort();
-        let _ = std::fs::remove_file(PathBuf::from(format!("{}-0", self.prefix)));
-    }
+/// The rows of the model, and those that go on.
+#[derive(Default)]
+pub(super) struct Slots {
+    rows: HashMap<u32, Row>,
+    continues: Vec<u32>,
 }
 
-/// A row: its parameters, what has been computed of its prompt, and how much of the reply it has said.
+/// A row: how it entered, what has been computed of its prompt, and how much of the reply it has said.
 struct Row {
     params: SamplingParams,
+    prompt_tokens: u32,
+    masked: bool,
     prompt: Vec<u32>,
     said: usize,
 }
@@ -80,7 +72,7 @@ impl Row {
     /// A token at position p has the log-probability -p / 2, and itself and the next id as the most likely ones.
     fn prompt_logprobs(&self, chunk: &v1::Chunk) -> Option<v1::PromptLogprobs> {
         let first_token_position = chunk.start_position.max(1);
-        let positions = first_token_position..(self.prompt.len() as u32).min(self.params.prompt_tokens);
+        let positions = first_token_position..(self.prompt.len() as u32).min(self.prompt_tokens);
         if !self.params.prompt_logprobs || positions.is_empty() {
             return None;
         }
@@ -90,7 +82,7 @@ impl Row {
             ids: pack_u32([self.prompt[position as usize], self.prompt[position as usize] + 1]),
             logprobs: pack_u32([logprob(position).to_bits(), (logprob(position) - 1.0).to_bits()]),
         };
-        let has_top = self.params.top_n_tokens > 0;
+        let has_top = self.params.top_n_tokens() > 0;
         Some(v1::PromptLogprobs {
             slot: chunk.slot,
             first_token_position,
@@ -106,8 +98,8 @@ fn waits(rows: &HashMap<u32, Row>, continues: &[u32], plan: &Plan) -> bool {
     let continues = if plan.same_rows { continues } else { &sent };
     let sampled = plan.chunks.iter().filter(|chunk| chunk.sample).map(|chunk| chunk.slot);
     continues.iter().copied().chain(sampled).any(|slot| match plan.new_slots.iter().find(|new| new.slot == slot) {
-        Some(new) => new.params.as_ref().is_some_and(|params| params.masked),
-        None => rows.get(&slot).is_some_and(|row| row.params.masked),
+        Some(new) => new.masked,
+        None => rows.get(&slot).is_some_and(|row| row.masked),
     })
 }
 
@@ -118,121 +110,61 @@ fn allowed(wanted: u32, mask: &[u8]) -> u32 {
     std::iter::once(wanted).chain(0..300).find(is_allowed).expect("a mask allows a token")
 }
 
-struct Rank {
-    script: Arc<Script>,
-}
+impl scripted_rank::Script for Script {
+    type Slots = Slots;
 
-#[tonic::async_trait]
-impl Shard for Rank {
-    type RunStream = ReceiverStream<Result<FromShard, Status>>;
-
-    async fn run(&self, request: Request<Streaming<ToShard>>) -> Result<Response<Self::RunStream>, Status> {
-        let (sender, receiver) = mpsc::channel(8);
-        let script = self.script.clone();
-        tokio::spawn(async move {
-            if let Err(status) = script.serve(request.into_inner(), &sender).await {
-                let _ = sender.send(Err(status)).await;
-            }
-        });
-        Ok(Response::new(ReceiverStream::new(receiver)))
+    fn info(&self, rank: u32) -> InfoResponse {
+        InfoResponse {
+            protocol_version: proto::PROTOCOL_VERSION,
+            rank,
+            world_size: 1,
+            device: "cpu".into(),
+            dtype: "float32".into(),
+            model_type: "llama".into(),
+            vocab_size: 300,
+            max_position_embeddings: self.context,
+            block_size: 16,
+            num_blocks: 64,
+            max_slots: 8,
+            max_step_tokens: 32,
+            max_logit_rows: 8,
+            eos_token_ids: vec![EOS],
+            max_top_n_tokens: 128,
+            ..Default::default()
+        }
     }
 
-    async fn info(&self, _: Request<v1::InfoRequest>) -> Result<Response<InfoResponse>, Status> {
-        Ok(Response::new(info(self.script.context)))
+    fn open(self: &Arc<Self>, _: u32) -> Slots {
+        Slots::default()
     }
 
-    async fn health(&self, _: Request<v1::HealthRequest>) -> Result<Response<v1::HealthResponse>, Status> {
-        Ok(Response::new(v1::HealthResponse { steps: 0 }))
+    fn is_ready(&self, slots: &Slots, plan: &Plan, has_masks: bool) -> bool {
+        has_masks || !waits(&slots.rows, &slots.continues, plan)
     }
 
-    async fn generate(&self, _: Request<v1::GenerateRequest>) -> Result<Response<v1::GenerateResponse>, Status> {
-        Err(Status::unimplemented("not scripted"))
-    }
-
-    async fn inspect(&self, _: Request<v1::InspectRequest>) -> Result<Response<v1::InspectResponse>, Status> {
-        Err(Status::unimplemented("not scripted"))
-    }
-}
-
-fn info(context: u32) -> InfoResponse {
-    InfoResponse {
-        protocol_version: proto::PROTOCOL_VERSION,
-        rank: 0,
-        world_size: 1,
-        device: "cpu".into(),
-        dtype: "float32".into(),
-        model_type: "llama".into(),
-        vocab_size: 300,
-        max_position_embeddings: context,
-        block_size: 16,
-        num_blocks: 64,
-        max_slots: 8,
-        max_step_tokens: 32,
-        max_logit_rows: 8,
-        eos_token_ids: vec![EOS],
-        max_top_n_tokens: 128,
-        ..Default::default()
+    async fn execute(
+        &self,
+        slots: &mut Slots,
+        plan: Plan,
+        masks: Vec<Mask>,
+        _: &Sender,
+    ) -> Result<Option<from_shard::Message>, Status> {
+        self.steps.acquire().await.expect("never closed").forget();
+        let result = self.step(&mut slots.rows, &mut slots.continues, plan, &masks);
+        Ok(Some(from_shard::Message::Result(result)))
     }
 }
 
 impl Script {
-    async fn serve(
-        &self,
-        mut incoming: Streaming<ToShard>,
-        sender: &mpsc::Sender<Result<FromShard, Status>>,
-    ) -> Result<(), Status> {
-        let mut rows = HashMap::new();
-        let mut continues = Vec::new();
-        let (mut waiting, mut masks) = (VecDeque::new(), HashMap::new());
-        while let Some(message) = incoming.message().await? {
-            let answer = match message.message {
-                Some(to_shard::Message::Hello(hello)) => Some(from_shard::Message::Welcome(v1::Welcome {
-                    epoch: hello.epoch,
-                    info: Some(info(self.context)),
-                })),
-                Some(to_shard::Message::Plan(plan)) => {
-                    waiting.push_back(plan);
-                    None
-                }
-                Some(to_shard::Message::Masks(of_plan)) => {
-                    masks.insert(of_plan.seq, of_plan.masks);
-                    None
-                }
-                Some(to_shard::Message::Ping(ping)) => Some(from_shard::Message::Pong(v1::Pong { nonce: ping.nonce })),
-                None => return Err(Status::invalid_argument("unexpected message")),
-            };
-            if let Some(message) = answer
-                && sender.send(Ok(FromShard { message: Some(message) })).await.is_err()
-            {
-                return Ok(());
-            }
-            while let Some(plan) =
-                waiting.pop_front_if(|plan| masks.contains_key(&plan.seq) || !waits(&rows, &continues, plan))
-            {
-                self.steps.acquire().await.expect("never closed").forget();
-                let masks = masks.remove(&plan.seq).unwrap_or_default();
-                let message = from_shard::Message::Result(self.execute(&mut rows, &mut continues, plan, &masks));
-                if sender.send(Ok(FromShard { message: Some(message) })).await.is_err() {
-                    return Ok(());
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn execute(
-        &self,
-        rows: &mut HashMap<u32, Row>,
-        continues: &mut Vec<u32>,
-        plan: Plan,
-        masks: &[v1::Mask],
-    ) -> StepResult {
+    fn step(&self, rows: &mut HashMap<u32, Row>, continues: &mut Vec<u32>, plan: Plan, masks: &[Mask]) -> StepResult {
         for slot in unpack_u32(&plan.freed_slots).unwrap() {
             rows.remove(&slot);
             *self.freed.lock().unwrap() += 1;
         }
         for slot in plan.new_slots {
-            rows.insert(slot.slot, Row { params: slot.params.unwrap_or_default(), prompt: Vec::new(), said: 0 });
+            let v1::NewSlot { slot, params, prompt_tokens, masked, .. } = slot;
+            let params = params.unwrap_or_default();
+            rows.insert(slot, Row { params, prompt_tokens, masked, prompt: Vec::new(), said: 0 });
         }
         if !plan.same_rows {
             *continues = unpack_u32(&plan.continues).unwrap().collect();
@@ -256,10 +188,10 @@ impl Script {
             let token_id = mask.map_or(wanted, |mask| allowed(wanted, &mask.allowed));
             row.said += 1;
             // Greedy rows are always this sure; the others by their seed, so that best_of has something to choose.
-            let logprob = if row.params.do_sample { -1.0 - (row.params.seed % 64) as f32 / 64.0 } else { -0.5 };
+            let logprob = if row.params.do_sample { -1.0 - (row.params.seed() % 64) as f32 / 64.0 } else { -0.5 };
             samples.push(Sample { slot, token_id, logprob });
-            if row.params.top_n_tokens > 0 {
-                let ids: Vec<u32> = (0..row.params.top_n_tokens).map(|n| token_id + n).collect();
+            if row.params.top_n_tokens() > 0 {
+                let ids: Vec<u32> = (0..row.params.top_n_tokens()).map(|n| token_id + n).collect();
                 let logprobs = ids.iter().enumerate().flat_map(|(n, _)| (logprob - n as f32).to_le_bytes());
                 let logprobs: Vec<u8> = logprobs.collect();
                 result.top_tokens.push(v1::TopTokens { slot, ids: pack_u32(ids), logprobs: logprobs.into() });

@@ -13,7 +13,9 @@ use futures::Stream;
 use serde::Serialize;
 use tokio::time::{Instant, Sleep};
 
+use super::headers::write_stream;
 use crate::limits::SSE_KEEP_ALIVE;
+use crate::server::Server;
 
 /// The last event of OpenAI streams.
 pub(super) const DONE: &[u8] = b"data: [DONE]\n\n";
@@ -40,12 +42,17 @@ pub(super) fn write_raw_event(out: &mut Vec<u8>, json: &[u8]) {
     out.extend_from_slice(b"\n\n");
 }
 
-/// The answer whose body is `events`.
-pub(super) fn response(events: impl Stream<Item = Vec<u8>> + Send + 'static) -> Response<Body> {
+/// The answer whose body is `events`, made from prompts of `characters` in all.
+pub(super) fn response(
+    server: &Server,
+    characters: usize,
+    events: impl Stream<Item = Vec<u8>> + Send + 'static,
+) -> Response<Body> {
     let mut response = Response::new(Body::from_stream(KeepAlive::new(events, SSE_KEEP_ALIVE)));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    write_stream(server, characters, headers);
     response
 }
 

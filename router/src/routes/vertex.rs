@@ -23,7 +23,7 @@ use super::generate::{self, GenerateParameters};
 use super::openapi::limited_list;
 use super::{json as answer, to_json};
 use crate::error::{Dialect, Error, NativeFailure, ValidationError};
-use crate::params::unsupported::Unsupported;
+use crate::params::at_most;
 use crate::server::Server;
 
 /// A batch of calls.
@@ -37,15 +37,12 @@ pub(super) struct VertexRequest {
     parameters: Option<Value>,
 }
 
-impl Wire for VertexRequest {
-    const UNSUPPORTED: &'static [Unsupported] = &[];
-    const PARAMETERS: Option<&'static str> = None;
-}
+impl Wire for VertexRequest {}
 
 /// One call. Read by its handler; this is its description.
 #[derive(ToSchema)]
 #[serde(untagged)]
-#[allow(dead_code)]
+#[allow(dead_code, clippy::large_enum_variant, reason = "only the document speaks of it")]
 pub(super) enum VertexInstance {
     Generate(GenerateVertexInstance),
     Chat(ChatRequest),
@@ -98,11 +95,9 @@ pub(super) async fn handle(State(server): State<Arc<Server>>, request: Request) 
 
 fn check(request: &VertexRequest, server: &Server) -> Result<(), ValidationError> {
     // More could not run at one time and would be refused one by one.
-    let (limit, given) = (server.args.max_concurrent_requests, request.instances.len());
-    match given {
+    match request.instances.len() {
         0 => Err(ValidationError::Empty { field: "instances" }),
-        _ if given > limit => Err(ValidationError::TooMany { field: "instances", unit: "instances", limit, given }),
-        _ => Ok(()),
+        given => at_most("instances", "instances", server.args.max_concurrent_requests, given),
     }
 }
 

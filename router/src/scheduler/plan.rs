@@ -13,9 +13,10 @@
 //! goes back to the queue; a row that finds nobody younger skips the step and keeps what it has, until an older one
 //! takes it. The oldest row always gets its blocks, so something always moves.
 
+use proto::v1::SamplingParams;
+
 use crate::kv::BlockId;
 use crate::limits;
-use crate::request::SamplingParams;
 
 use super::row::{Row, Sequence, Tenancy, Work};
 use super::step::{Chunk, NewSlot, SlotId, StepPlan};
@@ -237,7 +238,7 @@ impl Scheduler {
         // What has been reported is not computed again.
         let prompt_logprobs = sequence.prompt_logprobs.is_some();
         let sampling = SamplingParams { prompt_logprobs, ..parts.sampling.clone() };
-        let cached_ids = if sampling.needs_context_ids() { &sequence.tokens[..cached_tokens as usize] } else { &[] };
+        let cached_ids = if sampling.needs_cached_ids() { &sequence.tokens[..cached_tokens as usize] } else { &[] };
         self.step.new_slots.push(NewSlot {
             slot,
             request: sequence.id,

@@ -16,7 +16,7 @@ use super::*;
 use crate::constraint::SharedConstraint;
 use crate::engine::masks::{Job, Masks};
 use crate::engine::wire;
-use crate::request::{RequestLimits, RequestParts, SamplingParams};
+use crate::request::{RequestLimits, RequestParts};
 
 /// What a schedule is made of.
 #[derive(Clone, Copy, Debug)]
@@ -151,12 +151,12 @@ impl Simulation {
         let is_constrained = self.weather.grammars && self.rng.random_bool(0.5);
         let parts = RequestParts {
             input_ids: input_ids.into(),
-            sampling: SamplingParams {
-                seed: self.rng.random_range(0..3),
-                repetition_penalty: if self.rng.random_bool(0.3) { 1.2 } else { 0.0 },
-                top_n_tokens: self.rng.random_range(0..2),
+            sampling: proto::v1::SamplingParams {
+                seed: Some(self.rng.random_range(0..3)),
+                repetition_penalty: self.rng.random_bool(0.3).then_some(1.2),
+                top_n_tokens: Some(self.rng.random_range(0..2)),
                 prompt_logprobs: self.rng.random_bool(0.2),
-                min_tokens: if is_constrained { self.rng.random_range(0..=max_new_tokens.min(5)) } else { 0 },
+                min_tokens: is_constrained.then(|| self.rng.random_range(0..=max_new_tokens.min(5))),
                 ..Default::default()
             },
             max_new_tokens,
@@ -281,7 +281,7 @@ impl Simulation {
                     client.reply.push(id);
                     let length = client.parts.input_ids.len() + client.reply.len() - 1;
                     assert_eq!(actual, logprob(id, length as u32));
-                    assert_eq!(top.is_some(), client.parts.sampling.top_n_tokens > 0);
+                    assert_eq!(top.is_some(), client.parts.sampling.top_n_tokens() > 0);
                     assert!(top.is_none_or(|top| top[0].0 == id));
                 }
                 OutputEvent::Finished(reason) => client.end = Some(End::Finished(reason)),

@@ -3,8 +3,9 @@
 //! The same content as `Plan` and `StepResult` of `shard.proto` in plain vectors that are reused from step to step;
 //! `engine/wire.rs` translates.
 
+use proto::v1::SamplingParams;
+
 use crate::kv::BlockId;
-use crate::request::SamplingParams;
 
 use super::RequestId;
 use super::row::Tenancy;
@@ -79,7 +80,7 @@ pub struct NewSlot {
     pub block_table: Vec<BlockId>,
     /// Tokens in those blocks.
     pub cached_tokens: u32,
-    /// Their ids, if a penalty needs them; else empty.
+    /// Their ids, if the parameters need them; else empty.
     pub cached_ids: Vec<u32>,
 }
 

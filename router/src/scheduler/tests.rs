@@ -6,7 +6,7 @@ use std::fmt::Write;
 use expect_test::{Expect, expect};
 
 use super::*;
-use crate::request::{RequestLimits, RequestParts, SamplingParams};
+use crate::request::{RequestLimits, RequestParts};
 
 const EOS: u32 = 0;
 
@@ -100,7 +100,7 @@ impl Stage {
     fn submit(&mut self, name: &str, input_ids: Vec<u32>, max_new_tokens: &str) {
         let parts = RequestParts {
             input_ids: input_ids.as_slice().into(),
-            sampling: SamplingParams::default(),
+            sampling: proto::v1::SamplingParams::default(),
             max_new_tokens: max_new_tokens.parse().unwrap(),
             ignore_eos: false,
             cache_prompt: true,
@@ -312,7 +312,7 @@ fn results_must_answer_the_oldest_plan_row_by_row() {
         );
         let parts = RequestParts {
             input_ids: [1, 2].into(),
-            sampling: SamplingParams::default(),
+            sampling: proto::v1::SamplingParams::default(),
             max_new_tokens: 4,
             ignore_eos: true,
             cache_prompt: false,

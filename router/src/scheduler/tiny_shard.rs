@@ -46,11 +46,13 @@ pub(crate) struct TinyShard {
 
 struct Slot {
     params: v1::SamplingParams,
+    prompt_tokens: u32,
+    masked: bool,
     table: Vec<u32>,
     length: u32,
     /// Known once the prompt has ended.
     last_token: Option<u32>,
-    /// All ids in order, if a penalty needs them.
+    /// All ids in order, if the parameters need them.
     ids: Option<Vec<u32>>,
     has_failed: bool,
 }
@@ -86,8 +88,8 @@ impl TinyShard {
         };
         let sampled = plan.chunks.iter().filter(|chunk| chunk.sample).map(|chunk| chunk.slot);
         let is_masked = |slot: &u32| match plan.new_slots.iter().find(|new| new.slot == *slot) {
-            Some(new) => new.params.as_ref().is_some_and(|params| params.masked),
-            None => self.slot(*slot).as_ref().is_some_and(|slot| slot.params.masked),
+            Some(new) => new.masked,
+            None => self.slot(*slot).as_ref().is_some_and(|slot| slot.masked),
         };
         continues.into_iter().chain(sampled).filter(is_masked).collect()
     }
@@ -175,13 +177,15 @@ impl TinyShard {
             let is_full = entries.filter(|entry| entry.is_some()).count() == self.block_size as usize;
             rule!(is_full || self.has_holes, "block {block} is not full");
         }
-        let needs_ids = needs_ids(&params);
+        let needs_ids = params.needs_cached_ids();
         let expected = if needs_ids { new.cached_tokens as usize } else { 0 };
-        rule!(params.prompt_tokens > 0, "a request without a prompt");
+        rule!(new.prompt_tokens > 0, "a request without a prompt");
         rule!(!params.prompt_logprobs || table.is_empty(), "a cached prefix has no log-probabilities");
         rule!(cached_ids.len() == expected, "{} cached ids, expected {expected}", cached_ids.len());
         self.slots[new.slot as usize] = Some(Slot {
             params,
+            prompt_tokens: new.prompt_tokens,
+            masked: new.masked,
             table,
             length: new.cached_tokens,
             last_token: None,
@@ -213,12 +217,12 @@ impl TinyShard {
             rule!(!is_shared, "slot {slot_id} writes into block {block}, which another row reads");
             let before = slot.length.checked_sub(1).map(|position| self.entry(&slot, position));
             let before = before.flatten().unwrap_or_default();
-            if slot.params.prompt_logprobs && (1..slot.params.prompt_tokens).contains(&slot.length) {
+            if slot.params.prompt_logprobs && (1..slot.prompt_tokens).contains(&slot.length) {
                 if logprobs.is_empty() {
                     prompt_logprobs.first_token_position = slot.length;
                 }
                 logprobs.push(prompt_logprob(before, token).to_bits());
-                if slot.params.top_n_tokens > 0 {
+                if slot.params.top_n_tokens() > 0 {
                     let top = v1::TopTokens { slot: slot_id, ids: pack_u32([token]), logprobs: pack_u32([0]) };
                     prompt_logprobs.top_tokens.push(top);
                 }
@@ -254,7 +258,7 @@ impl TinyShard {
             let mask = mask.map(|mask| ids(&mask.allowed)).transpose()?;
             let token = allowed_token(raw, mask.as_deref());
             samples.push(Sample { slot: slot_id, token_id: token, logprob: logprob(token, slot.length) });
-            if slot.params.top_n_tokens > 0 {
+            if slot.params.top_n_tokens() > 0 {
                 let ids = pack_u32([token, 1]);
                 step.top_tokens.push(v1::TopTokens { slot: slot_id, ids, logprobs: pack_u32([0, 0]) });
             }
@@ -275,11 +279,7 @@ impl TinyShard {
 
 /// The tokens a request must get, computed alone and without any table. Under a grammar that fails: those before.
 pub(crate) fn reference_reply(parts: &RequestParts) -> Vec<u32> {
-    let params = v1::SamplingParams {
-        seed: parts.sampling.seed,
-        repetition_penalty: parts.sampling.repetition_penalty,
-        ..Default::default()
-    };
+    let params = &parts.sampling;
     let mut tokens = parts.input_ids.to_vec();
     let (mut state, mut before) = (0, 0);
     for (position, &token) in tokens.iter().enumerate() {
@@ -290,12 +290,12 @@ pub(crate) fn reference_reply(parts: &RequestParts) -> Vec<u32> {
     loop {
         let length = tokens.len() as u32;
         let reply_len = length - parts.input_ids.len() as u32;
-        let raw = next_token(state, &params, needs_ids(&params).then_some(&tokens), length);
+        let raw = next_token(state, params, params.needs_cached_ids().then_some(&tokens), length);
         let token = match &mut matcher {
             None => raw,
             Some(matcher) => {
                 let Ok(mut mask) = matcher.mask() else { return tokens.split_off(parts.input_ids.len()) };
-                mask[0] &= if reply_len < parts.sampling.min_tokens { !(1 << EOS) } else { u32::MAX };
+                mask[0] &= if reply_len < params.min_tokens() { !(1 << EOS) } else { u32::MAX };
                 if mask.iter().all(|word| *word == 0) {
                     return tokens.split_off(parts.input_ids.len());
                 }
@@ -320,7 +320,7 @@ pub(crate) fn reference_prompt(parts: &RequestParts) -> Vec<PromptLogprob> {
     let logprobs = parts.input_ids.iter().enumerate().map(|(position, &token)| {
         let logprob = prompt_logprob(before, token);
         before = kv_entry(before, token, position as u32);
-        let top = (parts.sampling.top_n_tokens > 0).then(|| Box::from([(token, 0.0)]));
+        let top = (parts.sampling.top_n_tokens() > 0).then(|| Box::from([(token, 0.0)]));
         PromptLogprob { logprob, top }
     });
     logprobs.skip(1).collect()
@@ -392,11 +392,7 @@ pub(crate) fn logprob(token: u32, length: u32) -> f32 {
 
 fn next_token(state: u64, params: &v1::SamplingParams, ids: Option<&[u32]>, length: u32) -> u32 {
     let seen = ids.map_or(0, |ids| ids.iter().fold(1, |hash, id| mix(hash ^ u64::from(*id))));
-    (mix(state ^ mix(params.seed) ^ seen ^ u64::from(length)) % u64::from(VOCAB_SIZE - 2)) as u32
-}
-
-fn needs_ids(params: &v1::SamplingParams) -> bool {
-    (params.repetition_penalty != 0.0 && params.repetition_penalty != 1.0) || params.frequency_penalty != 0.0
+    (mix(state ^ mix(params.seed()) ^ seen ^ u64::from(length)) % u64::from(VOCAB_SIZE - 2)) as u32
 }
 
 fn kv_entry(before: u64, token: u32, position: u32) -> u64 {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use proto::v1::{Chunk, GenerateRequest, GenerateResponse, NewSlot, Plan, SamplingParams};
+use proto::v1::{Chunk, GenerateRequest, GenerateResponse, NewSlot, Plan};
 use proto::{Sample, pack_u32};
 
 use super::thread::EngineThread;
@@ -33,9 +33,6 @@ pub enum GenerateError {
         /// What is possible.
         max: usize,
     },
-    /// There is no grammar to ask for masks.
-    #[error("`params.masked` needs a router that sends grammar masks")]
-    Masked,
     /// A router came while it ran.
     #[error("a Run stream was opened")]
     Interrupted,
@@ -75,15 +72,11 @@ impl EngineThread {
             return Err(GenerateError::TooLong { actual: tokens, max });
         }
 
-        if request.params.as_ref().is_some_and(|params| params.masked) {
-            return Err(GenerateError::Masked);
-        }
-
         let started_at: StreamId = *self.latest.borrow();
         let num_blocks = tokens.div_ceil(limits.block_size) as u32;
         let prompt_tokens = request.input_ids.len() as u32;
-        let params = request.params.clone().map(|params| SamplingParams { prompt_tokens, ..params });
-        let mut new_slots = vec![NewSlot { params, block_table: pack_u32(0..num_blocks), ..NewSlot::default() }];
+        let (params, block_table) = (request.params.clone(), pack_u32(0..num_blocks));
+        let mut new_slots = vec![NewSlot { params, prompt_tokens, block_table, ..NewSlot::default() }];
         let mut response = GenerateResponse::default();
         let mut chunks = request.input_ids.chunks(limits.max_step_tokens);
         let (mut seq, mut position) = (0, 0);

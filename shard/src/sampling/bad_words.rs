@@ -3,17 +3,21 @@
 //!
 //! Source: transformers `NoBadWordsLogitsProcessor`.
 
-use proto::unpack_u32;
-use proto::v1;
+use proto::v1::TokenSequence;
 
-use super::InvalidParam;
 use super::candidates::Candidates;
-use crate::limits::{MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS};
+use super::processor::{Needs, Processor};
+
+pub(super) const PROCESSOR: Processor = Processor {
+    is_active: |params, _| !params.sampling.bad_words.is_empty(),
+    needs: |params| Needs { recent: context_tokens(&params.sampling.bad_words), ..Needs::default() },
+    apply: |candidates, row, _| apply(candidates, &row.params.sampling.bad_words, row.history.recent()),
+};
 
 /// Forbids what would complete a word after `recent`, the last tokens of the sequence.
-pub(super) fn apply(candidates: &mut Candidates, words: &[Vec<u32>], recent: &[u32]) {
+fn apply(candidates: &mut Candidates, words: &[TokenSequence], recent: &[u32]) {
     for word in words {
-        let (last, before) = word.split_last().expect("checked: no word is empty");
+        let (last, before) = word.ids.split_last().expect("checked: no word is empty");
         if recent.ends_with(before) {
             candidates.forbid(*last);
         }
@@ -21,45 +25,24 @@ pub(super) fn apply(candidates: &mut Candidates, words: &[Vec<u32>], recent: &[u
 }
 
 /// How many tokens before the one to sample `words` look at.
-pub(super) fn context_tokens(words: &[Vec<u32>]) -> usize {
-    words.iter().map(|word| word.len() - 1).max().unwrap_or(0)
-}
-
-/// Reads and checks the words: neither empty nor beyond their bounds, ids in the vocabulary.
-pub(super) fn parse(wire: &v1::SamplingParams, vocab_size: usize) -> Result<Vec<Vec<u32>>, InvalidParam> {
-    let invalid = |value: f64, expected| Err(InvalidParam { field: "bad_words", value, expected });
-    if wire.bad_words.len() > MAX_BAD_WORDS {
-        return invalid(wire.bad_words.len() as f64, "at most 1024 words");
-    }
-    let mut words = Vec::with_capacity(wire.bad_words.len());
-    for packed in &wire.bad_words {
-        let Ok(ids) = unpack_u32(packed) else {
-            return invalid(packed.len() as f64, "packed: a multiple of 4 bytes");
-        };
-        if ids.len() == 0 || ids.len() > MAX_BAD_WORD_TOKENS {
-            return invalid(ids.len() as f64, "words of 1 to 64 tokens");
-        }
-        let word: Vec<u32> = ids.collect();
-        if let Some(&token_id) = word.iter().find(|&&token_id| token_id as usize >= vocab_size) {
-            return invalid(token_id.into(), "ids below Info.vocab_size");
-        }
-        words.push(word);
-    }
-    Ok(words)
+fn context_tokens(words: &[TokenSequence]) -> usize {
+    words.iter().map(|word| word.ids.len() - 1).max().unwrap_or(0)
 }
 
 #[cfg(test)]
 mod tests {
-    use proto::pack_u32;
-
     use super::*;
+
+    fn sequences(words: &[&[u32]]) -> Vec<TokenSequence> {
+        words.iter().map(|word| TokenSequence { ids: word.to_vec() }).collect()
+    }
 
     /// The ids that stay allowed out of four.
     #[track_caller]
     fn check(words: &[&[u32]], recent: &[u32], expected: &[u32]) {
         let mut candidates = Candidates::default();
         candidates.load(&[0.5; 4]);
-        apply(&mut candidates, &words.iter().map(|word| word.to_vec()).collect::<Vec<_>>(), recent);
+        apply(&mut candidates, &sequences(words), recent);
         let allowed: Vec<u32> = (0..4).filter(|&id| candidates.scores()[id as usize] == 0.5).collect();
         assert_eq!(allowed, expected);
     }
@@ -84,31 +67,6 @@ mod tests {
     #[test]
     fn the_longest_word_decides_what_must_be_remembered() {
         assert_eq!(context_tokens(&[]), 0);
-        assert_eq!(context_tokens(&[vec![1], vec![1, 2, 3], vec![4, 5]]), 2);
-    }
-
-    #[track_caller]
-    fn check_refused(words: &[&[u32]], expected: &str) {
-        let bad_words = words.iter().map(|word| pack_u32(word.iter().copied())).collect();
-        let wire = v1::SamplingParams { bad_words, ..v1::SamplingParams::default() };
-        assert_eq!(parse(&wire, 10).unwrap_err().to_string(), expected);
-    }
-
-    #[test]
-    fn words_are_checked() {
-        let length = format!("expected words of 1 to {MAX_BAD_WORD_TOKENS} tokens");
-        check_refused(&[&[1], &[]], &format!("`bad_words` is 0, {length}"));
-        check_refused(
-            &[&[1; MAX_BAD_WORD_TOKENS + 1]],
-            &format!("`bad_words` is {}, {length}", MAX_BAD_WORD_TOKENS + 1),
-        );
-        check_refused(&[&[1, 10]], "`bad_words` is 10, expected ids below Info.vocab_size");
-        let many = vec![&[1][..]; MAX_BAD_WORDS + 1];
-        check_refused(&many, &format!("`bad_words` is {}, expected at most {MAX_BAD_WORDS} words", many.len()));
-        let wire = v1::SamplingParams { bad_words: vec![vec![0; 5].into()], ..v1::SamplingParams::default() };
-        assert_eq!(
-            parse(&wire, 10).unwrap_err().to_string(),
-            "`bad_words` is 5, expected packed: a multiple of 4 bytes"
-        );
+        assert_eq!(context_tokens(&sequences(&[&[1], &[1, 2, 3], &[4, 5]])), 2);
     }
 }

@@ -1,5 +1,7 @@
 //! The tokens that may still be chosen.
 
+use super::TokenCounts;
+
 /// Scores of the remaining tokens, ascending by token id. A warper changes scores or removes tokens; it never adds.
 #[derive(Debug, Default)]
 pub(super) struct Candidates {
@@ -48,6 +50,13 @@ impl Candidates {
         &mut self.scores[token_id as usize]
     }
 
+    /// Subtracts from every counted token what its count costs, while no token was removed yet.
+    pub(super) fn penalise(&mut self, counts: &TokenCounts, cost: impl Fn(f32) -> f32) {
+        for (token_id, count) in counts.iter() {
+            *self.score_mut(token_id) -= cost(count as f32);
+        }
+    }
+
     /// Makes a token impossible, while no token was removed yet.
     pub(super) fn forbid(&mut self, token_id: u32) {
         *self.score_mut(token_id) = f32::NEG_INFINITY;
@@ -71,6 +80,17 @@ impl Candidates {
         self.ids.truncate(kept);
         self.scores.truncate(kept);
     }
+}
+
+/// What a penalty makes of three scores, for its tests.
+#[cfg(test)]
+#[track_caller]
+pub(super) fn check_penalised(tokens: &[u32], apply: impl FnOnce(&mut Candidates, &TokenCounts), expected: [f32; 3]) {
+    let (mut candidates, mut counts) = (Candidates::default(), TokenCounts::default());
+    candidates.load(&[1.0, -1.0, 0.0]);
+    counts.extend(tokens.iter().copied());
+    apply(&mut candidates, &counts);
+    assert_eq!(candidates.scores(), expected, "after tokens {tokens:?}");
 }
 
 /// What is left after a warper, for its tests.

@@ -7,29 +7,32 @@
 
 use super::TokenCounts;
 use super::candidates::Candidates;
+use super::processor::{Needs, Processor};
+
+pub(super) const PROCESSOR: Processor = Processor {
+    is_active: |params, _| params.sampling.frequency_penalty.is_some_and(|penalty| penalty != 0.0),
+    needs: Needs::counts,
+    apply: |candidates, row, _| {
+        apply(candidates, row.params.sampling.frequency_penalty(), &row.history.all, row.position);
+    },
+};
 
 /// Subtracts `penalty` times each token's share of the `length` tokens that `counts` holds.
-pub(super) fn apply(candidates: &mut Candidates, penalty: f32, counts: &TokenCounts, length: u32) {
-    if penalty == 0.0 {
-        return;
-    }
-    for (token_id, count) in counts.iter() {
-        *candidates.score_mut(token_id) -= penalty * (count as f32 / length as f32);
-    }
+fn apply(candidates: &mut Candidates, penalty: f32, counts: &TokenCounts, length: u32) {
+    candidates.penalise(counts, |count| penalty * (count / length as f32));
 }
 
 #[cfg(test)]
 mod tests {
+    use proto::v1::SamplingParams;
+
+    use super::super::candidates::check_penalised;
     use super::*;
 
     #[track_caller]
     fn check(tokens: &[u32], penalty: f32, expected: [f32; 3]) {
-        let mut candidates = Candidates::default();
-        candidates.load(&[1.0, -1.0, 0.0]);
-        let mut counts = TokenCounts::default();
-        counts.extend(tokens.iter().copied());
-        apply(&mut candidates, penalty, &counts, tokens.len() as u32);
-        assert_eq!(candidates.scores(), expected);
+        let length = tokens.len() as u32;
+        check_penalised(tokens, |candidates, counts| apply(candidates, penalty, counts, length), expected);
     }
 
     #[test]
@@ -44,7 +47,8 @@ mod tests {
 
     #[test]
     fn zero_is_off_and_a_negative_penalty_rewards() {
-        check(&[0, 0, 1, 0], 0.0, [1.0, -1.0, 0.0]);
+        let is_on = |penalty| PROCESSOR.is_on(SamplingParams { frequency_penalty: penalty, ..Default::default() });
+        assert_eq!([None, Some(0.0), Some(-1.0)].map(is_on), [false, false, true]);
         check(&[2, 2], -1.0, [1.0, -1.0, 1.0]);
     }
 }

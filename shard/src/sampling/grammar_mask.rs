@@ -3,6 +3,13 @@
 //! The router walks the grammar and sends one bit per token (`Mask` of `shard.proto`).
 
 use super::candidates::Candidates;
+use super::processor::{Needs, Processor};
+
+pub(super) const PROCESSOR: Processor = Processor {
+    is_active: |params, _| params.masked,
+    needs: Needs::nothing,
+    apply: |candidates, row, _| apply(candidates, row.allowed.expect("a step with masked rows waits for their masks")),
+};
 
 /// Bytes of a mask that has a bit for every token: whole 32-bit words.
 pub const fn mask_bytes(vocab_size: usize) -> usize {
@@ -10,7 +17,7 @@ pub const fn mask_bytes(vocab_size: usize) -> usize {
 }
 
 /// Removes the tokens whose bit in `allowed` is zero or missing.
-pub(super) fn apply(candidates: &mut Candidates, allowed: &[u8]) {
+fn apply(candidates: &mut Candidates, allowed: &[u8]) {
     // Bit id % 32 of little-endian word id / 32 is bit id % 8 of byte id / 8.
     let is_allowed = |id: usize| allowed.get(id / 8).is_some_and(|byte| byte >> (id % 8) & 1 == 1);
     debug_assert!(

@@ -12,7 +12,7 @@ pub struct History {
     pub(super) all: TokenCounts,
     /// The reply alone.
     pub(super) reply: TokenCounts,
-    /// The last tokens, in order, at least [`Params::context_tokens`] of them where the sequence has so many.
+    /// The last tokens, in order, at least as many as are needed where the sequence has so many.
     recent: Vec<u32>,
 }
 
@@ -26,17 +26,17 @@ impl History {
 
     /// Appends the token at `position`.
     pub fn push(&mut self, params: &Params, position: u32, token_id: u32) {
-        if params.counts_all() {
+        let needs = &params.needs;
+        if needs.counts {
             self.all.extend([token_id]);
         }
-        if params.counts_reply() && position >= params.prompt_tokens {
+        if needs.reply_counts && position >= params.prompt_tokens {
             self.reply.extend([token_id]);
         }
-        let context = params.context_tokens();
-        if context > 0 {
+        if needs.recent > 0 {
             // Cut at twice the length that is read, so that a push costs nothing on average.
-            if self.recent.len() == 2 * context {
-                self.recent.drain(..=context);
+            if self.recent.len() == 2 * needs.recent {
+                self.recent.drain(..=needs.recent);
             }
             self.recent.push(token_id);
         }
@@ -50,11 +50,14 @@ impl History {
 
 #[cfg(test)]
 mod tests {
+    use proto::v1::{SamplingParams, TokenSequence};
+
     use super::*;
 
-    fn history(params: &Params, tokens: &[u32]) -> History {
-        let mut history = History::default();
-        (0..).zip(tokens).for_each(|(position, &token_id)| history.push(params, position, token_id));
+    /// Of a prompt of three tokens and what follows.
+    fn history(sampling: SamplingParams, tokens: &[u32]) -> History {
+        let (mut history, params) = (History::default(), Params::new(sampling, 3, false));
+        (0..).zip(tokens).for_each(|(position, &token_id)| history.push(&params, position, token_id));
         history
     }
 
@@ -66,8 +69,9 @@ mod tests {
 
     #[test]
     fn the_reply_begins_after_the_prompt() {
-        let params = Params { repetition_penalty: 2.0, presence_penalty: 1.0, prompt_tokens: 3, ..Params::default() };
-        let history = history(&params, &[1, 2, 1, 2, 9, 2]);
+        let sampling =
+            SamplingParams { repetition_penalty: Some(2.0), presence_penalty: Some(1.0), ..Default::default() };
+        let history = history(sampling, &[1, 2, 1, 2, 9, 2]);
         assert_eq!(counts(&history.all), [(1, 2), (2, 3), (9, 1)]);
         assert_eq!(counts(&history.reply), [(2, 2), (9, 1)]);
         assert!(history.recent().is_empty());
@@ -75,10 +79,11 @@ mod tests {
 
     #[test]
     fn as_many_recent_tokens_as_the_longest_bad_word_needs() {
-        let params = Params { bad_words: vec![vec![1, 2, 3, 4]], ..Params::default() };
+        let bad_words = vec![TokenSequence { ids: vec![1, 2, 3, 4] }];
+        let sampling = SamplingParams { bad_words, ..Default::default() };
         for length in 0..20 {
             let tokens: Vec<u32> = (0..length).collect();
-            let recent = history(&params, &tokens);
+            let recent = history(sampling.clone(), &tokens);
             assert!(tokens.ends_with(recent.recent()), "{:?} of {length}", recent.recent());
             assert!((3.min(tokens.len())..=6).contains(&recent.recent().len()), "{:?} of {length}", recent.recent());
         }
@@ -86,7 +91,7 @@ mod tests {
 
     #[test]
     fn plain_rows_remember_nothing() {
-        let history = history(&Params::default(), &[1, 2, 3]);
+        let history = history(SamplingParams::default(), &[1, 2, 3]);
         assert!(history.recent().is_empty() && history.all.iter().next().is_none());
     }
 }

@@ -5,12 +5,16 @@
 //! Source: arXiv:2407.01082 §3; transformers `MinPLogitsWarper`.
 
 use super::candidates::Candidates;
+use super::processor::{Needs, Processor};
 
-/// Removes what is less likely than `min_p` times the most likely token; 0 is off. The most likely tokens always stay.
-pub(super) fn apply(candidates: &mut Candidates, min_p: f32) {
-    if min_p == 0.0 {
-        return;
-    }
+pub(super) const PROCESSOR: Processor = Processor {
+    is_active: |params, _| params.sampling.min_p.is_some_and(|min_p| min_p > 0.0),
+    needs: Needs::nothing,
+    apply: |candidates, row, _| apply(candidates, row.params.sampling.min_p()),
+};
+
+/// Removes what is less likely than `min_p` times the most likely token. The most likely tokens always stay.
+fn apply(candidates: &mut Candidates, min_p: f32) {
     let max = candidates.scores().iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let threshold = max + min_p.ln();
     candidates.retain(|_, score, _| score >= threshold);
@@ -18,6 +22,8 @@ pub(super) fn apply(candidates: &mut Candidates, min_p: f32) {
 
 #[cfg(test)]
 mod tests {
+    use proto::v1::SamplingParams;
+
     use super::super::candidates::check_kept;
     use super::*;
 
@@ -37,7 +43,8 @@ mod tests {
     #[test]
     fn one_keeps_the_modes_and_zero_is_off() {
         check(&[0.4, 0.2, 0.4], 1.0, &[0, 2]);
-        check(&[0.4, 0.0, 0.6], 0.0, &[0, 1, 2]);
+        let is_on = |min_p| PROCESSOR.is_on(SamplingParams { min_p, ..Default::default() });
+        assert_eq!([None, Some(0.0), Some(1e-30)].map(is_on), [false, false, true]);
         check(&[0.4, 0.0, 0.6], 1e-30, &[0, 2]);
     }
 }

@@ -3,14 +3,17 @@
 //! Source: vLLM's `min_tokens`; transformers `MinNewTokensLengthLogitsProcessor`.
 
 use super::candidates::Candidates;
+use super::processor::{Needs, Processor};
 
-/// Whether a reply of `reply_tokens` is still too short to end.
-pub(super) fn applies(min_tokens: u32, reply_tokens: u32) -> bool {
-    reply_tokens < min_tokens
-}
+pub(super) const PROCESSOR: Processor = Processor {
+    // While the reply is still too short to end.
+    is_active: |params, position| position.saturating_sub(params.prompt_tokens) < params.sampling.min_tokens(),
+    needs: Needs::nothing,
+    apply: |candidates, row, _| apply(candidates, row.eos_token_ids),
+};
 
 /// Forbids `eos_token_ids`; ids that the vocabulary does not have (configurations name such) are passed over.
-pub(super) fn apply(candidates: &mut Candidates, eos_token_ids: &[u32]) {
+fn apply(candidates: &mut Candidates, eos_token_ids: &[u32]) {
     let vocab_size = candidates.ids().len();
     for &token_id in eos_token_ids.iter().filter(|&&token_id| (token_id as usize) < vocab_size) {
         candidates.forbid(token_id);
@@ -19,12 +22,19 @@ pub(super) fn apply(candidates: &mut Candidates, eos_token_ids: &[u32]) {
 
 #[cfg(test)]
 mod tests {
+    use proto::v1::SamplingParams;
+
+    use super::super::Params;
     use super::*;
 
     #[test]
     fn applies_until_the_reply_is_long_enough() {
-        assert_eq!([0, 1, 2, 3].map(|reply| applies(2, reply)), [true, true, false, false]);
-        assert!(!applies(0, 0));
+        let applies = |min_tokens, position| {
+            let sampling = SamplingParams { min_tokens, ..Default::default() };
+            (PROCESSOR.is_active)(&Params::new(sampling, 5, false), position)
+        };
+        assert_eq!([5, 6, 7, 8].map(|position| applies(Some(2), position)), [true, true, false, false]);
+        assert!(!applies(None, 5) && !applies(Some(0), 5));
     }
 
     #[test]

@@ -12,8 +12,8 @@
 //!    top-k, which differs only in what the later ones take for the whole;
 //! 5. the draw, or the mode. Log-probabilities are the log-softmax of the processed scores.
 //!
-//! Steps 1 to 3 hold for greedy rows too. A new parameter is one file here, one field of [`Params`] and one line in
-//! [`Sampler::sample`].
+//! Steps 1 to 3 hold for greedy rows too. A new parameter is one file here, which defines its [`Processor`], and one line in
+//! [`PROCESSORS`] or [`WARPERS`].
 
 mod bad_words;
 mod candidates;
@@ -26,6 +26,7 @@ mod min_tokens;
 mod occurrence_penalty;
 mod params;
 mod presence_penalty;
+mod processor;
 mod prompt_logprobs;
 mod repetition_penalty;
 mod select;
@@ -39,14 +40,42 @@ mod watermark;
 
 pub use grammar_mask::mask_bytes;
 pub use history::History;
-pub use params::{InvalidParam, Params};
+pub use params::Params;
 pub use token_counts::TokenCounts;
 pub use top_n_tokens::TopTokens;
-pub use watermark::Watermark;
 
 use candidates::Candidates;
 use kernels::Device;
 use kernels::ops::sample::{argmax, gumbel, gumbel_argmax, row_stats};
+use processor::Processor;
+
+/// What changes the scores of every row, in order.
+const PROCESSORS: &[Processor] = &[
+    logit_bias::PROCESSOR,
+    watermark::PROCESSOR,
+    repetition_penalty::PROCESSOR,
+    frequency_penalty::PROCESSOR,
+    presence_penalty::PROCESSOR,
+    occurrence_penalty::PROCESSOR,
+    min_tokens::PROCESSOR,
+    bad_words::PROCESSOR,
+    grammar_mask::PROCESSOR,
+];
+
+/// What then changes those of rows that draw, in order.
+#[rustfmt::skip]
+const WARPERS: &[Processor] = &[
+    temperature::PROCESSOR,
+    top_k::PROCESSOR,
+    top_p::PROCESSOR,
+    min_p::PROCESSOR,
+    typical_p::PROCESSOR,
+];
+
+/// All processors for a row with these parameters, active or not.
+fn processors(params: &Params) -> impl Iterator<Item = &'static Processor> + use<> {
+    PROCESSORS.iter().chain(if params.sampling.do_sample { WARPERS } else { &[] })
+}
 
 /// Why one row could not be sampled. Other rows of the step are not affected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -126,7 +155,7 @@ impl Sampler {
     /// # Errors
     /// [`RowFailure`] if the logits or the processed scores are no distribution.
     pub fn sample(&mut self, row: Row<'_>, top: &mut TopTokens) -> Result<Choice, RowFailure> {
-        let Row { logits, params, history, eos_token_ids, allowed, position } = row;
+        let Row { logits, params, position, .. } = row;
         check_scores(logits, position)?;
 
         let Sampler { device, candidates } = self;
@@ -135,30 +164,17 @@ impl Sampler {
             return choose(device, logits, None, params, position, top);
         }
         candidates.load(logits);
-        logit_bias::apply(candidates, &params.logit_bias);
-        if let (Some(watermark), Some(&previous)) = (&params.watermark, history.recent().last()) {
-            watermark::apply(candidates, watermark, previous);
-        }
-        repetition_penalty::apply(candidates, params.repetition_penalty, &history.all);
-        frequency_penalty::apply(candidates, params.frequency_penalty, &history.all, position);
-        presence_penalty::apply(candidates, params.presence_penalty, &history.reply);
-        occurrence_penalty::apply(candidates, params.occurrence_penalty, &history.reply);
-        if min_tokens::applies(params.min_tokens, params.reply_tokens(position)) {
-            min_tokens::apply(candidates, eos_token_ids);
-        }
-        bad_words::apply(candidates, &params.bad_words, history.recent());
-        if let Some(allowed) = allowed {
-            grammar_mask::apply(candidates, allowed);
-        }
+        let run = |processors: &[Processor], candidates: &mut Candidates| {
+            for processor in processors.iter().filter(|processor| (processor.is_active)(params, position)) {
+                (processor.apply)(candidates, &row, device);
+            }
+        };
+        run(PROCESSORS, candidates);
         if !candidates.is_any_possible() {
             return Err(RowFailure::NothingAllowed { position });
         }
-        if params.do_sample {
-            temperature::apply(candidates, params.temperature);
-            top_k::apply(candidates, params.top_k);
-            top_p::apply(candidates, params.top_p);
-            min_p::apply(candidates, params.min_p);
-            typical_p::apply(candidates, params.typical_p, device);
+        if params.sampling.do_sample {
+            run(WARPERS, candidates);
         }
         choose(device, candidates.scores(), Some(candidates.ids()), params, position, top)
     }
@@ -178,11 +194,12 @@ fn choose(
     if !normalizer.is_finite() {
         return Err(RowFailure::NoCandidate { position, sum: normalizer.to_string() });
     }
-    top.select(scores, id_of, normalizer, params.top_n_tokens);
-    let index = match (params.do_sample, ids) {
+    top.select(scores, id_of, normalizer, params.sampling.top_n_tokens());
+    let seed = params.sampling.seed();
+    let index = match (params.sampling.do_sample, ids) {
         (false, _) => argmax(device, scores),
-        (true, None) => gumbel_argmax(device, scores, params.seed, position),
-        (true, Some(ids)) => gumbel_argmax_of(scores, ids, params.seed, position),
+        (true, None) => gumbel_argmax(device, scores, seed, position),
+        (true, Some(ids)) => gumbel_argmax_of(scores, ids, seed, position),
     };
     Ok(Choice { token_id: id_of(index), logprob: scores[index as usize] - normalizer })
 }

@@ -6,29 +6,29 @@
 
 use super::TokenCounts;
 use super::candidates::Candidates;
+use super::processor::{Needs, Processor};
+
+pub(super) const PROCESSOR: Processor = Processor {
+    is_active: |params, _| params.sampling.presence_penalty.is_some_and(|penalty| penalty != 0.0),
+    needs: Needs::reply_counts,
+    apply: |candidates, row, _| apply(candidates, row.params.sampling.presence_penalty(), &row.history.reply),
+};
 
 /// Subtracts `penalty` from every token of `reply`.
-pub(super) fn apply(candidates: &mut Candidates, penalty: f32, reply: &TokenCounts) {
-    if penalty == 0.0 {
-        return;
-    }
-    for (token_id, _) in reply.iter() {
-        *candidates.score_mut(token_id) -= penalty;
-    }
+fn apply(candidates: &mut Candidates, penalty: f32, reply: &TokenCounts) {
+    candidates.penalise(reply, |_| penalty);
 }
 
 #[cfg(test)]
 mod tests {
+    use proto::v1::SamplingParams;
+
+    use super::super::candidates::check_penalised;
     use super::*;
 
     #[track_caller]
     fn check(reply: &[u32], penalty: f32, expected: [f32; 3]) {
-        let mut candidates = Candidates::default();
-        candidates.load(&[1.0, -1.0, 0.0]);
-        let mut counts = TokenCounts::default();
-        counts.extend(reply.iter().copied());
-        apply(&mut candidates, penalty, &counts);
-        assert_eq!(candidates.scores(), expected);
+        check_penalised(reply, |candidates, counts| apply(candidates, penalty, counts), expected);
     }
 
     #[test]
@@ -38,7 +38,8 @@ mod tests {
 
     #[test]
     fn zero_is_off_and_a_negative_penalty_rewards() {
-        check(&[0, 1], 0.0, [1.0, -1.0, 0.0]);
+        let is_on = |penalty| PROCESSOR.is_on(SamplingParams { presence_penalty: penalty, ..Default::default() });
+        assert_eq!([None, Some(0.0), Some(-1.0)].map(is_on), [false, false, true]);
         check(&[2, 2], -2.0, [1.0, -1.0, 2.0]);
     }
 }

@@ -7,12 +7,16 @@
 
 use super::TokenCounts;
 use super::candidates::Candidates;
+use super::processor::{Needs, Processor};
 
-/// Penalises every token of `counts`. A `penalty` of 1 changes nothing; below 1 it rewards.
-pub(super) fn apply(candidates: &mut Candidates, penalty: f32, counts: &TokenCounts) {
-    if penalty == 1.0 {
-        return;
-    }
+pub(super) const PROCESSOR: Processor = Processor {
+    is_active: |params, _| params.sampling.repetition_penalty.is_some_and(|penalty| penalty != 1.0),
+    needs: Needs::counts,
+    apply: |candidates, row, _| apply(candidates, row.params.sampling.repetition_penalty(), &row.history.all),
+};
+
+/// Penalises every token of `counts`; a `penalty` below 1 rewards.
+fn apply(candidates: &mut Candidates, penalty: f32, counts: &TokenCounts) {
     for (token_id, _) in counts.iter() {
         let score = candidates.score_mut(token_id);
         *score = if *score > 0.0 { *score / penalty } else { *score * penalty };
@@ -21,6 +25,8 @@ pub(super) fn apply(candidates: &mut Candidates, penalty: f32, counts: &TokenCou
 
 #[cfg(test)]
 mod tests {
+    use proto::v1::SamplingParams;
+
     use super::*;
 
     #[track_caller]
@@ -50,7 +56,8 @@ mod tests {
 
     #[test]
     fn one_is_off_and_below_one_rewards() {
-        check(&[0, 1], 1.0, [2.0, -2.0, 0.0, 1.0]);
+        let is_on = |penalty| PROCESSOR.is_on(SamplingParams { repetition_penalty: penalty, ..Default::default() });
+        assert_eq!([None, Some(1.0), Some(0.5)].map(is_on), [false, false, true]);
         check(&[0, 1], 0.5, [4.0, -1.0, 0.0, 1.0]);
     }
 }

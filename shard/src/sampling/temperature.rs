@@ -5,18 +5,24 @@
 //! Source: transformers `TemperatureLogitsWarper`.
 
 use super::candidates::Candidates;
+use super::processor::{Needs, Processor};
 
-/// Divides every score by `temperature`, which is positive; 1 changes nothing.
-pub(super) fn apply(candidates: &mut Candidates, temperature: f32) {
-    if temperature == 1.0 {
-        return;
-    }
+pub(super) const PROCESSOR: Processor = Processor {
+    is_active: |params, _| params.sampling.temperature.is_some_and(|temperature| temperature != 1.0),
+    needs: Needs::nothing,
+    apply: |candidates, row, _| apply(candidates, row.params.sampling.temperature()),
+};
+
+/// Divides every score by `temperature`, which is positive.
+fn apply(candidates: &mut Candidates, temperature: f32) {
     // A division, not a multiplication by the reciprocal: that rounds twice, and goldens compare bits.
     candidates.scores_mut().0.iter_mut().for_each(|score| *score /= temperature);
 }
 
 #[cfg(test)]
 mod tests {
+    use proto::v1::SamplingParams;
+
     use super::*;
 
     #[track_caller]
@@ -35,6 +41,7 @@ mod tests {
 
     #[test]
     fn one_is_off() {
-        check(1.0, [3.0, -1.0, f32::NEG_INFINITY]);
+        let is_on = |temperature| PROCESSOR.is_on(SamplingParams { temperature, ..Default::default() });
+        assert_eq!([None, Some(1.0), Some(0.7)].map(is_on), [false, false, true]);
     }
 }

@@ -2,6 +2,8 @@
 
 use std::cmp::Ordering;
 
+use proto::v1::{SamplingParams, TokenBias, TokenSequence, Watermark};
+
 use super::*;
 
 /// A reproducible source of test values (splitmix64, the upper half).
@@ -25,8 +27,9 @@ fn device() -> Device {
 /// Token 0 ends a sequence.
 const EOS: [u32; 1] = [0];
 
-fn sample(logits: &[f32], params: &Params, tokens: &[u32], position: u32) -> Result<Choice, RowFailure> {
-    sample_allowed(logits, params, tokens, position, None)
+/// A row without a prompt.
+fn sample(logits: &[f32], sampling: &SamplingParams, tokens: &[u32], position: u32) -> Result<Choice, RowFailure> {
+    sample_allowed(logits, &Params::new(sampling.clone(), 0, false), tokens, position, None)
 }
 
 fn sample_allowed(
@@ -45,7 +48,9 @@ fn sample_allowed(
 /// What the parameters mean, in f64 with sorts: the log-probability of every token, minus infinity for the removed.
 fn definition(logits: &[f32], params: &Params, tokens: &[u32], allowed: Option<&[u8]>) -> Vec<f64> {
     let mut scores: Vec<f64> = logits.iter().map(|&logit| logit.into()).collect();
-    params.logit_bias.iter().for_each(|&(id, bias)| scores[id as usize] += f64::from(bias));
+    let prompt_tokens = params.prompt_tokens as usize;
+    let params = &params.sampling;
+    params.logit_bias.iter().for_each(|entry| scores[entry.token_id as usize] += f64::from(entry.bias));
     if let Some(Watermark { delta, .. }) = &params.watermark {
         // Which tokens are green is for the watermark's own tests.
         let mut candidates = Candidates::default();
@@ -57,50 +62,48 @@ fn definition(logits: &[f32], params: &Params, tokens: &[u32], allowed: Option<&
     for (id, score) in scores.iter_mut().enumerate() {
         let count = tokens.iter().filter(|&&token| token as usize == id).count();
         if count > 0 {
-            let penalty = f64::from(params.repetition_penalty);
+            let penalty = f64::from(params.repetition_penalty.unwrap_or(1.0));
             *score = if *score > 0.0 { *score / penalty } else { *score * penalty };
-            *score -= f64::from(params.frequency_penalty) * count as f64 / tokens.len() as f64;
+            *score -= f64::from(params.frequency_penalty.unwrap_or(0.0)) * count as f64 / tokens.len() as f64;
         }
-        let reply = &tokens[params.prompt_tokens as usize..];
+        let reply = &tokens[prompt_tokens..];
         let count = reply.iter().filter(|&&token| token as usize == id).count() as f64;
-        *score -= f64::from(params.presence_penalty) * count.min(1.0) + f64::from(params.occurrence_penalty) * count;
-        let too_short = EOS.contains(&(id as u32)) && reply.len() < params.min_tokens as usize;
-        let follows = |word: &&Vec<u32>| {
-            let sequence = [tokens, &[id as u32]].concat();
-            sequence.ends_with(word)
-        };
-        let is_bad = params.bad_words.iter().any(|word| follows(&word));
+        *score -= f64::from(params.presence_penalty.unwrap_or(0.0)) * count.min(1.0);
+        *score -= f64::from(params.occurrence_penalty.unwrap_or(0.0)) * count;
+        let too_short = EOS.contains(&(id as u32)) && reply.len() < params.min_tokens.unwrap_or(0) as usize;
+        let sequence = [tokens, &[id as u32]].concat();
+        let is_bad = params.bad_words.iter().any(|word| sequence.ends_with(&word.ids));
         if too_short || is_bad || allowed.is_some_and(|allowed| allowed[id / 8] >> (id % 8) & 1 == 0) {
             *score = f64::NEG_INFINITY;
         }
     }
     if params.do_sample {
-        scores.iter_mut().for_each(|score| *score /= f64::from(params.temperature));
+        scores.iter_mut().for_each(|score| *score /= f64::from(params.temperature.unwrap_or(1.0)));
         let descending = |scores: &[f64]| {
             let mut order: Vec<usize> = (0..scores.len()).collect();
             order.sort_by(|&a, &b| scores[b].partial_cmp(&scores[a]).unwrap().then(a.cmp(&b)));
             order
         };
-        if params.top_k > 0 {
-            let kth = scores[descending(&scores)[(params.top_k as usize).min(scores.len()) - 1]];
+        if let Some(top_k) = params.top_k {
+            let kth = scores[descending(&scores)[(top_k as usize).min(scores.len()) - 1]];
             scores.iter_mut().filter(|score| **score < kth).for_each(|score| *score = f64::NEG_INFINITY);
         }
-        if params.top_p < 1.0 {
+        if let Some(top_p) = params.top_p {
             let probabilities = softmax(&scores);
             let mut ahead = 0.0;
             for id in descending(&scores) {
-                if ahead >= f64::from(params.top_p) {
+                if ahead >= f64::from(top_p) {
                     scores[id] = f64::NEG_INFINITY;
                 }
                 ahead += probabilities[id];
             }
         }
-        if params.min_p > 0.0 {
+        if let Some(min_p) = params.min_p {
             let probabilities = softmax(&scores);
-            let least = f64::from(params.min_p) * probabilities.iter().copied().fold(0.0, f64::max);
+            let least = f64::from(min_p) * probabilities.iter().copied().fold(0.0, f64::max);
             (0..scores.len()).filter(|&id| probabilities[id] < least).for_each(|id| scores[id] = f64::NEG_INFINITY);
         }
-        if params.typical_p < 1.0 {
+        if let Some(typical_p) = params.typical_p {
             let probabilities = softmax(&scores);
             let information = |p: f64| if p > 0.0 { -p.ln() } else { f64::INFINITY };
             let entropy: f64 = probabilities.iter().filter(|&&p| p > 0.0).map(|&p| p * information(p)).sum();
@@ -109,7 +112,7 @@ fn definition(logits: &[f32], params: &Params, tokens: &[u32], allowed: Option<&
             order.sort_by(|&a, &b| distance[a].partial_cmp(&distance[b]).unwrap_or(Ordering::Equal).then(a.cmp(&b)));
             let mut ahead = 0.0;
             for id in order {
-                if ahead >= f64::from(params.typical_p) {
+                if ahead >= f64::from(typical_p) {
                     scores[id] = f64::NEG_INFINITY;
                 }
                 ahead += probabilities[id];
@@ -126,46 +129,40 @@ fn softmax(scores: &[f64]) -> Vec<f64> {
 }
 
 /// Parameters of every kind, each on in half of the cases.
-fn random_params(random: &mut impl FnMut() -> u32, vocab_size: u32, tokens: &[u32]) -> Params {
-    let prompt_tokens = random() % (tokens.len() as u32 + 1);
-    let mut logit_bias: Vec<(u32, f32)> = vec![];
-    for id in 0..vocab_size {
+fn random_params(random: &mut impl FnMut() -> u32, vocab_size: u32, tokens: &[u32]) -> SamplingParams {
+    let mut logit_bias: Vec<TokenBias> = vec![];
+    for token_id in 0..vocab_size {
         if random().is_multiple_of(40) {
-            logit_bias.push((id, [-3.0, 2.0, f32::NEG_INFINITY][random() as usize % 3]));
+            logit_bias.push(TokenBias { token_id, bias: [-3.0, 2.0, f32::NEG_INFINITY][random() as usize % 3] });
         }
     }
     // What the sequence ends with, followed by something; and a word that does not occur.
     let mut bad_words = vec![];
     if random().is_multiple_of(2) {
         let before = random() as usize % tokens.len().min(4);
-        bad_words.push([&tokens[tokens.len() - before..], &[random() % vocab_size]].concat());
-        bad_words.push(vec![u32::MAX, random() % vocab_size]);
+        let ids = [&tokens[tokens.len() - before..], &[random() % vocab_size]].concat();
+        bad_words.push(TokenSequence { ids });
+        bad_words.push(TokenSequence { ids: vec![u32::MAX, random() % vocab_size] });
     }
-    let mut maybe = |off: f32, choices: [f32; 3]| {
-        let at = random() as usize % 6;
-        choices.get(at).copied().unwrap_or(off)
-    };
-    Params {
-        temperature: maybe(1.0, [0.3, 0.7, 1.5]),
-        top_k: maybe(0.0, [1.0, 5.0, 40.0]) as u32,
-        top_p: maybe(1.0, [0.1, 0.5, 0.95]),
-        typical_p: maybe(1.0, [0.2, 0.6, 0.95]),
-        repetition_penalty: maybe(1.0, [0.8, 1.2, 2.0]),
-        frequency_penalty: maybe(0.0, [-1.0, 0.5, 2.0]),
-        min_p: maybe(0.0, [0.01, 0.1, 0.5]),
-        presence_penalty: maybe(0.0, [-1.0, 0.5, 2.0]),
-        occurrence_penalty: maybe(0.0, [-0.25, 0.125, 0.5]),
-        min_tokens: maybe(0.0, [1.0, 10.0, 100.0]) as u32,
-        watermark: Some(maybe(0.0, [0.25, 0.5, 0.9]).into())
-            .filter(|&gamma| gamma > 0.0)
-            .map(|gamma| Watermark { gamma, delta: 1.5 }),
-        do_sample: maybe(0.0, [1.0; 3]) > 0.0,
-        seed: random().into(),
-        top_n_tokens: random() % 4,
-        prompt_tokens,
+    let mut maybe = |choices: [f32; 3]| choices.get(random() as usize % 6).copied();
+    SamplingParams {
+        temperature: maybe([0.3, 0.7, 1.5]),
+        top_k: maybe([1.0, 5.0, 40.0]).map(|top_k| top_k as i32),
+        top_p: maybe([0.1, 0.5, 0.95]),
+        typical_p: maybe([0.2, 0.6, 0.95]),
+        repetition_penalty: maybe([0.8, 1.2, 2.0]),
+        frequency_penalty: maybe([-1.0, 0.5, 2.0]),
+        min_p: maybe([0.01, 0.1, 0.5]),
+        presence_penalty: maybe([-1.0, 0.5, 2.0]),
+        occurrence_penalty: maybe([-0.25, 0.125, 0.5]),
+        min_tokens: maybe([1.0, 10.0, 100.0]).map(|min_tokens| min_tokens as u32),
+        watermark: maybe([0.25, 0.5, 0.9]).map(|gamma| Watermark { gamma: gamma.into(), delta: 1.5 }),
+        do_sample: maybe([1.0; 3]).is_some(),
+        seed: Some(random().into()),
+        top_n_tokens: Some(random() % 4),
         logit_bias,
         bad_words,
-        ..Params::default()
+        ..SamplingParams::default()
     }
 }
 
@@ -181,7 +178,7 @@ fn every_combination_of_parameters_agrees_with_its_definition() {
         let params = random_params(&mut random, vocab_size as u32, &tokens);
         let mask: Vec<u8> = (0..mask_bytes(vocab_size)).map(|_| (random() | random()) as u8).collect();
         let allowed = if random().is_multiple_of(2) { Some(&mask[..]) } else { None };
-        let params = Params { masked: allowed.is_some(), ..params };
+        let params = Params::new(params, random() % (tokens.len() as u32 + 1), allowed.is_some());
 
         let expected = definition(&grid, &params, &tokens, allowed);
         let choice = sample_allowed(&grid, &params, &tokens, tokens.len() as u32, allowed);
@@ -193,7 +190,7 @@ fn every_combination_of_parameters_agrees_with_its_definition() {
         let at = expected[choice.token_id as usize];
         // f32 scores up to 20 carry an error of 1e-6; a log-sum-exp over 200 of them adds as much again.
         assert!((f64::from(choice.logprob) - at).abs() < 2e-5, "seed {seed} {params:?}: {choice:?}, expected {at}");
-        if !params.do_sample {
+        if !params.sampling.do_sample {
             let best = expected.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             assert!(best - at < 1e-6, "seed {seed} {params:?}: greedy took {choice:?}, the best is {best}");
         }
@@ -202,7 +199,7 @@ fn every_combination_of_parameters_agrees_with_its_definition() {
 
 #[test]
 fn greedy_takes_the_lowest_id_of_a_tie_and_ignores_the_warpers() {
-    let params = Params { temperature: 0.1, top_k: 1, ..Params::default() };
+    let params = SamplingParams { temperature: Some(0.1), top_k: Some(1), ..SamplingParams::default() };
     let choice = sample(&[1.0, 3.0, 3.0], &params, &[], 0).unwrap();
     assert_eq!(choice.token_id, 1);
     let sum = 1.0_f64.exp() + 2.0 * 3.0_f64.exp();
@@ -212,25 +209,31 @@ fn greedy_takes_the_lowest_id_of_a_tie_and_ignores_the_warpers() {
 #[test]
 fn penalties_apply_to_greedy_rows_in_order() {
     // Repetition first: 4 / 2 = 2; then frequency: 2 − 3 · 2/4 = 0.5, below token 1. The other order would give 1.25.
-    let params = Params { repetition_penalty: 2.0, frequency_penalty: 3.0, ..Params::default() };
+    let params =
+        SamplingParams { repetition_penalty: Some(2.0), frequency_penalty: Some(3.0), ..SamplingParams::default() };
     assert_eq!(sample(&[4.0, 0.75, 0.0], &params, &[0, 0, 2, 2], 4).unwrap().token_id, 1);
 }
 
 #[test]
 fn greedy_rows_obey_what_is_forced_and_forbidden() {
     let logits = [5.0, 4.0, 3.0, 2.0];
-    let takes = |params: Params| sample(&logits, &params, &[1, 2], 2).unwrap().token_id;
-    let params = || Params { prompt_tokens: 2, ..Params::default() };
-    assert_eq!(takes(params()), 0);
-    assert_eq!(takes(Params { min_tokens: 1, ..params() }), 1);
-    assert_eq!(takes(Params { min_tokens: 1, prompt_tokens: 1, ..params() }), 0, "one token of the reply is there");
-    assert_eq!(takes(Params { bad_words: vec![vec![2, 0], vec![2, 1, 0]], ..params() }), 1);
-    assert_eq!(takes(Params { logit_bias: vec![(3, 100.0)], ..params() }), 3);
+    let takes = |sampling: SamplingParams, prompt_tokens| {
+        sample_allowed(&logits, &Params::new(sampling, prompt_tokens, false), &[1, 2], 2, None).unwrap().token_id
+    };
+    let off = SamplingParams::default;
+    assert_eq!(takes(off(), 2), 0);
+    let longer = SamplingParams { min_tokens: Some(1), ..off() };
+    assert_eq!(takes(longer.clone(), 2), 1);
+    assert_eq!(takes(longer, 1), 0, "one token of the reply is there");
+    let bad_words = [&[2, 0][..], &[2, 1, 0]].map(|ids| TokenSequence { ids: ids.to_vec() }).to_vec();
+    assert_eq!(takes(SamplingParams { bad_words, ..off() }, 2), 1);
+    let bias = |token_id, bias| vec![TokenBias { token_id, bias }];
+    assert_eq!(takes(SamplingParams { logit_bias: bias(3, 100.0), ..off() }, 2), 3);
     // 4 − 2 and 3 − 2: the reply is [1, 2]; of OpenAI's penalties the prompt knows nothing.
-    let penalised = Params { logit_bias: vec![(0, f32::NEG_INFINITY)], presence_penalty: 2.5, ..params() };
-    assert_eq!(takes(Params { prompt_tokens: 0, ..penalised.clone() }), 3);
-    assert_eq!(takes(penalised), 1);
-    let masked = Params { masked: true, temperature: 0.5, ..params() };
+    let penalised = SamplingParams { logit_bias: bias(0, f32::NEG_INFINITY), presence_penalty: Some(2.5), ..off() };
+    assert_eq!(takes(penalised.clone(), 0), 3);
+    assert_eq!(takes(penalised, 2), 1);
+    let masked = Params::new(SamplingParams { temperature: Some(0.5), ..off() }, 2, true);
     let allowed = |bits: u8| sample_allowed(&logits, &masked, &[1, 2], 2, Some(&[bits, 0, 0, 0]));
     assert_eq!(allowed(0b1100), Ok(Choice { token_id: 2, logprob: allowed(0b1100).unwrap().logprob }));
     assert_eq!(allowed(0b1000), Ok(Choice { token_id: 3, logprob: 0.0 }));
@@ -240,9 +243,10 @@ fn greedy_rows_obey_what_is_forced_and_forbidden() {
 #[test]
 fn a_mask_that_allows_everything_changes_no_bit() {
     let logits: Vec<f32> = (0..100).map(|id| (id * 37 % 101) as f32 * 0.1).collect();
-    let params = Params { do_sample: true, temperature: 0.8, top_p: 0.9, ..Params::default() };
+    let params =
+        SamplingParams { do_sample: true, temperature: Some(0.8), top_p: Some(0.9), ..SamplingParams::default() };
     for position in 0..20 {
-        let masked = Params { masked: true, ..params.clone() };
+        let masked = Params::new(params.clone(), 0, true);
         let with = sample_allowed(&logits, &masked, &[], position, Some(&[0xFF; 16])).unwrap();
         assert_eq!(with, sample(&logits, &params, &[], position).unwrap());
     }
@@ -251,30 +255,32 @@ fn a_mask_that_allows_everything_changes_no_bit() {
 #[test]
 fn the_draw_depends_on_seed_position_and_token_only() {
     let logits: Vec<f32> = (0..100).map(|id| (id % 7) as f32 * 0.1).collect();
-    let draw = |seed, position, params: Params| {
-        sample(&logits, &Params { do_sample: true, seed, ..params }, &[], position).unwrap().token_id
+    let draw = |seed, position, params: SamplingParams| {
+        let params = SamplingParams { do_sample: true, seed: Some(seed), ..params };
+        sample(&logits, &params, &[], position).unwrap().token_id
     };
-    let plain = |seed, position| draw(seed, position, Params::default());
+    let plain = |seed, position| draw(seed, position, SamplingParams::default());
     let tokens: Vec<u32> = (0..50).map(|position| plain(1, position)).collect();
     assert_eq!(tokens, (0..50).map(|position| plain(1, position)).collect::<Vec<_>>());
     assert_ne!(tokens, (0..50).map(|position| plain(2, position)).collect::<Vec<_>>());
     assert!(tokens.windows(2).any(|pair| pair[0] != pair[1]), "positions draw differently");
     // A warper that keeps the drawn token changes no other token's noise, so the draw stays.
-    let nucleus = Params { top_p: 0.999, ..Params::default() };
+    let nucleus = SamplingParams { top_p: Some(0.999), ..SamplingParams::default() };
     let same = (0..50).filter(|&position| draw(1, position, nucleus.clone()) == tokens[position as usize]).count();
     assert!(same >= 48, "only {same} of 50 draws survived a nucleus of 0.999");
 }
 
 /// Pearson's chi-square test of draws at consecutive positions against the softmax of `logits`.
 #[track_caller]
-fn check_distribution(logits: &[f32], params: Params, upper: f64) {
+fn check_distribution(logits: &[f32], params: SamplingParams, upper: f64) {
     const DRAWS: u32 = 20_000;
-    let expected = definition(logits, &params, &[], None);
+    let expected = definition(logits, &Params::new(params.clone(), 0, false), &[], None);
     let mut drawn = vec![0_u32; logits.len()];
     for position in 0..DRAWS {
         // Half over positions with one seed, half over seeds at one position: both must be independent.
         let (seed, position) = if position % 2 == 0 { (7, position) } else { (u64::from(position), 3) };
-        drawn[sample(logits, &Params { seed, ..params.clone() }, &[], position).unwrap().token_id as usize] += 1;
+        let params = SamplingParams { seed: Some(seed), ..params.clone() };
+        drawn[sample(logits, &params, &[], position).unwrap().token_id as usize] += 1;
     }
     let mut statistic = 0.0;
     for (id, (&count, logprob)) in drawn.iter().zip(expected).enumerate() {
@@ -292,15 +298,15 @@ fn draws_follow_the_distribution() {
     // The bounds are the 99.9 % quantiles of chi-square with 7, 3 and 2 degrees of freedom. The seeds are fixed, so this
     // passes or fails the same way every time.
     let logits = [0.0, 0.5, -1.0, 1.0, 0.2, -0.3, 0.9, -2.0];
-    let sampled = Params { do_sample: true, ..Params::default() };
+    let sampled = SamplingParams { do_sample: true, ..SamplingParams::default() };
     check_distribution(&logits, sampled.clone(), 24.32);
-    check_distribution(&logits, Params { temperature: 0.5, top_k: 4, ..sampled.clone() }, 16.27);
-    check_distribution(&logits, Params { top_k: 3, ..sampled }, 13.82);
+    check_distribution(&logits, SamplingParams { temperature: Some(0.5), top_k: Some(4), ..sampled.clone() }, 16.27);
+    check_distribution(&logits, SamplingParams { top_k: Some(3), ..sampled }, 13.82);
 }
 
 #[test]
 fn what_is_no_distribution_fails_with_its_place() {
-    let fails = |logits: &[f32]| sample(logits, &Params::default(), &[], 9).unwrap_err().to_string();
+    let fails = |logits: &[f32]| sample(logits, &SamplingParams::default(), &[], 9).unwrap_err().to_string();
     assert_eq!(fails(&[0.0, f32::NAN, 1.0]), "the logit of token 1 at position 9 is NaN");
     assert_eq!(fails(&[0.0, f32::INFINITY]), "the logit of token 1 at position 9 is inf");
     assert_eq!(
@@ -308,15 +314,22 @@ fn what_is_no_distribution_fails_with_its_place() {
         "no token can be sampled at position 9: the processed scores sum to -inf"
     );
     // A token that cannot come is no failure.
-    assert_eq!(sample(&[f32::NEG_INFINITY, 0.0], &Params::default(), &[], 9).unwrap().token_id, 1);
+    assert_eq!(sample(&[f32::NEG_INFINITY, 0.0], &SamplingParams::default(), &[], 9).unwrap().token_id, 1);
     // Scores that overflow are one, and not a panic.
-    let hot = Params { do_sample: true, temperature: 1e-40, ..Params::default() };
+    let hot = SamplingParams { do_sample: true, temperature: Some(1e-40), ..SamplingParams::default() };
     assert!(matches!(sample(&[1.0, 2.0], &hot, &[], 9), Err(RowFailure::NoCandidate { .. })));
 }
 
 #[test]
 fn top_tokens_are_of_the_processed_scores() {
-    let params = Params { do_sample: true, temperature: 0.5, top_k: 2, top_n_tokens: 3, ..Params::default() };
+    let sampling = SamplingParams {
+        do_sample: true,
+        temperature: Some(0.5),
+        top_k: Some(2),
+        top_n_tokens: Some(3),
+        ..SamplingParams::default()
+    };
+    let params = Params::new(sampling, 0, false);
     let mut top = TopTokens::default();
     let history = History::default();
     let row = Row {

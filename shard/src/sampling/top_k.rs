@@ -5,12 +5,18 @@
 //! Source: transformers `TopKLogitsWarper`.
 
 use super::candidates::Candidates;
+use super::processor::{Needs, Processor};
 use super::select::nth_largest;
 
-/// Keeps the `k` highest scores and what ties with the last of them; 0 is off.
-pub(super) fn apply(candidates: &mut Candidates, k: u32) {
-    let k = k as usize;
-    if k == 0 || k >= candidates.ids().len() {
+pub(super) const PROCESSOR: Processor = Processor {
+    is_active: |params, _| params.sampling.top_k.is_some(),
+    needs: Needs::nothing,
+    apply: |candidates, row, _| apply(candidates, row.params.sampling.top_k().unsigned_abs() as usize),
+};
+
+/// Keeps the `k` highest scores and what ties with the last of them; `k` is not 0.
+fn apply(candidates: &mut Candidates, k: usize) {
+    if k >= candidates.ids().len() {
         return;
     }
     let (scores, scratch) = candidates.scores_mut();
@@ -24,7 +30,7 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(logits: &[f32], k: u32, expected: &[u32]) {
+    fn check(logits: &[f32], k: usize, expected: &[u32]) {
         check_kept(logits, |candidates| apply(candidates, k), expected);
     }
 
@@ -40,9 +46,8 @@ mod tests {
     }
 
     #[test]
-    fn zero_and_more_than_the_vocabulary_are_off() {
-        check(&[0.1, 0.4], 0, &[0, 1]);
+    fn more_than_the_vocabulary_removes_nothing() {
         check(&[0.1, 0.4], 2, &[0, 1]);
-        check(&[0.1, 0.4], u32::MAX, &[0, 1]);
+        check(&[0.1, 0.4], usize::MAX, &[0, 1]);
     }
 }

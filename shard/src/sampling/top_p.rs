@@ -6,13 +6,17 @@
 //! Source: arXiv:1904.09751 §3.1; transformers `TopPLogitsWarper`.
 
 use super::candidates::Candidates;
+use super::processor::{Needs, Processor};
 use super::select::{ascending_key, shortest_prefix};
 
-/// Keeps the nucleus of probability `p`; 1 is off.
-pub(super) fn apply(candidates: &mut Candidates, p: f32) {
-    if p >= 1.0 {
-        return;
-    }
+pub(super) const PROCESSOR: Processor = Processor {
+    is_active: |params, _| params.sampling.top_p.is_some_and(|p| p < 1.0),
+    needs: Needs::nothing,
+    apply: |candidates, row, _| apply(candidates, row.params.sampling.top_p()),
+};
+
+/// Keeps the nucleus of probability `p`.
+fn apply(candidates: &mut Candidates, p: f32) {
     let (scores, scratch) = candidates.scores_mut();
     let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     scratch.keys.clear();
@@ -33,6 +37,8 @@ pub(super) fn apply(candidates: &mut Candidates, p: f32) {
 
 #[cfg(test)]
 mod tests {
+    use proto::v1::SamplingParams;
+
     use super::super::candidates::check_kept;
     use super::*;
 
@@ -70,6 +76,7 @@ mod tests {
 
     #[test]
     fn one_is_off() {
-        check(&[0.1, 0.9], 1.0, &[0, 1]);
+        let is_on = |top_p| PROCESSOR.is_on(SamplingParams { top_p, ..Default::default() });
+        assert_eq!([None, Some(1.0), Some(0.9)].map(is_on), [false, false, true]);
     }
 }

@@ -9,13 +9,17 @@ use kernels::Device;
 use kernels::ops::sample::row_stats;
 
 use super::candidates::Candidates;
+use super::processor::{Needs, Processor};
 use super::select::{ascending_key, shortest_prefix};
 
-/// Keeps the typical set of probability `mass`; 1 is off.
-pub(super) fn apply(candidates: &mut Candidates, mass: f32, device: &Device) {
-    if mass >= 1.0 {
-        return;
-    }
+pub(super) const PROCESSOR: Processor = Processor {
+    is_active: |params, _| params.sampling.typical_p.is_some_and(|mass| mass < 1.0),
+    needs: Needs::nothing,
+    apply: |candidates, row, device| apply(candidates, row.params.sampling.typical_p(), device),
+};
+
+/// Keeps the typical set of probability `mass`.
+fn apply(candidates: &mut Candidates, mass: f32, device: &Device) {
     let (scores, scratch) = candidates.scores_mut();
     let normalizer = row_stats(device, scores).log_sum_exp;
     scratch.weights.clear();
@@ -36,6 +40,8 @@ pub(super) fn apply(candidates: &mut Candidates, mass: f32, device: &Device) {
 
 #[cfg(test)]
 mod tests {
+    use proto::v1::SamplingParams;
+
     use super::super::candidates::check_kept;
     use super::*;
 
@@ -70,6 +76,7 @@ mod tests {
 
     #[test]
     fn one_is_off() {
-        check(&[0.1, 0.9], 1.0, &[0, 1]);
+        let is_on = |typical_p| PROCESSOR.is_on(SamplingParams { typical_p, ..Default::default() });
+        assert_eq!([None, Some(1.0), Some(0.9)].map(is_on), [false, false, true]);
     }
 }

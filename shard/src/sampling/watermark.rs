@@ -8,38 +8,23 @@
 //! detectors that people have for TGI find our text too.
 //! Source: arXiv:2301.10226 §3; TGI `WatermarkLogitsProcessor`; `torch.randperm`.
 
-use proto::v1;
+use proto::v1::Watermark;
 
-use super::InvalidParam;
 use super::candidates::Candidates;
+use super::processor::{Needs, Processor};
 
 /// What tells whose watermark it is; TGI's and the paper's published detectors use this prime.
 const HASH_KEY: u64 = 15_485_863;
 
-/// How strong the watermark is. Ranges are checked with the other parameters.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Watermark {
-    /// Share of the vocabulary that is green, in (0, 1).
-    pub gamma: f64,
-    /// Added to the scores of green tokens.
-    pub delta: f32,
-}
-
-impl Watermark {
-    /// Reads and checks the message.
-    pub(super) fn parse(wire: &v1::Watermark) -> Result<Watermark, InvalidParam> {
-        let invalid = |field, value: f32, expected| Err(InvalidParam { field, value: value.into(), expected });
-        if !(wire.gamma > 0.0 && wire.gamma < 1.0) {
-            return invalid("watermark.gamma", wire.gamma, "a number above 0 and below 1");
+pub(super) const PROCESSOR: Processor = Processor {
+    is_active: |params, _| params.sampling.watermark.is_some(),
+    needs: |_| Needs { recent: 1, ..Needs::default() },
+    apply: |candidates, row, _| {
+        if let (Some(watermark), Some(&previous)) = (&row.params.sampling.watermark, row.history.recent().last()) {
+            apply(candidates, watermark, previous);
         }
-        if !wire.delta.is_finite() {
-            return invalid("watermark.delta", wire.delta, "a finite number");
-        }
-        // The number that was written down, not the float32 next to it: a detector multiplies 0.7, not 0.69999999.
-        let gamma = wire.gamma.to_string().parse().expect("a finite float prints as a number");
-        Ok(Watermark { gamma, delta: wire.delta })
-    }
-}
+    },
+};
 
 /// Adds delta to the green list of `previous`, the token before.
 pub(super) fn apply(candidates: &mut Candidates, watermark: &Watermark, previous: u32) {
@@ -135,9 +120,8 @@ mod tests {
 
     #[test]
     fn gamma_is_the_decimal_that_was_written_down() {
-        let watermark = Watermark::parse(&v1::Watermark { gamma: 0.7, delta: 2.0 }).unwrap();
-        assert_eq!(watermark, Watermark { gamma: 0.7, delta: 2.0 });
-        assert_eq!(green(1000, watermark.gamma, 3).len(), 700);
+        // As a float32, 0.7 is a little less.
+        assert_eq!(green(1000, 0.7, 3).len(), 700);
     }
 
     #[test]

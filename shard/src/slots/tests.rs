@@ -1,7 +1,7 @@
 //! Every way a plan can contradict the slots, and what a legal plan computes.
 
 use proto::pack_u32;
-use proto::v1::SamplingParams;
+use proto::v1::{SamplingParams, TokenSequence};
 
 use super::Prediction::Row;
 use super::*;
@@ -110,14 +110,14 @@ fn a_slot_can_be_freed_and_filled_by_one_plan() {
 #[test]
 fn the_history_holds_cached_computed_and_sampled_tokens() {
     let penalty = SamplingParams {
-        repetition_penalty: 1.5,
-        presence_penalty: 1.0,
-        prompt_tokens: 3,
-        bad_words: vec![pack_u32([1, 2, 3])],
+        repetition_penalty: Some(1.5),
+        presence_penalty: Some(1.0),
+        bad_words: vec![TokenSequence { ids: vec![1, 2, 3] }],
         ..SamplingParams::default()
     };
     let new = NewSlot {
         params: Some(penalty.clone()),
+        prompt_tokens: 3,
         cached_tokens: 4,
         cached_ids: packed_u32(&[1, 1, 2, 3]),
         ..new_slot(0, &[0, 1])
@@ -131,7 +131,7 @@ fn the_history_holds_cached_computed_and_sampled_tokens() {
     slots.check(&plan).unwrap();
     slots.apply(&plan, &mut rows);
 
-    let params = Params::parse(&penalty, LIMITS.vocab_size).unwrap();
+    let params = Params::new(penalty, 3, false);
     let mut expected = History::default();
     (0..).zip([1, 1, 2, 3, 1, 9]).for_each(|(position, id)| expected.push(&params, position, id));
     assert_eq!(slots.get(0).history, expected);
@@ -139,7 +139,7 @@ fn the_history_holds_cached_computed_and_sampled_tokens() {
 
 #[test]
 fn prompt_tokens_are_scored_by_the_row_before_them() {
-    let params = SamplingParams { prompt_logprobs: true, prompt_tokens: 6, ..SamplingParams::default() };
+    let params = SamplingParams { prompt_logprobs: true, ..SamplingParams::default() };
     let (mut slots, mut rows) = (Slots::new(LIMITS), Rows::default());
     let mut seq = 0;
     let mut apply = |slots: &mut Slots, chunk: Chunk, new_slots: Vec<NewSlot>| {
@@ -151,7 +151,7 @@ fn prompt_tokens_are_scored_by_the_row_before_them() {
             rows.scored.iter().map(|token| (token.position, token.token_id, token.predicted_by)).collect::<Vec<_>>();
         (rows.logit_rows.clone(), scored, rows.kept.clone(), rows.sampled.clone())
     };
-    let new = NewSlot { params: Some(params.clone()), ..new_slot(0, &[0, 1]) };
+    let new = NewSlot { params: Some(params.clone()), prompt_tokens: 6, ..new_slot(0, &[0, 1]) };
     // The first token has no prediction; the last row predicts the first token of the next chunk.
     let (logit_rows, scored, kept, _) = apply(&mut slots, chunk(0, 0, &[10, 11, 12], false), vec![new.clone()]);
     assert_eq!(logit_rows, [0, 1, 2]);
@@ -165,7 +165,7 @@ fn prompt_tokens_are_scored_by_the_row_before_them() {
     assert!(kept.is_empty());
     assert_eq!(samples, [sampled(0, 7, 2)]);
     // Behind a cached prefix nothing predicted the first token.
-    let cached = NewSlot { slot: 1, cached_tokens: 4, ..NewSlot { params: Some(params), ..new_slot(1, &[2, 3]) } };
+    let cached = NewSlot { cached_tokens: 4, params: Some(params), prompt_tokens: 6, ..new_slot(1, &[2, 3]) };
     let (logit_rows, scored, kept, _) = apply(&mut slots, chunk(1, 4, &[14, 15], true), vec![cached]);
     assert_eq!((logit_rows, scored), (vec![0, 1], vec![(5, 15, Row(0))]));
     assert!(kept.is_empty());
@@ -265,7 +265,7 @@ fn blocks_exist_and_suffice() {
 #[test]
 fn cached_prefixes_are_full_blocks_with_their_ids_where_needed() {
     let cached = |cached_tokens, cached_ids: &[u32], penalty| {
-        let params = SamplingParams { frequency_penalty: penalty, ..SamplingParams::default() };
+        let params = SamplingParams { frequency_penalty: Some(penalty), ..SamplingParams::default() };
         let cached_ids = packed_u32(cached_ids);
         let new = NewSlot { cached_tokens, cached_ids, params: Some(params), ..new_slot(2, &[0, 1]) };
         Plan { new_slots: vec![new], ..Plan::default() }
@@ -281,9 +281,9 @@ fn cached_prefixes_are_full_blocks_with_their_ids_where_needed() {
 
 #[test]
 fn parameters_are_in_range() {
-    let params = SamplingParams { top_p: 2.0, ..SamplingParams::default() };
+    let params = SamplingParams { top_p: Some(2.0), ..SamplingParams::default() };
     let new = NewSlot { params: Some(params), ..new_slot(2, &[]) };
-    check(Plan { new_slots: vec![new], ..Plan::default() }, "slot 2: `top_p` is 2, expected 0 (off) to 1");
+    check(Plan { new_slots: vec![new], ..Plan::default() }, "slot 2: `top_p` is 2, must be within (0, 1]");
 }
 
 #[test]
@@ -309,12 +309,9 @@ fn a_step_has_a_budget() {
 
 #[test]
 fn rows_with_logits_have_a_budget() {
-    let params = SamplingParams { prompt_logprobs: true, prompt_tokens: 9, ..SamplingParams::default() };
+    let params = SamplingParams { prompt_logprobs: true, ..SamplingParams::default() };
     let plan = |ids: &[u32], prompt_tokens| Plan {
-        new_slots: vec![NewSlot {
-            params: Some(SamplingParams { prompt_tokens, ..params.clone() }),
-            ..new_slot(2, &[0, 1])
-        }],
+        new_slots: vec![NewSlot { params: Some(params.clone()), prompt_tokens, ..new_slot(2, &[0, 1]) }],
         chunks: vec![chunk(2, 0, ids, false)],
         continues: packed_u32(&[0]),
         ..Plan::default()

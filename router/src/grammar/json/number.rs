@@ -8,11 +8,9 @@ use llguidance::derivre::RegexAst;
 use serde_json::Number;
 
 use super::predicate::Predicate;
+use crate::limits::MAX_NUMBER_DIGITS;
 
 pub(super) type NumberPredicate = Predicate<NumberAtom>;
-
-/// Digits on either side of the point, in a bound of a schema and in what is generated.
-const MAX_DIGITS: usize = 64;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum NumberAtom {
@@ -37,7 +35,7 @@ pub(super) struct Decimal {
 }
 
 impl Decimal {
-    /// `None` if the number has more than [`MAX_DIGITS`] digits on a side of the point.
+    /// `None` if the number has more than [`MAX_NUMBER_DIGITS`] digits on a side of the point.
     pub(super) fn new(number: &Number) -> Option<Self> {
         let text = number.to_string();
         let (negative, text) = match text.strip_prefix('-') {
@@ -49,7 +47,7 @@ impl Decimal {
         let (integer, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
         let mut digits = format!("{integer}{fraction}");
         let mut point = i32::try_from(integer.len()).ok()? + exponent;
-        if point.unsigned_abs() as usize > 2 * MAX_DIGITS {
+        if point.unsigned_abs() as usize > 2 * MAX_NUMBER_DIGITS {
             return None;
         }
         while point < 0 {
@@ -66,7 +64,7 @@ impl Decimal {
             trimmed => trimmed,
         };
         let fraction = fraction.trim_end_matches('0');
-        if integer.len() > MAX_DIGITS || fraction.len() > MAX_DIGITS {
+        if integer.len() > MAX_NUMBER_DIGITS || fraction.len() > MAX_NUMBER_DIGITS {
             return None;
         }
         let zero = integer == "0" && fraction.is_empty();
@@ -168,7 +166,7 @@ fn exactly(atom: &NumberAtom) -> RegexAst {
 
 fn plain() -> RegexAst {
     RegexAst::And(vec![
-        regex(&format!(r"-?(0|[1-9][0-9]{{0,{}}})(\.[0-9]{{1,{MAX_DIGITS}}})?", MAX_DIGITS - 1)),
+        regex(&format!(r"-?(0|[1-9][0-9]{{0,{}}})(\.[0-9]{{1,{MAX_NUMBER_DIGITS}}})?", MAX_NUMBER_DIGITS - 1)),
         not(regex(r"-0(\.0+)?")),
     ])
 }

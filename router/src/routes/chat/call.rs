@@ -11,7 +11,7 @@ use crate::chat::{Answer, ReasoningFormat, ReplyParser, ReplyStart, Tool, ToolCh
 use crate::error::{Error, ToolError, ValidationError};
 use crate::grammar::GrammarSpec;
 use crate::limits::{MAX_DOCUMENTS, MAX_MESSAGES, MAX_NAME_BYTES, MAX_TOOLS};
-use crate::params::Asked;
+use crate::params::{Asked, at_most};
 use crate::server::Server;
 use crate::template::{Ending, RenderRequest};
 use crate::text::StopText;
@@ -101,18 +101,11 @@ impl ChatCall {
     }
 
     fn check(&mut self) -> Result<(), Error> {
-        for (field, unit, limit, given) in [
-            ("messages", "messages", MAX_MESSAGES, self.messages.len()),
-            ("tools", "tools", MAX_TOOLS, self.tools.len()),
-            ("documents", "documents", MAX_DOCUMENTS, self.documents.as_ref().map_or(0, Vec::len)),
-        ] {
-            if given > limit {
-                return Err(ValidationError::TooMany { field, unit, limit, given }.into());
-            }
-        }
-        if let Some(tool) = self.tools.iter().find(|tool| tool.name.len() > MAX_NAME_BYTES) {
-            let (limit, given) = (MAX_NAME_BYTES, tool.name.len());
-            return Err(ValidationError::TooMany { field: "tools[].name", unit: "bytes", limit, given }.into());
+        at_most("messages", "messages", MAX_MESSAGES, self.messages.len())?;
+        at_most("tools", "tools", MAX_TOOLS, self.tools.len())?;
+        at_most("documents", "documents", MAX_DOCUMENTS, self.documents.as_ref().map_or(0, Vec::len))?;
+        for tool in &self.tools {
+            at_most("tools[].name", "bytes", MAX_NAME_BYTES, tool.name.len())?;
         }
         // A name is the client's text: enough of it to recognise, and no more.
         let not_found = |name: &str| ToolError::NotFound { name: name.chars().take(MAX_NAME_BYTES).collect() };

@@ -9,8 +9,8 @@ mod format;
 mod reply;
 mod steps;
 
-pub(crate) use blocks::{BlockEvent, BlockKind, Blocks};
+pub(crate) use blocks::{BlockEvent, BlockKind, block_stream};
 pub(crate) use call::{ChatCall, Reasoning};
 pub(crate) use format::ChatFormat;
 pub(crate) use reply::{Block, ChatReply};
-pub(crate) use steps::{Chat, ChatEnd, ChatFinish, ChatStep, TokenCounts};
+pub(crate) use steps::{Chat, ChatEnd, ChatFinish, ChatStep, ScoredToken, TokenCounts};

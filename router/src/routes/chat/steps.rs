@@ -24,6 +24,9 @@ pub(crate) struct Chat {
 
 type Steps = Pin<Box<dyn Stream<Item = (usize, Result<ChatStep, Error>)> + Send>>;
 
+/// A token with the most likely ones in its place, best first.
+pub(crate) type ScoredToken = (Token, Vec<Token>);
+
 /// One token of one choice.
 #[derive(Debug)]
 pub(crate) struct ChatStep {
@@ -32,9 +35,8 @@ pub(crate) struct ChatStep {
     pub(crate) token: Token,
     /// The most likely tokens, best first, if they were asked for.
     pub(crate) top_tokens: Vec<Token>,
-    /// The tokens that the content among the parts is made of, each with its alternatives; empty without
-    /// log-probabilities.
-    pub(crate) content_tokens: Vec<(Token, Vec<Token>)>,
+    /// What the content among the parts is made of; empty without log-probabilities.
+    pub(crate) content_tokens: Vec<ScoredToken>,
     /// Present on the choice's last step.
     pub(crate) end: Option<ChatEnd>,
 }
@@ -221,17 +223,11 @@ impl ReasoningMeter {
 #[derive(Default)]
 struct ContentTokens {
     /// Tokens whose text is still held back, and how many bytes each of them added.
-    open: Vec<(usize, (Token, Vec<Token>))>,
+    open: Vec<(usize, ScoredToken)>,
 }
 
 impl ContentTokens {
-    fn take(
-        &mut self,
-        parts: &[ReplyPart],
-        added: usize,
-        token: &Token,
-        top_tokens: &[Token],
-    ) -> Vec<(Token, Vec<Token>)> {
+    fn take(&mut self, parts: &[ReplyPart], added: usize, token: &Token, top_tokens: &[Token]) -> Vec<ScoredToken> {
         if added > 0 || !token.is_special {
             self.open.push((added, (token.clone(), top_tokens.to_vec())));
         }

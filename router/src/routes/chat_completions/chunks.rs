@@ -4,11 +4,11 @@ use futures::stream::{self, Stream};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{CallForm, ReplyPart, Shape, new_call_id};
+use super::{CallForm, ReplyPart, Shape};
 use crate::error::OpenAiBody;
 use crate::routes::chat::{Chat, ChatStep, TokenCounts};
 use crate::routes::openai::logprobs::{Logprobs, TokenLogprob};
-use crate::routes::openai::{Head, Usage, write_error};
+use crate::routes::openai::{Head, Usage, new_id, write_error};
 use crate::routes::sse;
 
 /// An event of a streamed chat answer.
@@ -149,7 +149,7 @@ impl Delta {
                 ReplyPart::Content(text) => delta.content.get_or_insert_default().push_str(&text),
                 ReplyPart::Reasoning(text) => delta.reasoning_content.get_or_insert_default().push_str(&text),
                 ReplyPart::ToolCall { index, name } => delta.call(index, form, |id, r#type, function| {
-                    (*id, *r#type) = (Some(new_call_id()), Some("function"));
+                    (*id, *r#type) = (Some(new_id("call_")), Some("function"));
                     function.name = Some(name);
                 }),
                 ReplyPart::Arguments { index, fragment } => {

@@ -15,7 +15,6 @@ use utoipa::ToSchema;
 pub(super) use request::ChatRequest;
 
 use super::body::Body;
-use super::headers;
 use super::openai::{Head, StreamOptions};
 use super::sse;
 use crate::chat::ReplyPart;
@@ -76,18 +75,11 @@ pub(super) async fn handle(
     let is_stream = body.value.is_stream();
     let chat = body.value.into_call(&server).await?.start(&server, body.arrived).await?;
     let response = if is_stream {
-        let characters = chat.characters;
-        let mut response = sse::response(chunks::stream(chat, shape));
-        headers::write_stream(&server, characters, response.headers_mut());
-        response
+        sse::response(&server, chat.characters, chunks::stream(chat, shape))
     } else {
         whole::respond(&server, chat, &shape).await?
     };
     Ok(body.unknown.tell(response))
-}
-
-fn new_call_id() -> String {
-    format!("call_{:024x}", rand::random::<u128>() >> 32)
 }
 
 impl CallForm {

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::CallForm;
 use crate::error::{Error, ValidationError};
-use crate::params::unsupported::{CHAT, Unsupported};
+use crate::params::unsupported::{CHAT, OPENAI, Unsupported, VLLM};
 use crate::routes::body::Wire;
 use crate::routes::chat::{ChatCall, Reasoning};
 use crate::routes::openai::message::{Message, template_messages};
@@ -59,8 +59,7 @@ request_body! {
 }
 
 impl Wire for ChatRequest {
-    const UNSUPPORTED: &'static [Unsupported] = CHAT;
-    const PARAMETERS: Option<&'static str> = None;
+    const UNSUPPORTED: &'static [&'static [Unsupported]] = &[CHAT, OPENAI, VLLM];
 }
 
 impl ChatRequest {

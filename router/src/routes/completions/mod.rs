@@ -24,7 +24,7 @@ use self::logprobs::LegacyLogprobs;
 use self::request::Prompt;
 use super::body::Body;
 use super::openai::{Head, Usage};
-use super::{headers, sse};
+use super::sse;
 use crate::error::OpenAiFailure;
 use crate::server::Server;
 
@@ -74,9 +74,7 @@ pub(super) async fn handle(
     let started = try_join_all(prompts.into_iter().map(start)).await?;
     let response = if plan.is_stream {
         let characters = started.iter().map(|started| started.characters).sum();
-        let mut response = sse::response(chunks::stream(started, plan, head));
-        headers::write_stream(&server, characters, response.headers_mut());
-        response
+        sse::response(&server, characters, chunks::stream(started, plan, head))
     } else {
         whole::respond(&server, started, &plan, &head).await?
     };

@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use crate::error::{BodyError, Error, ValidationError};
 use crate::params::Asked;
-use crate::params::unsupported::{COMPLETIONS, Unsupported};
+use crate::params::unsupported::{COMPLETIONS, Unsupported, VLLM};
 use crate::routes::body::Wire;
 use crate::routes::openai::StreamOptions;
 use crate::routes::openai::request::{forbid_words, request_body};
@@ -35,8 +35,7 @@ request_body! {
 }
 
 impl Wire for CompletionRequest {
-    const UNSUPPORTED: &'static [Unsupported] = COMPLETIONS;
-    const PARAMETERS: Option<&'static str> = None;
+    const UNSUPPORTED: &'static [&'static [Unsupported]] = &[COMPLETIONS, VLLM];
 }
 
 /// `prompt`: one text, one list of token ids, or several of a kind.
@@ -108,7 +107,7 @@ impl CompletionRequest {
             return Err(ValidationError::BestOfStream.into());
         }
         asked.top_logprobs = self.logprobs.map(|top| ("logprobs", top));
-        asked.prompt_logprobs = plan.echoes && self.logprobs.is_some();
+        asked.sampling.prompt_logprobs = plan.echoes && self.logprobs.is_some();
         let prompts = self.prompt.into_list(server.args.max_client_batch_size)?;
         Ok((plan, prompts, asked))
     }
@@ -137,6 +136,7 @@ impl Prompts {
 mod tests {
     use std::sync::Arc;
 
+    use proto::v1::{SamplingParams, TokenBias, TokenSequence};
     use serde_json::{Value, json};
 
     use super::*;
@@ -156,18 +156,27 @@ mod tests {
             "repetition_penalty": 1.1, "logit_bias": {"5": -1.5}, "min_tokens": 2, "ignore_eos": true,
             "bad_words_ids": [[1, 2]], "truncate_prompt_tokens": 9, "adapter_id": "a", "guided_json": {"type": "object"}}))
         .unwrap();
-        assert_eq!((asked.n, asked.max_new_tokens, asked.temperature), (Some(2), Some(3), Some(0.5)));
-        assert_eq!((asked.top_p, asked.top_k, asked.min_p), (Some(0.9), Some(7), Some(0.1)));
-        assert_eq!((asked.typical_p, asked.seed, asked.stop), (Some(0.8), Some(u64::MAX), vec!["s".to_owned()]));
-        assert_eq!((asked.presence_penalty, asked.occurrence_penalty), (Some(0.2), Some(0.3)));
-        assert_eq!(
-            (asked.frequency_penalty, asked.repetition_penalty),
-            (None, Some(1.1)),
-            "TGI's penalty is another one"
-        );
-        assert_eq!((asked.logit_bias, asked.min_tokens), (vec![(5, -1.5)], Some(2)));
-        assert!(asked.ignore_eos && asked.do_sample);
-        assert_eq!((asked.bad_words, asked.truncate), (vec![vec![1, 2]], Some(9)));
+        let sampling = SamplingParams {
+            do_sample: true,
+            temperature: Some(0.5),
+            top_p: Some(0.9),
+            top_k: Some(7),
+            min_p: Some(0.1),
+            typical_p: Some(0.8),
+            seed: Some(u64::MAX),
+            presence_penalty: Some(0.2),
+            occurrence_penalty: Some(0.3),
+            // TGI's penalty is another one.
+            frequency_penalty: None,
+            repetition_penalty: Some(1.1),
+            logit_bias: vec![TokenBias { token_id: 5, bias: -1.5 }],
+            min_tokens: Some(2),
+            bad_words: vec![TokenSequence { ids: vec![1, 2] }],
+            ..Default::default()
+        };
+        assert_eq!(asked.sampling, sampling);
+        assert_eq!((asked.n, asked.max_new_tokens, asked.stop), (Some(2), Some(3), vec!["s".to_owned()]));
+        assert_eq!((asked.ignore_eos, asked.truncate), (true, Some(9)));
         assert_eq!(asked.adapter_id.as_deref(), Some("a"));
         assert_eq!(asked.grammar, Some(GrammarSpec::JsonSchema(Arc::new(json!({"type": "object"})))));
     }
@@ -178,9 +187,10 @@ mod tests {
             json!({"top_k": -1, "min_p": 0, "typical_p": 1, "top_p": 1, "temperature": 0}),
             json!({"top_k": 0, "top_p": null, "temperature": 0, "stop": null, "logit_bias": null, "n": null}),
         ] {
-            let asked = asked(off).unwrap();
-            assert!(!asked.is_sampling());
-            assert_eq!((asked.top_k, asked.min_p, asked.typical_p, asked.top_p), (None, None, None, None));
+            let sampling = asked(off).unwrap().sampling;
+            assert_eq!(SamplingParams { min_p: None, ..sampling }, SamplingParams::default());
         }
+        let greedy = asked(json!({"temperature": 0, "top_p": 0.5, "top_k": 7})).unwrap().sampling;
+        assert!(!greedy.do_sample, "nothing else switches sampling on again");
     }
 }

@@ -20,7 +20,7 @@ use utoipa::{PartialSchema, ToSchema};
 use super::ModelPath;
 use crate::error::{Dialect, Error, NativeFailure, ValidationError};
 use crate::limits::MAX_NAME_BYTES;
-use crate::params::unsupported::Unsupported;
+use crate::params::at_most;
 use crate::routes::body::{Body, Wire};
 use crate::routes::dispatch::ask;
 use crate::routes::generate::{self, GenerateParameters};
@@ -42,10 +42,7 @@ pub(in crate::routes) struct InferenceRequest {
     outputs: Option<Vec<InferenceOutput>>,
 }
 
-impl Wire for InferenceRequest {
-    const UNSUPPORTED: &'static [Unsupported] = &[];
-    const PARAMETERS: Option<&'static str> = None;
-}
+impl Wire for InferenceRequest {}
 
 #[derive(Deserialize, ToSchema)]
 pub(in crate::routes) struct InferenceInput {
@@ -152,16 +149,11 @@ fn check(request: &InferenceRequest, server: &Server) -> Result<Vec<Texts>, Vali
     }
     let names = request.inputs.iter().map(|input| &input.name);
     let names = names.chain(request.outputs.iter().flatten().map(|output| &output.name)).chain(&request.id);
-    if let Some(given) = names.map(String::len).max().filter(|&bytes| bytes > MAX_NAME_BYTES) {
-        return Err(ValidationError::TooMany { field: "name", unit: "bytes", limit: MAX_NAME_BYTES, given });
-    }
+    at_most("name", "bytes", MAX_NAME_BYTES, names.map(String::len).max().unwrap_or(0))?;
     let texts = request.inputs.iter().enumerate().map(|(index, input)| Texts::of(index, input));
     let texts = texts.collect::<Result<Vec<_>, _>>()?;
     // More could not run at one time and would be refused one by one.
-    let (limit, given) = (server.args.max_concurrent_requests, texts.iter().map(Texts::len).sum());
-    if given > limit {
-        return Err(ValidationError::TooMany { field: "inputs", unit: "texts", limit, given });
-    }
+    at_most("inputs", "texts", server.args.max_concurrent_requests, texts.iter().map(Texts::len).sum())?;
     Ok(texts)
 }
 

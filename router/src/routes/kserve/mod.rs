@@ -19,6 +19,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{json, to_json};
 use crate::error::{Error, NativeFailure, ValidationError};
 use crate::limits::MAX_NAME_BYTES;
+use crate::params::at_most;
 use crate::server::Server;
 
 /// The model as the path names it.
@@ -39,11 +40,8 @@ impl<S: Send + Sync> FromRequestParts<S> for ModelPath {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, NativeFailure> {
         let malformed = |_| ValidationError::Malformed { field: "path", expected: "percent-encoded UTF-8" };
         let Path(model) = Path::<Self>::from_request_parts(parts, state).await.map_err(malformed)?;
-        for (field, given) in [("name", model.name.len()), ("version", model.version.as_ref().map_or(0, String::len))] {
-            if given > MAX_NAME_BYTES {
-                return Err(ValidationError::TooMany { field, unit: "bytes", limit: MAX_NAME_BYTES, given }.into());
-            }
-        }
+        at_most("name", "bytes", MAX_NAME_BYTES, model.name.len())?;
+        at_most("version", "bytes", MAX_NAME_BYTES, model.version.as_ref().map_or(0, String::len))?;
         Ok(model)
     }
 }

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use crate::error::Error;
 use crate::routes::chat::{Block, Chat, ChatEnd, ChatFinish};
 use crate::routes::headers::Cost;
-use crate::routes::openai::Head;
+use crate::routes::openai::{Head, new_id};
 use crate::routes::{json, to_json};
 use crate::server::Server;
 
@@ -85,11 +85,11 @@ impl OutputBlock {
     /// A block with a new id where it needs one.
     pub(super) fn new(block: Block) -> Self {
         match block {
-            Block::Content(text) => OutputBlock::Text { text },
+            Block::Content { text, .. } => OutputBlock::Text { text },
             // Nobody signs here; clients send the field back as it came.
             Block::Reasoning(thinking) => OutputBlock::Thinking { thinking, signature: "" },
             Block::ToolCall { name, arguments } => OutputBlock::ToolUse {
-                id: format!("toolu_{:024x}", rand::random::<u128>() >> 32),
+                id: new_id("toolu_"),
                 name,
                 // Arguments that were cut are no JSON; the stop reason says so.
                 input: serde_json::from_str(&arguments).unwrap_or_else(|_| Value::Object(serde_json::Map::new())),

@@ -1,12 +1,12 @@
 //! The answer as a stream of named events.
 
-use futures::stream::{self, Stream};
+use futures::stream::Stream;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::answer::{Message, OutputBlock, Usage, stop_reason};
 use crate::error::{AnthropicBody, Dialect, Error};
-use crate::routes::chat::{BlockEvent, BlockKind, Blocks, Chat, ChatStep};
+use crate::routes::chat::{BlockEvent, BlockKind, Chat, ChatEnd, block_stream};
 use crate::routes::openai::Head;
 use crate::routes::sse;
 
@@ -73,36 +73,19 @@ pub(super) fn stream(chat: Chat, head: Head) -> impl Stream<Item = Vec<u8>> + Se
     let message = Message::begun(&head, Usage::of_prompt(chat.input_tokens));
     MessageEvent::MessageStart { message }.write(&mut first);
     MessageEvent::Ping.write(&mut first);
-    let rest = stream::unfold((chat, Blocks::default()), |(mut chat, mut blocks)| async move {
-        loop {
-            let mut out = Vec::with_capacity(256);
-            match chat.next().await?.1 {
-                Ok(step) => write_step(&mut out, &mut blocks, step),
-                Err(error) => write_error(&mut out, &error),
-            }
-            // A token whose meaning is open makes no event.
-            if !out.is_empty() {
-                return Some((out, (chat, blocks)));
-            }
-        }
-    });
-    stream::StreamExt::chain(stream::once(async { first }), rest)
+    block_stream(chat, first, |out, step| match step {
+        Ok((events, end)) => write_step(out, events, end),
+        Err(error) => write_error(out, &error),
+    })
 }
 
-fn write_step(out: &mut Vec<u8>, blocks: &mut Blocks, step: ChatStep) {
-    let mut events = Vec::new();
-    for part in step.parts {
-        blocks.push(part, &mut events);
-    }
-    if step.end.is_some() {
-        blocks.close(&mut events);
-    }
+fn write_step(out: &mut Vec<u8>, events: Vec<BlockEvent>, end: Option<ChatEnd>) {
     for event in events {
         match event {
             BlockEvent::Opened { index, block } => {
                 MessageEvent::ContentBlockStart { index, content_block: OutputBlock::new(block) }
             }
-            BlockEvent::Grew { index, kind, text } => MessageEvent::ContentBlockDelta {
+            BlockEvent::Grew { index, kind, text, .. } => MessageEvent::ContentBlockDelta {
                 index,
                 delta: match kind {
                     BlockKind::Content => BlockDelta::Text { text },
@@ -114,7 +97,7 @@ fn write_step(out: &mut Vec<u8>, blocks: &mut Blocks, step: ChatStep) {
         }
         .write(out);
     }
-    if let Some(end) = step.end {
+    if let Some(end) = end {
         let delta = MessageDelta { stop_reason: stop_reason(&end), stop_sequence: end.generation.stop.clone() };
         MessageEvent::MessageDelta { delta, usage: Usage::new(&end) }.write(out);
         MessageEvent::MessageStop.write(out);

@@ -16,7 +16,7 @@ pub(super) use request::MessagesRequest;
 
 use super::body::Body;
 use super::openai::Head;
-use super::{headers, json, sse, to_json};
+use super::{json, sse, to_json};
 use crate::error::{AnthropicFailure, ValidationError};
 use crate::server::Server;
 
@@ -43,10 +43,7 @@ pub(super) async fn handle(
     let is_stream = body.value.is_stream();
     let chat = body.value.into_call()?.start(&server, body.arrived).await?;
     let response = if is_stream {
-        let characters = chat.characters;
-        let mut response = sse::response(events::stream(chat, head));
-        headers::write_stream(&server, characters, response.headers_mut());
-        response
+        sse::response(&server, chat.characters, events::stream(chat, head))
     } else {
         answer::respond(&server, chat, &head).await?
     };

@@ -10,7 +10,7 @@ use crate::chat::{Tool, ToolChoice};
 use crate::error::ValidationError;
 use crate::limits::{MAX_CONTENT_PARTS, MAX_MESSAGES};
 use crate::params::unsupported::{MESSAGES, Unsupported};
-use crate::params::{Asked, temperature, top_p};
+use crate::params::{Asked, at_most, temperature, top_k, top_p};
 use crate::routes::body::Wire;
 use crate::routes::chat::ChatCall;
 use crate::routes::openapi::{JsonObject, StopList, describe_text_or_list};
@@ -43,8 +43,7 @@ pub(in crate::routes) struct MessagesRequest {
 }
 
 impl Wire for MessagesRequest {
-    const UNSUPPORTED: &'static [Unsupported] = MESSAGES;
-    const PARAMETERS: Option<&'static str> = None;
+    const UNSUPPORTED: &'static [&'static [Unsupported]] = &[MESSAGES];
 }
 
 /// One turn.
@@ -143,11 +142,11 @@ impl MessagesRequest {
         let mut asked = Asked {
             max_new_tokens: self.max_tokens,
             stop: self.stop_sequences.unwrap_or_default(),
-            top_k: self.top_k.filter(|top_k| !matches!(top_k, 0 | -1)),
             ..Asked::default()
         };
-        temperature::ask_openai(&mut asked, self.temperature);
-        top_p::ask_openai(&mut asked, self.top_p);
+        temperature::ask_openai(&mut asked.sampling, self.temperature);
+        top_k::ask_openai(&mut asked.sampling, self.top_k);
+        top_p::ask_openai(&mut asked.sampling, self.top_p);
         // `adaptive` leaves it to the model.
         let thinks = self.thinking.and_then(|thinking| match thinking.r#type.as_str() {
             "enabled" => Some(true),
@@ -204,20 +203,18 @@ fn tool_choice(choice: InputToolChoice) -> Result<ToolChoice, ValidationError> {
 
 /// The conversation as templates read it: results of tools are turns of their own there.
 fn template_messages(system: Option<Blocks>, messages: Vec<InputMessage>) -> Result<Vec<Value>, ValidationError> {
-    let given = messages.len();
-    if given > MAX_MESSAGES {
-        return Err(ValidationError::TooMany { field: "messages", unit: "messages", limit: MAX_MESSAGES, given });
-    }
+    at_most("messages", "messages", MAX_MESSAGES, messages.len())?;
     let mut out = Vec::with_capacity(messages.len() + 1);
     if let Some(system) = system {
-        out.push(json!({"role": "system", "content": system.into_text(0)?}));
+        let refuse = |index, kind| ValidationError::ToolType { field: "system", index, kind };
+        out.push(json!({"role": "system", "content": system.into_text("system", refuse)?}));
     }
     for (index, InputMessage { role, content }) in messages.into_iter().enumerate() {
         let mut turn = Turn { role, content: None, reasoning: String::new(), calls: Vec::new() };
         match content {
             Blocks::Text(text) => turn.content = Some(text),
             Blocks::Blocks(blocks) => {
-                check_parts(&blocks)?;
+                at_most("messages[].content", "blocks", MAX_CONTENT_PARTS, blocks.len())?;
                 for block in blocks {
                     turn.push(block, index, &mut out)?;
                 }
@@ -250,7 +247,9 @@ impl Turn {
             }
             ("tool_result", ..) => {
                 self.flush(out);
-                let content = block.content.map_or(Ok(String::new()), |content| content.into_text(index))?;
+                let refuse = |_, kind| ValidationError::ContentPart { index, kind };
+                let text = |content: Blocks| content.into_text("messages[].content", refuse);
+                let content = block.content.map_or(Ok(String::new()), text)?;
                 out.push(json!({"role": "tool", "tool_call_id": block.tool_use_id, "content": content}));
             }
             _ => return Err(ValidationError::ContentPart { index, kind: block.r#type }),
@@ -274,27 +273,21 @@ impl Turn {
 }
 
 impl Blocks {
-    fn into_text(self, index: usize) -> Result<String, ValidationError> {
+    /// Text blocks joined; `refuse` makes the error of another one from its index and type.
+    fn into_text(
+        self,
+        field: &'static str,
+        refuse: impl Fn(usize, String) -> ValidationError,
+    ) -> Result<String, ValidationError> {
         let blocks = match self {
             Blocks::Text(text) => return Ok(text),
             Blocks::Blocks(blocks) => blocks,
         };
-        check_parts(&blocks)?;
-        let mut all = String::new();
-        for block in blocks {
-            match (block.r#type.as_str(), block.text) {
-                ("text", Some(text)) => all.push_str(&text),
-                _ => return Err(ValidationError::ContentPart { index, kind: block.r#type }),
-            }
-        }
-        Ok(all)
+        at_most(field, "blocks", MAX_CONTENT_PARTS, blocks.len())?;
+        let text = |(index, block): (usize, InputBlock)| match block.text {
+            Some(text) if block.r#type == "text" => Ok(text),
+            _ => Err(refuse(index, block.r#type)),
+        };
+        blocks.into_iter().enumerate().map(text).collect()
     }
-}
-
-fn check_parts(blocks: &[InputBlock]) -> Result<(), ValidationError> {
-    let (limit, given) = (MAX_CONTENT_PARTS, blocks.len());
-    if given > limit {
-        return Err(ValidationError::TooMany { field: "messages[].content", unit: "blocks", limit, given });
-    }
-    Ok(())
 }

@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 
 use crate::error::ValidationError;
 use crate::limits::{MAX_CALLS_PER_MESSAGE, MAX_CONTENT_PARTS};
+use crate::params::at_most;
 use crate::routes::openapi::{JsonObjectOrText, describe_text_or_list};
 
 /// One turn of a conversation.
@@ -33,7 +34,7 @@ pub(crate) struct Message {
     refusal: Option<String>,
 }
 
-/// The text of a message.
+/// The text of a message or of an item of the responses API.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum Content {
@@ -77,6 +78,9 @@ pub(crate) struct MessageFunction {
     arguments: Value,
 }
 
+/// Types of parts that are text.
+const TEXT_PARTS: &[&str] = &["text", "input_text", "output_text", "refusal"];
+
 /// The messages as templates read them.
 ///
 /// # Errors
@@ -90,7 +94,10 @@ impl Message {
         let calls = self.calls(index)?;
         let says_otherwise = calls.is_some() || self.refusal.is_some() || self.reasoning_content.is_some();
         let content = match (self.content, self.refusal) {
-            (Some(content), _) => content.into_text(index)?,
+            (Some(content), _) => {
+                let refuse = |kind| ValidationError::ContentPart { index, kind };
+                content.into_text("messages[].content", TEXT_PARTS, refuse)?
+            }
             (None, Some(refusal)) => refusal,
             // Templates add strings to it, so it is never null.
             (None, None) if says_otherwise => String::new(),
@@ -120,10 +127,7 @@ impl Message {
         if let Some(function) = self.function_call.take() {
             calls.push(MessageToolCall { id: String::new(), r#type: None, function });
         }
-        if calls.len() > MAX_CALLS_PER_MESSAGE {
-            let (limit, given) = (MAX_CALLS_PER_MESSAGE, calls.len());
-            return Err(ValidationError::TooMany { field: "messages[].tool_calls", unit: "calls", limit, given });
-        }
+        at_most("messages[].tool_calls", "calls", MAX_CALLS_PER_MESSAGE, calls.len())?;
         if let Some(kind) = calls.iter().find_map(|call| call.r#type.as_ref().filter(|kind| *kind != "function")) {
             return Err(ValidationError::ToolType { field: "messages[].tool_calls", index, kind: kind.clone() });
         }
@@ -150,24 +154,26 @@ pub(crate) fn arguments_object(arguments: Value) -> Value {
 }
 
 impl Content {
-    /// Text parts joined without separator, as in TGI.
-    fn into_text(self, index: usize) -> Result<String, ValidationError> {
+    /// Parts of these types joined without separator, as in TGI; `refuse` makes the error of another type.
+    ///
+    /// # Errors
+    /// That error, or [`ValidationError::TooMany`] about `field`.
+    pub(crate) fn into_text(
+        self,
+        field: &'static str,
+        types: &[&str],
+        refuse: impl Fn(String) -> ValidationError,
+    ) -> Result<String, ValidationError> {
         let parts = match self {
             Content::Text(text) => return Ok(text),
             Content::Parts(parts) => parts,
         };
-        if parts.len() > MAX_CONTENT_PARTS {
-            let (limit, given) = (MAX_CONTENT_PARTS, parts.len());
-            return Err(ValidationError::TooMany { field: "messages[].content", unit: "parts", limit, given });
-        }
-        let mut content = String::new();
-        for part in parts {
-            match (part.r#type.as_str(), part.text.or(part.refusal)) {
-                ("text" | "input_text" | "output_text" | "refusal", Some(text)) => content.push_str(&text),
-                _ => return Err(ValidationError::ContentPart { index, kind: part.r#type }),
-            }
-        }
-        Ok(content)
+        at_most(field, "parts", MAX_CONTENT_PARTS, parts.len())?;
+        let text = |part: Part| match part.text.or(part.refusal) {
+            Some(text) if types.contains(&part.r#type.as_str()) => Ok(text),
+            _ => Err(refuse(part.r#type)),
+        };
+        parts.into_iter().map(text).collect()
     }
 }
 

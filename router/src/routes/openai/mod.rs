@@ -14,8 +14,9 @@ use utoipa::ToSchema;
 
 use super::chat::TokenCounts;
 use super::sse;
-use crate::error::{Dialect, Error, ValidationError};
+use crate::error::{Dialect, Error};
 use crate::limits::MAX_NAME_BYTES;
+use crate::params::at_most;
 use crate::server::Server;
 
 /// `stop`: OpenAI takes a string or a list, TGI only a list.
@@ -67,17 +68,19 @@ impl Head {
     /// A head with a new id. `model` is echoed whatever it says: clients of TGI send names like "tgi" or "dummy".
     ///
     /// # Errors
-    /// [`ValidationError::TooMany`] if the name is too long to echo.
+    /// [`Error::Validation`] if the name is too long to echo.
     pub(super) fn new(prefix: &str, model: Option<String>, server: &Server) -> Result<Self, Error> {
         let model = model.filter(|name| name != "tgi").unwrap_or_else(|| server.args.model_id.clone());
-        if model.len() > MAX_NAME_BYTES {
-            let (limit, given) = (MAX_NAME_BYTES, model.len());
-            return Err(ValidationError::TooMany { field: "model", unit: "bytes", limit, given }.into());
-        }
+        at_most("model", "bytes", MAX_NAME_BYTES, model.len())?;
         let id = format!("{prefix}{:032x}", rand::random::<u128>());
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Ok(Self { id, created, model, system_fingerprint: SYSTEM_FINGERPRINT })
     }
+}
+
+/// An id for a part of an answer, such as a call.
+pub(super) fn new_id(prefix: &str) -> String {
+    format!("{prefix}{:024x}", rand::random::<u128>() >> 32)
 }
 
 const SYSTEM_FINGERPRINT: &str = concat!(env!("CARGO_PKG_VERSION"), "-native");

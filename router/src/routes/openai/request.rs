@@ -4,6 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use proto::v1::{TokenBias, TokenSequence};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use utoipa::openapi::schema::{Object, ObjectBuilder, SchemaType, Type};
 
@@ -102,30 +103,32 @@ macro_rules! request_body {
                         json_object: None,
                     },
                 };
-                let mut asked = $crate::params::Asked {
-                    n: self.n,
-                    max_new_tokens: self.max_tokens,
-                    // OpenAI's and vLLM's words for "off".
-                    top_k: self.top_k.filter(|top_k| !matches!(top_k, 0 | -1)),
-                    min_p: self.min_p.filter(|min_p| *min_p != 0.0),
-                    typical_p: self.typical_p.filter(|typical_p| *typical_p != 1.0),
-                    stop: $crate::routes::openai::Stop::into_list(self.stop.take()),
+                let mut sampling = proto::v1::SamplingParams {
+                    min_p: self.min_p,
                     presence_penalty: self.presence_penalty,
                     occurrence_penalty: self.frequency_penalty,
                     repetition_penalty: self.repetition_penalty,
                     logit_bias: self.logit_bias.take().map(|bias| bias.0).unwrap_or_default(),
                     min_tokens: self.min_tokens,
+                    bad_words: $crate::routes::openai::request::sequences(self.bad_words_ids.take().unwrap_or_default()),
+                    ..Default::default()
+                };
+                $crate::params::temperature::ask_openai(&mut sampling, self.temperature);
+                $crate::params::top_k::ask_openai(&mut sampling, self.top_k);
+                $crate::params::top_p::ask_openai(&mut sampling, self.top_p);
+                $crate::params::typical_p::ask_openai(&mut sampling, self.typical_p);
+                $crate::params::seed::ask_openai(&mut sampling, self.seed)?;
+                Ok($crate::params::Asked {
+                    sampling,
+                    n: self.n,
+                    max_new_tokens: self.max_tokens,
+                    stop: $crate::routes::openai::Stop::into_list(self.stop.take()),
                     ignore_eos: self.ignore_eos.unwrap_or(false),
-                    bad_words: self.bad_words_ids.take().unwrap_or_default(),
                     truncate: self.truncate_prompt_tokens,
                     adapter_id: self.adapter_id.take(),
                     grammar: formats.into_grammar()?,
                     ..Default::default()
-                };
-                $crate::params::temperature::ask_openai(&mut asked, self.temperature);
-                $crate::params::top_p::ask_openai(&mut asked, self.top_p);
-                $crate::params::seed::ask_openai(&mut asked, self.seed)?;
-                Ok(asked)
+                })
             }
         }
     };
@@ -134,7 +137,7 @@ pub(crate) use request_body;
 
 /// `logit_bias`: an object whose keys are token ids.
 #[derive(Debug)]
-pub(crate) struct LogitBias(pub(crate) Vec<(u32, f32)>);
+pub(crate) struct LogitBias(pub(crate) Vec<TokenBias>);
 
 impl LogitBias {
     /// Its schema. (The derive knows no bound of a map.)
@@ -163,8 +166,8 @@ impl<'de> Deserialize<'de> for LogitBias {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<LogitBias, A::Error> {
                 let mut entries = Vec::new();
                 while let Some((key, bias)) = map.next_entry::<String, f32>()? {
-                    let id = key.parse().map_err(|_| A::Error::custom("a key is not a token id"))?;
-                    entries.push((id, bias));
+                    let token_id = key.parse().map_err(|_| A::Error::custom("a key is not a token id"))?;
+                    entries.push(TokenBias { token_id, bias });
                 }
                 Ok(LogitBias(entries))
             }
@@ -192,8 +195,14 @@ pub(crate) async fn forbid_words(asked: &mut Asked, words: Option<Vec<String>>, 
         }
     }
     let tokenizer = server.validation.tokenizer.clone();
-    asked.bad_words.extend(server.validation.pool.run(move || spellings(&tokenizer, &words)).await??);
+    let spellings = server.validation.pool.run(move || spellings(&tokenizer, &words)).await??;
+    asked.sampling.bad_words.extend(sequences(spellings));
     Ok(())
+}
+
+/// Token lists as the sampler reads them.
+pub(crate) fn sequences(lists: Vec<Vec<u32>>) -> Vec<TokenSequence> {
+    lists.into_iter().map(|ids| TokenSequence { ids }).collect()
 }
 
 fn spellings(tokenizer: &Arc<TextTokenizer>, words: &[String]) -> Result<Vec<Vec<u32>>, ValidationError> {
@@ -219,7 +228,7 @@ mod tests {
     #[test]
     fn logit_bias_keys_are_token_ids() {
         let bias: LogitBias = serde_json::from_str(r#"{"7": -100, "12": 0.5}"#).unwrap();
-        assert_eq!(bias.0, [(7, -100.0), (12, 0.5)]);
+        assert_eq!(bias.0, [(7, -100.0), (12, 0.5)].map(|(token_id, bias)| TokenBias { token_id, bias }));
         for bad in [r#"{"a": 1}"#, r#"{"-1": 1}"#, r#"{"1": "x"}"#, "[1]"] {
             assert!(serde_json::from_str::<LogitBias>(bad).is_err(), "{bad}");
         }

@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 use crate::error::ValidationError;
 use crate::grammar::GrammarSpec;
 use crate::limits::MAX_GRAMMAR_CHOICES;
+use crate::params::at_most;
 use crate::routes::openapi::{ChoiceText, JsonObjectOrText};
 
 /// `response_format`.
@@ -149,11 +150,11 @@ impl StructuredOutputs {
                     expected: "a list of at least one string",
                 });
             }
-            Some(choices) if choices.len() > MAX_GRAMMAR_CHOICES => {
-                let (limit, given) = (MAX_GRAMMAR_CHOICES, choices.len());
-                return Err(ValidationError::TooMany { field: names.choice, unit: "choices", limit, given });
+            Some(choices) => {
+                at_most(names.choice, "choices", MAX_GRAMMAR_CHOICES, choices.len())?;
+                Some(GrammarSpec::Choice(choices.into()))
             }
-            choices => choices.map(|choices| GrammarSpec::Choice(choices.into())),
+            None => None,
         };
         let json = self.json.filter(|value| !value.is_null()).map(|value| json_value(names.json, value)).transpose()?;
         let mut found = [

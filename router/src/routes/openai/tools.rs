@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use crate::chat::{Tool, ToolChoice};
 use crate::error::ValidationError;
 use crate::limits::MAX_TOOLS;
+use crate::params::at_most;
 use crate::routes::openapi::JsonObject;
 
 /// A function that the model may call.
@@ -137,10 +138,7 @@ fn allowed_tools(allowed: &Value) -> Result<Choice, ValidationError> {
         _ => return Err(malformed()),
     };
     let tools = allowed["tools"].as_array().ok_or_else(malformed)?;
-    if tools.len() > MAX_TOOLS {
-        let (limit, given) = (MAX_TOOLS, tools.len());
-        return Err(ValidationError::TooMany { field: "tool_choice", unit: "tools", limit, given });
-    }
+    at_most("tool_choice", "tools", MAX_TOOLS, tools.len())?;
     let names: Option<Vec<String>> = tools.iter().map(|tool| name(tool).map(str::to_owned)).collect();
     Ok(Choice { choice, allowed: Some(names.ok_or_else(malformed)?) })
 }

@@ -8,9 +8,7 @@ use utoipa::openapi::{Ref, RefOr, extensions::ExtensionsBuilder};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::bounds::{X_LIMIT, array, integer, limited, limited_string, stop_strings};
-use crate::limits::{
-    MAX_BAD_WORD_BYTES, MAX_BAD_WORD_TOKENS, MAX_GRAMMAR_BYTES, MAX_STOP_BYTES, MAX_TEMPLATE_VARIABLES,
-};
+use crate::limits::{MAX_BAD_WORD_BYTES, MAX_GRAMMAR_BYTES, MAX_STOP_BYTES, MAX_TEMPLATE_VARIABLES};
 
 macro_rules! described {
     ($($(#[doc = $doc:literal])+ $name:ident = $schema:expr;)+) => {
@@ -66,7 +64,7 @@ described! {
     BadWordText = text(0, MAX_BAD_WORD_BYTES);
     /// The tokens of such a word.
     BadWordTokens =
-        array(Schema::from(token_id())).min_items(Some(1)).max_items(Some(MAX_BAD_WORD_TOKENS)).build();
+        array(Schema::from(token_id())).min_items(Some(1)).max_items(Some(proto::MAX_BAD_WORD_TOKENS)).build();
     /// Texts that end the reply.
     StopList = stop_strings();
     /// A text that ends the reply, or several.

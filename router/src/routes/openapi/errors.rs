@@ -1,4 +1,4 @@
-//! The failures of each kind of route, as the document lists them. What makes them is `router/src/error.rs`.
+//! The failures of each kind of route, as the document lists them. What makes them is `router/src/error/`.
 
 use std::collections::BTreeMap;
 

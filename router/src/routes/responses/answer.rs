@@ -1,5 +1,7 @@
 //! The response object, and the answer in one piece.
 
+use std::sync::Arc;
+
 use axum::body::Body as HttpBody;
 use axum::http::Response as HttpResponse;
 use serde::Serialize;
@@ -7,13 +9,14 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::error::Error;
-use crate::routes::chat::{Block, Chat, ChatEnd, ChatFinish};
+use crate::routes::chat::{Block, Chat, ChatEnd, ChatFinish, ScoredToken};
 use crate::routes::headers::Cost;
-use crate::routes::openai::Head;
 use crate::routes::openai::logprobs::TokenLogprob;
 use crate::routes::openai::response_format::ResponseFormat;
+use crate::routes::openai::{Head, new_id};
 use crate::routes::{json, to_json};
 use crate::server::Server;
+use crate::text::TextTokenizer;
 
 /// A response.
 #[derive(Clone, Serialize, ToSchema)]
@@ -55,6 +58,13 @@ pub(super) struct Settings {
     pub(super) tool_choice: Option<Value>,
     pub(super) tools: Vec<Value>,
     pub(super) top_p: f32,
+}
+
+/// How the log-probabilities of output text are written.
+pub(super) struct LogprobForm {
+    tokenizer: Arc<TextTokenizer>,
+    /// Alternatives per token.
+    top: usize,
 }
 
 /// How far a response or an item is.
@@ -136,19 +146,27 @@ pub(super) async fn respond(
     server: &Server,
     chat: Chat,
     mut response: Response,
+    logprobs: &LogprobForm,
 ) -> Result<HttpResponse<HttpBody>, Error> {
     let characters = chat.characters;
-    let top = chat.logprobs.unwrap_or(0);
     let reply = chat.collect().await?.into_iter().next().ok_or(Error::Incomplete)?;
     let end = reply.end.ok_or(Error::Incomplete)?;
-    response.output = reply.blocks.into_iter().map(OutputItem::new).collect();
-    for (block, (token, tops)) in &reply.content_tokens {
-        response.output[*block].push_logprob(TokenLogprob::new(&server.validation.tokenizer, token, tops, top));
-    }
+    response.output = reply.blocks.into_iter().map(|block| OutputItem::new(block, logprobs)).collect();
     response.end(&end);
     let mut answer = json(to_json(&response));
     Cost::new(characters, &end.generation).write(server, answer.headers_mut());
     Ok(answer)
+}
+
+impl LogprobForm {
+    pub(super) fn new(server: &Server, chat: &Chat) -> Self {
+        Self { tokenizer: server.validation.tokenizer.clone(), top: chat.logprobs.unwrap_or(0) }
+    }
+
+    /// The entries of a text's tokens; there are none if log-probabilities were not asked for.
+    pub(super) fn entries(&self, tokens: &[ScoredToken]) -> Vec<TokenLogprob> {
+        TokenLogprob::list(&self.tokenizer, tokens, self.top)
+    }
 }
 
 impl Response {
@@ -205,23 +223,23 @@ impl Response {
 
 impl OutputItem {
     /// A complete item with new ids.
-    pub(super) fn new(block: Block) -> Self {
+    pub(super) fn new(block: Block, logprobs: &LogprobForm) -> Self {
         let status = Status::Completed;
         match block {
-            Block::Content(text) => OutputItem::Message {
-                id: new_id("msg"),
+            Block::Content { text, tokens } => OutputItem::Message {
+                id: new_id("msg_"),
                 status,
                 role: "assistant",
-                content: vec![ContentPart::output_text(text)],
+                content: vec![ContentPart::output_text(text, logprobs.entries(&tokens))],
             },
             Block::Reasoning(text) => OutputItem::Reasoning {
-                id: new_id("rs"),
+                id: new_id("rs_"),
                 status,
                 summary: Vec::new(),
                 content: vec![ContentPart::ReasoningText { text }],
             },
             Block::ToolCall { name, arguments } => {
-                OutputItem::FunctionCall { id: new_id("fc"), status, call_id: new_id("call"), name, arguments }
+                OutputItem::FunctionCall { id: new_id("fc_"), status, call_id: new_id("call_"), name, arguments }
             }
         }
     }
@@ -237,20 +255,11 @@ impl OutputItem {
         item
     }
 
-    /// Adds the log-probability of a token of this text.
-    fn push_logprob(&mut self, logprob: TokenLogprob) {
-        if let OutputItem::Message { content, .. } = self
-            && let Some(ContentPart::OutputText { logprobs, .. }) = content.first_mut()
-        {
-            logprobs.push(logprob);
-        }
-    }
-
-    /// Enters the text of the block that this item was opened for, with its log-probabilities.
-    pub(super) fn complete(&mut self, block: Block, logprobs: Vec<TokenLogprob>) {
+    /// Enters the text of the block that this item was opened for.
+    pub(super) fn complete(&mut self, block: Block, logprobs: &LogprobForm) {
         match (self, block) {
-            (OutputItem::Message { content, .. }, Block::Content(text)) => {
-                *content = vec![ContentPart::OutputText { text, annotations: Vec::new(), logprobs }];
+            (OutputItem::Message { content, .. }, Block::Content { text, tokens }) => {
+                *content = vec![ContentPart::output_text(text, logprobs.entries(&tokens))];
             }
             (OutputItem::Reasoning { content, .. }, Block::Reasoning(text)) => {
                 *content = vec![ContentPart::ReasoningText { text }];
@@ -278,11 +287,7 @@ impl OutputItem {
 }
 
 impl ContentPart {
-    pub(super) fn output_text(text: String) -> Self {
-        ContentPart::OutputText { text, annotations: Vec::new(), logprobs: Vec::new() }
+    pub(super) fn output_text(text: String, logprobs: Vec<TokenLogprob>) -> Self {
+        ContentPart::OutputText { text, annotations: Vec::new(), logprobs }
     }
-}
-
-fn new_id(prefix: &str) -> String {
-    format!("{prefix}_{:024x}", rand::random::<u128>() >> 32)
 }

@@ -1,17 +1,14 @@
 //! The answer as a stream of typed events, numbered from 0.
 
-use std::sync::Arc;
-
-use futures::stream::{self, Stream};
+use futures::stream::Stream;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::answer::{ContentPart, OutputItem, Response, Status};
+use super::answer::{ContentPart, LogprobForm, OutputItem, Response, Status};
 use crate::error::{Dialect, Error};
-use crate::routes::chat::{Block, BlockEvent, BlockKind, Blocks, Chat, ChatFinish, ChatStep};
+use crate::routes::chat::{Block, BlockEvent, BlockKind, Chat, ChatEnd, ChatFinish, ScoredToken, block_stream};
 use crate::routes::openai::logprobs::TokenLogprob;
 use crate::routes::sse;
-use crate::text::TextTokenizer;
 
 /// An event.
 #[derive(Serialize, ToSchema)]
@@ -89,72 +86,37 @@ enum Content<'a> {
 /// A stream on its way.
 struct Writer {
     response: Response,
-    blocks: Blocks,
     /// The next event's number.
     sequence_number: u64,
-    tokenizer: Arc<TextTokenizer>,
-    /// Alternatives per token.
-    top: usize,
-    /// Of the text that grows.
-    logprobs: Vec<TokenLogprob>,
+    logprobs: LogprobForm,
 }
 
 /// The events of `chat`.
-pub(super) fn stream(
-    chat: Chat,
-    response: Response,
-    tokenizer: Arc<TextTokenizer>,
-) -> impl Stream<Item = Vec<u8>> + Send {
-    let top = chat.logprobs.unwrap_or(0);
-    let blocks = Blocks::default();
-    let mut writer = Writer { response, blocks, sequence_number: 0, tokenizer, top, logprobs: Vec::new() };
+pub(super) fn stream(chat: Chat, response: Response, logprobs: LogprobForm) -> impl Stream<Item = Vec<u8>> + Send {
+    let mut writer = Writer { response, sequence_number: 0, logprobs };
     let mut first = Vec::with_capacity(2048);
     writer.write_response(&mut first, "response.created");
     writer.write_response(&mut first, "response.in_progress");
-    let rest = stream::unfold((chat, writer), |(mut chat, mut writer)| async move {
-        loop {
-            let mut out = Vec::with_capacity(512);
-            match chat.next().await?.1 {
-                Ok(step) => writer.write_step(&mut out, step),
-                Err(error) => writer.write_error(&mut out, &error),
-            }
-            // A token whose meaning is open makes no event.
-            if !out.is_empty() {
-                return Some((out, (chat, writer)));
-            }
-        }
-    });
-    stream::StreamExt::chain(stream::once(async { first }), rest)
+    block_stream(chat, first, move |out, step| match step {
+        Ok((events, end)) => writer.write_step(out, events, end),
+        Err(error) => writer.write_error(out, &error),
+    })
 }
 
 impl Writer {
-    fn write_step(&mut self, out: &mut Vec<u8>, step: ChatStep) {
-        let mut events = Vec::new();
-        for part in step.parts {
-            self.blocks.push(part, &mut events);
-        }
-        if step.end.is_some() {
-            self.blocks.close(&mut events);
-        }
-        let logprob = |(token, tops): &(_, Vec<_>)| TokenLogprob::new(&self.tokenizer, token, tops, self.top);
-        let logprobs: Vec<TokenLogprob> = step.content_tokens.iter().map(logprob).collect();
-        let is_text = |event: &BlockEvent| matches!(event, BlockEvent::Grew { kind: BlockKind::Content, .. });
-        let last_text = events.iter().rposition(is_text);
-        let is_cut = step.end.as_ref().is_some_and(|end| end.finish == ChatFinish::Length);
-        for (at, event) in events.into_iter().enumerate() {
+    fn write_step(&mut self, out: &mut Vec<u8>, events: Vec<BlockEvent>, end: Option<ChatEnd>) {
+        let is_cut = end.as_ref().is_some_and(|end| end.finish == ChatFinish::Length);
+        for event in events {
             match event {
                 BlockEvent::Opened { index, block } => self.open(out, index, block),
-                BlockEvent::Grew { index, kind, text } => {
-                    let logprobs = if last_text == Some(at) { logprobs.clone() } else { Vec::new() };
-                    self.grow(out, index, kind, &text, logprobs);
-                }
+                BlockEvent::Grew { index, kind, text, tokens } => self.grow(out, index, kind, &text, &tokens),
                 BlockEvent::Closed { index, block } => {
                     let status = if is_cut { Status::Incomplete } else { Status::Completed };
                     self.close(out, index, block, status);
                 }
             }
         }
-        if let Some(end) = step.end {
+        if let Some(end) = end {
             self.response.end(&end);
             let name = if self.response.is_incomplete() { "response.incomplete" } else { "response.completed" };
             self.write_response(out, name);
@@ -162,8 +124,8 @@ impl Writer {
     }
 
     fn open(&mut self, out: &mut Vec<u8>, output_index: usize, block: Block) {
-        let part = part(&block, Vec::new());
-        self.response.output.push(OutputItem::new(block).begun());
+        let part = part(&block, &self.logprobs);
+        self.response.output.push(OutputItem::new(block, &self.logprobs).begun());
         self.write(out, "response.output_item.added", output_index, |item| Content::Item { output_index, item });
         if let Some(part) = part {
             self.write(out, "response.content_part.added", output_index, |item| Content::Part {
@@ -175,16 +137,8 @@ impl Writer {
         }
     }
 
-    fn grow(
-        &mut self,
-        out: &mut Vec<u8>,
-        output_index: usize,
-        kind: BlockKind,
-        delta: &str,
-        logprobs: Vec<TokenLogprob>,
-    ) {
-        let content_index = 0;
-        self.logprobs.extend_from_slice(&logprobs);
+    fn grow(&mut self, out: &mut Vec<u8>, output_index: usize, kind: BlockKind, delta: &str, tokens: &[ScoredToken]) {
+        let (content_index, logprobs) = (0, self.logprobs.entries(tokens));
         match kind {
             BlockKind::Content => self.write(out, "response.output_text.delta", output_index, |item| {
                 Content::OutputDelta { output_index, item_id: item.id(), content_index, delta, logprobs }
@@ -200,12 +154,17 @@ impl Writer {
 
     fn close(&mut self, out: &mut Vec<u8>, output_index: usize, block: Block, status: Status) {
         let content_index = 0;
-        let all = std::mem::take(&mut self.logprobs);
-        let logprobs = all.clone();
         match &block {
-            Block::Content(text) => self.write(out, "response.output_text.done", output_index, |item| {
-                Content::OutputDone { output_index, item_id: item.id(), content_index, text, logprobs }
-            }),
+            Block::Content { text, tokens } => {
+                let logprobs = self.logprobs.entries(tokens);
+                self.write(out, "response.output_text.done", output_index, |item| Content::OutputDone {
+                    output_index,
+                    item_id: item.id(),
+                    content_index,
+                    text,
+                    logprobs,
+                });
+            }
             Block::Reasoning(text) => self.write(out, "response.reasoning_text.done", output_index, |item| {
                 Content::TextDone { output_index, item_id: item.id(), content_index, text }
             }),
@@ -218,7 +177,7 @@ impl Writer {
                 });
             }
         }
-        if let Some(part) = part(&block, all.clone()) {
+        if let Some(part) = part(&block, &self.logprobs) {
             self.write(out, "response.content_part.done", output_index, |item| Content::Part {
                 output_index,
                 item_id: item.id(),
@@ -227,7 +186,7 @@ impl Writer {
             });
         }
         let item = &mut self.response.output[output_index];
-        item.complete(block, all);
+        item.complete(block, &self.logprobs);
         *item.status_mut() = status;
         self.write(out, "response.output_item.done", output_index, |item| Content::Item { output_index, item });
     }
@@ -264,9 +223,9 @@ fn write(out: &mut Vec<u8>, name: &'static str, sequence_number: u64, content: C
 }
 
 /// The one part of a block's item; calls have none.
-fn part(block: &Block, logprobs: Vec<TokenLogprob>) -> Option<ContentPart> {
+fn part(block: &Block, logprobs: &LogprobForm) -> Option<ContentPart> {
     match block {
-        Block::Content(text) => Some(ContentPart::OutputText { text: text.clone(), annotations: Vec::new(), logprobs }),
+        Block::Content { text, tokens } => Some(ContentPart::output_text(text.clone(), logprobs.entries(tokens))),
         Block::Reasoning(text) => Some(ContentPart::ReasoningText { text: text.clone() }),
         Block::ToolCall { .. } => None,
     }

@@ -12,10 +12,10 @@ use axum::http::Response as HttpResponse;
 
 pub(super) use request::ResponsesRequest;
 
-use self::answer::Response;
+use self::answer::{LogprobForm, Response};
 use super::body::Body;
 use super::openai::Head;
-use super::{headers, sse};
+use super::sse;
 use crate::error::OpenAiFailure;
 use crate::server::Server;
 
@@ -33,13 +33,11 @@ pub(super) async fn handle(
     let is_stream = body.value.is_stream();
     let response = Response::begun(head, body.value.settings());
     let chat = body.value.into_call()?.start(&server, body.arrived).await?;
+    let logprobs = LogprobForm::new(&server, &chat);
     let response = if is_stream {
-        let characters = chat.characters;
-        let mut answer = sse::response(events::stream(chat, response, server.validation.tokenizer.clone()));
-        headers::write_stream(&server, characters, answer.headers_mut());
-        answer
+        sse::response(&server, chat.characters, events::stream(chat, response, logprobs))
     } else {
-        answer::respond(&server, chat, response).await?
+        answer::respond(&server, chat, response, &logprobs).await?
     };
     Ok(body.unknown.tell(response))
 }

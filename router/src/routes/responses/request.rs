@@ -9,12 +9,12 @@ use utoipa::ToSchema;
 use super::answer::Settings;
 use crate::chat::Tool;
 use crate::error::ValidationError;
-use crate::limits::{MAX_CALLS_PER_MESSAGE, MAX_CONTENT_PARTS, MAX_INCLUDED, MAX_MESSAGES};
-use crate::params::unsupported::{RESPONSES, Unsupported};
-use crate::params::{Asked, temperature, top_p};
+use crate::limits::{MAX_CALLS_PER_MESSAGE, MAX_INCLUDED, MAX_MESSAGES};
+use crate::params::unsupported::{OPENAI, RESPONSES, Unsupported};
+use crate::params::{Asked, at_most, temperature, top_p};
 use crate::routes::body::Wire;
 use crate::routes::chat::ChatCall;
-use crate::routes::openai::message::arguments_object;
+use crate::routes::openai::message::{Content, arguments_object};
 use crate::routes::openai::response_format::{Formats, ResponseFormat};
 use crate::routes::openai::tools::{Choice, tool_choice};
 use crate::routes::openapi::{IncludedOutput, JsonObject, JsonObjectOrText, describe_text_or_list};
@@ -55,8 +55,7 @@ pub(in crate::routes) struct ResponsesRequest {
 }
 
 impl Wire for ResponsesRequest {
-    const UNSUPPORTED: &'static [Unsupported] = RESPONSES;
-    const PARAMETERS: Option<&'static str> = None;
+    const UNSUPPORTED: &'static [&'static [Unsupported]] = &[RESPONSES, OPENAI];
 }
 
 /// What the user says, or the conversation so far.
@@ -77,7 +76,7 @@ struct InputItem {
     r#type: Option<String>,
     #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     role: Option<String>,
-    content: Option<Parts>,
+    content: Option<Content>,
     /// Of calls and their outputs.
     #[serde(default)]
     #[schema(extensions(("x-limit" = json!("payload_limit"))))]
@@ -88,29 +87,8 @@ struct InputItem {
     #[serde(default)]
     #[schema(extensions(("x-limit" = json!("payload_limit"))))]
     arguments: String,
-    output: Option<Parts>,
-    summary: Option<Parts>,
-}
-
-/// A text, or parts of one.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Parts {
-    Text(String),
-    Parts(Vec<Part>),
-}
-
-describe_text_or_list!(Parts as "ResponsesParts", Part, MAX_CONTENT_PARTS);
-
-#[derive(Debug, Deserialize, ToSchema)]
-#[schema(as = ResponsesPart)]
-struct Part {
-    #[schema(max_length = 256)]
-    r#type: String,
-    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
-    text: Option<String>,
-    #[schema(extensions(("x-limit" = json!("payload_limit"))))]
-    refusal: Option<String>,
+    output: Option<Content>,
+    summary: Option<Content>,
 }
 
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -170,15 +148,12 @@ impl ResponsesRequest {
             ..Asked::default()
         };
         let included = self.include.unwrap_or_default();
-        if included.len() > MAX_INCLUDED {
-            let (limit, given) = (MAX_INCLUDED, included.len());
-            return Err(ValidationError::TooMany { field: "include", unit: "outputs", limit, given });
-        }
+        at_most("include", "outputs", MAX_INCLUDED, included.len())?;
         let top = self.top_logprobs.unwrap_or(0);
         let has_logprobs = top > 0 || included.iter().any(|output| output == "message.output_text.logprobs");
         asked.top_logprobs = self.top_logprobs.map(|top| ("top_logprobs", top));
-        temperature::ask_openai(&mut asked, self.temperature);
-        top_p::ask_openai(&mut asked, self.top_p);
+        temperature::ask_openai(&mut asked.sampling, self.temperature);
+        top_p::ask_openai(&mut asked.sampling, self.top_p);
         let (mut template_kwargs, mut thinks) = (Map::new(), None);
         if let Some(effort) = self.reasoning.and_then(|reasoning| reasoning.effort) {
             thinks = Some(effort != "none");
@@ -240,18 +215,21 @@ fn template_messages(instructions: Option<String>, input: Input) -> Result<Vec<V
         }
         Input::Items(items) => items,
     };
-    let given = items.len();
-    if given > MAX_MESSAGES {
-        return Err(ValidationError::TooMany { field: "input", unit: "items", limit: MAX_MESSAGES, given });
-    }
+    at_most("input", "items", MAX_MESSAGES, items.len())?;
     for (index, item) in items.into_iter().enumerate() {
         push_item(item, index, &mut out)?;
     }
     Ok(out)
 }
 
+/// Types of parts that are text.
+const TEXT_PARTS: &[&str] = &["input_text", "output_text", "text", "refusal", "reasoning_text", "summary_text"];
+
 fn push_item(item: InputItem, index: usize, out: &mut Vec<Value>) -> Result<(), ValidationError> {
-    let text = |parts: Option<Parts>| parts.map_or(Ok(String::new()), |parts| parts.into_text(index));
+    let text = |content: Option<Content>| {
+        let refuse = |kind| ValidationError::ToolType { field: "input", index, kind };
+        content.map_or(Ok(String::new()), |content| content.into_text("input[].content", TEXT_PARTS, refuse))
+    };
     match item.r#type.as_deref().unwrap_or("message") {
         "message" => {
             let role = item.role.ok_or(ValidationError::Item {
@@ -280,11 +258,8 @@ fn push_item(item: InputItem, index: usize, out: &mut Vec<Value>) -> Result<(), 
                 last["tool_calls"] = json!([]);
             }
             let calls = last["tool_calls"].as_array_mut().expect("it was made a list");
-            if calls.len() == MAX_CALLS_PER_MESSAGE {
-                let (limit, given) = (MAX_CALLS_PER_MESSAGE, calls.len() + 1);
-                return Err(ValidationError::TooMany { field: "input", unit: "calls in a row", limit, given });
-            }
             calls.push(call);
+            at_most("input", "calls in a row", MAX_CALLS_PER_MESSAGE, calls.len())?;
         }
         "function_call_output" => {
             let content = text(item.output)?;
@@ -298,27 +273,4 @@ fn push_item(item: InputItem, index: usize, out: &mut Vec<Value>) -> Result<(), 
 /// A message of the assistant that has only its reasoning yet.
 fn is_wordless(message: &Value) -> bool {
     message["role"] == "assistant" && message["content"] == "" && message.get("tool_calls").is_none()
-}
-
-impl Parts {
-    fn into_text(self, index: usize) -> Result<String, ValidationError> {
-        let parts = match self {
-            Parts::Text(text) => return Ok(text),
-            Parts::Parts(parts) => parts,
-        };
-        if parts.len() > MAX_CONTENT_PARTS {
-            let (limit, given) = (MAX_CONTENT_PARTS, parts.len());
-            return Err(ValidationError::TooMany { field: "input[].content", unit: "parts", limit, given });
-        }
-        let mut all = String::new();
-        for part in parts {
-            match (part.r#type.as_str(), part.text.or(part.refusal)) {
-                ("input_text" | "output_text" | "text" | "refusal" | "reasoning_text" | "summary_text", Some(text)) => {
-                    all.push_str(&text);
-                }
-                _ => return Err(ValidationError::ToolType { field: "input", index, kind: part.r#type }),
-            }
-        }
-        Ok(all)
-    }
 }

@@ -91,6 +91,64 @@ async fn both(reply: &str, body: Value) -> Value {
 const CALLS: &str = "<think>hm é</think>So:<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call><tool_call>\n{\"name\": \"g\", \"arguments\": {}}\n</tool_call>";
 
 #[tokio::test]
+async fn characters_cut_by_tokens_arrive_whole() {
+    let fixture = Fixture::new("é👍x").await;
+    let messages = json!([{"role": "user", "content": "Hi"}]);
+    let events = fixture.post("/v1/chat/completions", &json!({"messages": messages, "stream": true})).await.events();
+    let pieces: Vec<&str> =
+        events.iter().filter_map(|event| event.pointer("/choices/0/delta/content")?.as_str()).collect();
+    assert_eq!(pieces, ["", "é", "", "", "", "👍", "x", ""]);
+}
+
+#[tokio::test]
+async fn chat_has_openais_shape() {
+    let fixture = Fixture::new("ab").await;
+    let body = json!({"model": "dummy", "messages": [{"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]}],
+        "logprobs": true, "top_logprobs": 2});
+    let answer = fixture.post("/v1/chat/completions", &body).await;
+    let chat = answer.json();
+    let keys: Vec<&String> = chat.as_object().unwrap().keys().collect();
+    assert_eq!(keys, ["object", "id", "created", "model", "system_fingerprint", "choices", "usage"]);
+    assert_eq!(chat["object"], "chat.completion");
+    assert!(chat["id"].as_str().unwrap().starts_with("chatcmpl-"));
+    assert_eq!(chat["model"], "dummy");
+    assert_eq!(chat["choices"][0]["message"], json!({"role": "assistant", "content": "ab"}));
+    assert_eq!(chat["choices"][0]["finish_reason"], "stop");
+    let logprobs = chat["choices"][0]["logprobs"]["content"].as_array().unwrap();
+    assert_eq!(logprobs.len(), 3);
+    assert_eq!(logprobs[0]["bytes"], json!([97]));
+    assert_eq!(logprobs[0]["top_logprobs"].as_array().unwrap().len(), 2);
+    let prompt_tokens = "[user]Hi>".len();
+    assert_eq!(chat["usage"]["prompt_tokens"], prompt_tokens);
+    assert_eq!(chat["usage"]["total_tokens"], prompt_tokens + 3);
+    assert_eq!(answer.header("x-prompt-tokens"), prompt_tokens.to_string());
+    assert_eq!(byte_level().decode(&fixture.model.script.heard.lock().unwrap()[0].1), "[user]Hi>");
+}
+
+#[tokio::test]
+async fn chat_streams_openais_chunks() {
+    let fixture = Fixture::new("ab").await;
+    let body = json!({"messages": [{"role": "user", "content": "Hi"}], "stream": true, "stream_options": {"include_usage": true}});
+    let events = fixture.post("/v1/chat/completions", &body).await.events();
+    assert_eq!(events.len(), 5, "a, b, </s>, usage, [DONE]");
+    assert_eq!(events[4], "[DONE]");
+    for event in &events[..4] {
+        assert_eq!((&event["id"], &event["created"]), (&events[0]["id"], &events[0]["created"]));
+        assert_eq!((&event["object"], &event["model"]), (&json!("chat.completion.chunk"), &json!("demo")));
+    }
+    let choice = |content: &str, reason: Value| json!([{"index": 0, "delta": {"role": "assistant", "content": content}, "logprobs": null, "finish_reason": reason}]);
+    assert_eq!(events[0]["choices"], choice("a", Value::Null));
+    assert_eq!(events[2]["choices"], choice("", json!("stop")));
+    assert_eq!(events[0]["usage"], Value::Null);
+    assert_eq!(events[3]["choices"], json!([]));
+    assert_eq!(events[3]["usage"]["completion_tokens"], 3);
+    let body = json!({"messages": [{"role": "user", "content": "Hi"}], "stream": true, "stream_options": null, "max_completion_tokens": 1, "max_tokens": 2});
+    let events = fixture.post("/v1/chat/completions", &body).await.events();
+    assert_eq!(events.len(), 2);
+    assert_eq!(events[0]["choices"], choice("a", json!("length")));
+}
+
+#[tokio::test]
 async fn reasoning_content_and_calls_come_apart() {
     let answer = both(CALLS, json!({"messages": user(), "tools": [tool("f"), tool("g")]})).await;
     let choice = &answer["choices"][0];
@@ -240,7 +298,7 @@ async fn several_choices_share_the_prompt() {
     let answer = fixture.post("/v1/chat/completions", &json!({"messages": user(), "n": 2, "seed": 5})).await;
     assert_eq!(answer.header("x-compute-characters"), "9");
     let heard = fixture.model.script.heard.lock().unwrap();
-    let mut seeds: Vec<u64> = heard.iter().map(|(params, _)| params.seed).collect();
+    let mut seeds: Vec<u64> = heard.iter().map(|(params, _)| params.seed()).collect();
     seeds.sort_unstable();
     assert_eq!(seeds, [5, 6], "the same request gives the same answers again");
 }

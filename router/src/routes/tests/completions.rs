@@ -3,6 +3,37 @@
 use super::*;
 
 #[tokio::test]
+async fn completions_take_several_prompts() {
+    let fixture = Fixture::new("ab").await;
+    let answer = fixture.post("/v1/completions", &json!({"prompt": ["x", "yz"], "max_tokens": 2})).await;
+    let completion = answer.json();
+    assert!(completion["id"].as_str().unwrap().starts_with("cmpl-"));
+    let choice = |index: u32| json!({"index": index, "text": "ab", "logprobs": null, "finish_reason": "length"});
+    assert_eq!(completion["choices"], json!([choice(0), choice(1)]));
+    assert_eq!(completion["usage"]["prompt_tokens"], 2 + 3, "each with <s>");
+    assert_eq!(answer.header("x-generated-tokens"), "4");
+
+    let events = fixture
+        .post("/v1/completions", &json!({"prompt": ["x", "yz"], "max_tokens": 2, "stream": true}))
+        .await
+        .events();
+    assert_eq!(events.len(), 5);
+    assert_eq!(events[4], "[DONE]");
+    for index in 0..2 {
+        let own: Vec<&Value> = events.iter().filter(|event| event["choices"][0]["index"] == index).collect();
+        assert_eq!(own.len(), 2);
+        assert_eq!(own[0]["choices"][0]["finish_reason"], Value::Null);
+        assert!(own[0].get("usage").is_none());
+        assert_eq!(own[1]["choices"][0]["finish_reason"], "length");
+        assert_eq!(own[1]["usage"]["completion_tokens"], 2);
+    }
+    let body = json!({"prompt": "x", "max_tokens": 1, "stream": true, "stream_options": {"include_usage": true}});
+    let events = fixture.post("/v1/completions", &body).await.events();
+    assert_eq!(events[1]["usage"]["total_tokens"], 3);
+    assert_eq!(events[1]["choices"], json!([]));
+}
+
+#[tokio::test]
 async fn prompts_can_be_token_ids() {
     let fixture = Fixture::new("ab").await;
     let ids = byte_level().encode("xyz", false).unwrap();
@@ -42,7 +73,7 @@ async fn the_best_of_several_answers() {
     let body = json!({"prompt": "x", "best_of": 2, "max_tokens": 2, "logprobs": 0});
     let answer = fixture.post("/v1/completions", &body).await.json();
     assert_eq!(answer["choices"].as_array().unwrap().len(), 1);
-    let heard: Vec<u64> = fixture.model.script.heard.lock().unwrap().iter().map(|(params, _)| params.seed).collect();
+    let heard: Vec<u64> = fixture.model.script.heard.lock().unwrap().iter().map(|(params, _)| params.seed()).collect();
     assert_eq!(heard.len(), 2);
     // The scripted model is the surer the smaller the seed is modulo 64.
     let best = heard.iter().map(|seed| seed % 64).min().unwrap();

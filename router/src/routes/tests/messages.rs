@@ -160,6 +160,10 @@ async fn errors_have_anthropics_shape() {
             "Input validation error: `messages[0].content` of type `image` is not supported by this version",
         ),
         (
+            json!({"max_tokens": 1, "messages": [], "system": [{"type": "text", "text": "S"}, {"type": "image"}]}),
+            "Input validation error: `system[1]` of type `image` is not supported by this version",
+        ),
+        (
             json!({"max_tokens": 1, "messages": [], "tools": [{"type": "web_search_20250305", "name": "web_search"}]}),
             "Input validation error: `tools[0]` of type `web_search_20250305` is not supported by this version",
         ),

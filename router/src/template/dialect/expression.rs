@@ -5,6 +5,8 @@
 //!   panic on an empty one.
 //! - `a + b` becomes a call of [`ADD`] where a template marks text as safe: Python then escapes what is added to it.
 
+use crate::limits::TEMPLATE_BRACKET_DEPTH;
+
 /// The filter around what a `for` iterates over.
 pub(super) const ITERATED: &str = "__iterated__";
 /// The function that adds its arguments from left to right.
@@ -12,9 +14,6 @@ pub(super) const ADD: &str = "__add__";
 
 /// The function of a value, start, stop and step.
 pub(super) const SLICE: &str = "__slice__";
-
-/// Brackets in brackets that are rewritten. 100: deeper ones stay as they are, and minijinja refuses most of them.
-const MAX_DEPTH: usize = 100;
 
 /// Filters whose result is safe text.
 const SAFE_FILTERS: [&str; 4] = ["safe", "escape", "e", "forceescape"];
@@ -93,7 +92,7 @@ pub(super) fn with_iterated(statement: &str) -> Option<String> {
 /// `expression` with each slice as a call of [`SLICE`], and if `has_sums` each sum as one of [`ADD`].
 pub(super) fn with_calls(expression: &str, has_sums: bool) -> String {
     let tokens = tokens(expression);
-    if depth(&tokens) > MAX_DEPTH {
+    if depth(&tokens) > TEMPLATE_BRACKET_DEPTH {
         return expression.to_owned();
     }
     let mut out = String::with_capacity(expression.len());

@@ -8,9 +8,7 @@ use super::expression::ITERATED;
 use super::json::tojson;
 use super::methods::{capitalize, center, lines, stripped};
 use super::python::{Generator, is_list, to_repr, to_str, type_error, type_name};
-
-/// Spaces that `indent` may put before a line. 256: deeper text is a mistake, and memory is not metered by fuel.
-const MAX_INDENT: usize = 256;
+use crate::limits::TEMPLATE_INDENT;
 
 /// Filters whose result is a generator in Jinja2. minijinja's own do the work, under another name.
 macro_rules! generators {
@@ -168,7 +166,7 @@ fn indent(value: &Value, arguments: Rest<ValueOrKwargs>) -> Result<String, Error
     arguments.finish()?;
     let indention = match width.as_str() {
         Some(text) => text.to_owned(),
-        None => " ".repeat(usize::try_from(i64::try_from(width)?).unwrap_or(0).min(MAX_INDENT)),
+        None => " ".repeat(usize::try_from(i64::try_from(width)?).unwrap_or(0).min(TEMPLATE_INDENT)),
     };
     // The last line break counts as the begin of an empty line.
     let text = to_str(value) + "\n";

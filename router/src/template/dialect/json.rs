@@ -7,9 +7,7 @@ use minijinja::{Error, ErrorKind, Value};
 
 use super::arguments::Arguments;
 use super::python::{float_repr, is_list, type_error, type_name};
-
-/// Depth at which the value is refused, as Python refuses a value that holds itself.
-const MAX_DEPTH: usize = 256;
+use crate::limits::TEMPLATE_VALUE_DEPTH;
 
 /// The options of `json.dumps`.
 struct Options {
@@ -68,8 +66,11 @@ impl Options {
     }
 
     fn write(&self, out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
-        if depth > MAX_DEPTH {
-            return Err(Error::new(ErrorKind::BadSerialization, format!("tojson: nested deeper than {MAX_DEPTH}")));
+        if depth > TEMPLATE_VALUE_DEPTH {
+            return Err(Error::new(
+                ErrorKind::BadSerialization,
+                format!("tojson: nested deeper than {TEMPLATE_VALUE_DEPTH}"),
+            ));
         }
         match value.kind() {
             ValueKind::None => out.push_str("null"),

@@ -5,6 +5,7 @@ use minijinja::{Error, ErrorKind, State, Value};
 
 use super::arguments::Arguments;
 use super::python::{View, is_list, is_space, type_error, type_name};
+use crate::limits::TEMPLATE_PADDING_BYTES;
 
 /// The attributes of `dict` that a template can meet as `dict.name`.
 pub(super) const DICT: &[&str] = &["get", "items", "keys", "values", "copy", "pop", "update", "clear", "setdefault"];
@@ -24,9 +25,6 @@ const CHANGING: &[&str] = &[
     "setdefault",
     "add",
 ];
-
-/// Bytes that one padding method may write. 1 MiB: wider text is a mistake, and memory is not metered by fuel.
-const MAX_PADDED_BYTES: usize = 1 << 20;
 
 /// Calls `value.method(*args)`.
 ///
@@ -253,8 +251,8 @@ fn pad(text: &str, args: &[Value], share: impl Fn(usize) -> (usize, usize)) -> R
     let (width, fill) = from_args::<(i64, Option<&str>)>(args)?;
     let fill = fill.unwrap_or(" ");
     let width = usize::try_from(width).unwrap_or(0);
-    if width.saturating_mul(fill.len()) > MAX_PADDED_BYTES {
-        return Err(type_error(format!("a width of {width} is over the limit of {MAX_PADDED_BYTES} bytes")));
+    if width.saturating_mul(fill.len()) > TEMPLATE_PADDING_BYTES {
+        return Err(type_error(format!("a width of {width} is over the limit of {TEMPLATE_PADDING_BYTES} bytes")));
     }
     let (left, right) = share(width.saturating_sub(text.chars().count()));
     Ok(Value::from([&fill.repeat(left), text, &fill.repeat(right)].concat()))

@@ -8,10 +8,7 @@ use minijinja::{Error, ErrorKind, State, Value};
 use serde_json::Value as Json;
 
 use super::methods;
-
-/// Depth at which printing stops with `...`. 256: twice what a JSON body may nest; deeper values can only come from a
-/// namespace that holds itself.
-const PRINT_DEPTH: usize = 256;
+use crate::limits::TEMPLATE_VALUE_DEPTH;
 
 /// A JSON value as transformers hands it to templates.
 pub(in crate::template) fn from_json(json: &Json) -> Value {
@@ -203,7 +200,7 @@ pub(super) fn to_repr(value: &Value) -> String {
 }
 
 fn write_repr(out: &mut String, value: &Value, depth: usize) {
-    if depth > PRINT_DEPTH {
+    if depth > TEMPLATE_VALUE_DEPTH {
         out.push_str("...");
         return;
     }
