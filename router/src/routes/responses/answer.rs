@@ -225,19 +225,10 @@ impl OutputItem {
     /// A complete item with new ids.
     pub(super) fn new(block: Block, logprobs: &LogprobForm) -> Self {
         let status = Status::Completed;
+        let content = Vec::from_iter(ContentPart::new(&block, logprobs));
         match block {
-            Block::Content { text, tokens } => OutputItem::Message {
-                id: new_id("msg_"),
-                status,
-                role: "assistant",
-                content: vec![ContentPart::output_text(text, logprobs.entries(&tokens))],
-            },
-            Block::Reasoning(text) => OutputItem::Reasoning {
-                id: new_id("rs_"),
-                status,
-                summary: Vec::new(),
-                content: vec![ContentPart::ReasoningText { text }],
-            },
+            Block::Content { .. } => OutputItem::Message { id: new_id("msg_"), status, role: "assistant", content },
+            Block::Reasoning(_) => OutputItem::Reasoning { id: new_id("rs_"), status, summary: Vec::new(), content },
             Block::ToolCall { name, arguments } => {
                 OutputItem::FunctionCall { id: new_id("fc_"), status, call_id: new_id("call_"), name, arguments }
             }
@@ -255,16 +246,12 @@ impl OutputItem {
         item
     }
 
-    /// Enters the text of the block that this item was opened for.
-    pub(super) fn complete(&mut self, block: Block, logprobs: &LogprobForm) {
+    /// Enters what the block that this item was opened for became: its part, or the arguments of its call.
+    pub(super) fn complete(&mut self, block: Block, part: Option<ContentPart>) {
         match (self, block) {
-            (OutputItem::Message { content, .. }, Block::Content { text, tokens }) => {
-                *content = vec![ContentPart::output_text(text, logprobs.entries(&tokens))];
-            }
-            (OutputItem::Reasoning { content, .. }, Block::Reasoning(text)) => {
-                *content = vec![ContentPart::ReasoningText { text }];
-            }
             (OutputItem::FunctionCall { arguments, .. }, Block::ToolCall { arguments: all, .. }) => *arguments = all,
+            (OutputItem::Message { content, .. }, Block::Content { .. })
+            | (OutputItem::Reasoning { content, .. }, Block::Reasoning(_)) => *content = Vec::from_iter(part),
             _ => unreachable!("an item is completed by the block that opened it"),
         }
     }
@@ -287,7 +274,16 @@ impl OutputItem {
 }
 
 impl ContentPart {
-    pub(super) fn output_text(text: String, logprobs: Vec<TokenLogprob>) -> Self {
-        ContentPart::OutputText { text, annotations: Vec::new(), logprobs }
+    /// The one part of a block's item; calls have none.
+    pub(super) fn new(block: &Block, logprobs: &LogprobForm) -> Option<Self> {
+        match block {
+            Block::Content { text, tokens } => Some(ContentPart::OutputText {
+                text: text.clone(),
+                annotations: Vec::new(),
+                logprobs: logprobs.entries(tokens),
+            }),
+            Block::Reasoning(text) => Some(ContentPart::ReasoningText { text: text.clone() }),
+            Block::ToolCall { .. } => None,
+        }
     }
 }

@@ -36,7 +36,7 @@ enum Content<'a> {
         output_index: usize,
         item_id: &'a str,
         content_index: usize,
-        part: ContentPart,
+        part: &'a ContentPart,
     },
     /// Of output text, which can have log-probabilities.
     OutputDelta {
@@ -124,10 +124,10 @@ impl Writer {
     }
 
     fn open(&mut self, out: &mut Vec<u8>, output_index: usize, block: Block) {
-        let part = part(&block, &self.logprobs);
+        let part = ContentPart::new(&block, &self.logprobs);
         self.response.output.push(OutputItem::new(block, &self.logprobs).begun());
         self.write(out, "response.output_item.added", output_index, |item| Content::Item { output_index, item });
-        if let Some(part) = part {
+        if let Some(part) = &part {
             self.write(out, "response.content_part.added", output_index, |item| Content::Part {
                 output_index,
                 item_id: item.id(),
@@ -177,7 +177,8 @@ impl Writer {
                 });
             }
         }
-        if let Some(part) = part(&block, &self.logprobs) {
+        let part = ContentPart::new(&block, &self.logprobs);
+        if let Some(part) = &part {
             self.write(out, "response.content_part.done", output_index, |item| Content::Part {
                 output_index,
                 item_id: item.id(),
@@ -186,7 +187,7 @@ impl Writer {
             });
         }
         let item = &mut self.response.output[output_index];
-        item.complete(block, &self.logprobs);
+        item.complete(block, part);
         *item.status_mut() = status;
         self.write(out, "response.output_item.done", output_index, |item| Content::Item { output_index, item });
     }
@@ -220,13 +221,4 @@ impl Writer {
 
 fn write(out: &mut Vec<u8>, name: &'static str, sequence_number: u64, content: Content<'_>) {
     sse::write_named_event(out, name, &Event { r#type: name, sequence_number, content });
-}
-
-/// The one part of a block's item; calls have none.
-fn part(block: &Block, logprobs: &LogprobForm) -> Option<ContentPart> {
-    match block {
-        Block::Content { text, tokens } => Some(ContentPart::output_text(text.clone(), logprobs.entries(tokens))),
-        Block::Reasoning(text) => Some(ContentPart::ReasoningText { text: text.clone() }),
-        Block::ToolCall { .. } => None,
-    }
 }
