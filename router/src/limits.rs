@@ -28,6 +28,8 @@ pub const MAX_DETOKENIZED: usize = 1 << 20;
 pub const MAX_STOP_BYTES: usize = 1024;
 /// Bytes of `model`, `user` and other names that we echo or log. 256: longer than any path a hub accepts.
 pub const MAX_NAME_BYTES: usize = 256;
+/// Further outputs that a request of `/v1/responses` asks for. 16: twice as many as OpenAI's API knows.
+pub const MAX_INCLUDED: usize = 16;
 /// Most unknown fields of a request that are named back in a header. 16: enough to find a typing error.
 pub const MAX_REPORTED_FIELDS: usize = 16;
 /// Bytes of an unknown field's name that is named back. 64: longer than any parameter's; longer names are left out.

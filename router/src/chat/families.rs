@@ -4,7 +4,7 @@
 //! Sources: the families' published chat templates.
 
 use super::format::Begin::{Marker, Start};
-use super::format::Piece::{Arguments, Name, Object, Parameters, Text};
+use super::format::Piece::{Arguments, Keywords, Name, Object, Parameters, Text};
 use super::format::{Description, More, Piece, Tail};
 
 const ARGUMENTS: Piece = Object { name: "name", arguments: "arguments" };
@@ -13,6 +13,8 @@ const COHERE: Piece = Object { name: "tool_name", arguments: "parameters" };
 const NAME: Piece = Name { tail: None };
 /// The arguments of Qwen3-Coder and its kin.
 const TAGS: Piece = Parameters { open: "<parameter=", key_end: &[">\n"], close: "\n</parameter>\n" };
+/// A call as Python writes it.
+const PYTHON: &[Piece] = &[NAME, Text("("), Keywords, Text(")")];
 
 /// What an entry leaves out.
 const PLAIN: Description = Description {
@@ -264,6 +266,47 @@ pub(super) static FAMILIES: &[Description] = &[
         call: &[Text("\n"), PARAMETERS],
         close: &["<|action_end|>"],
         tokens: &["<|action_start|>", "<|plugin|>", "<|action_end|>"],
+        ..PLAIN
+    },
+    Description {
+        name: "minicpm3",
+        signs: &[&["<|tool_call_start|>", "```python"]],
+        begin: Marker("<|tool_call_start|>"),
+        open: &["\n```python\n"],
+        call: PYTHON,
+        more: More::Separated("\n"),
+        close: &["\n```\n", "<|tool_call_end|>"],
+        tokens: &["<|tool_call_start|>", "<|tool_call_end|>"],
+        ..PLAIN
+    },
+    Description {
+        name: "lfm2",
+        signs: &[&["<|tool_call_start|>"], &["<|tool_list_start|>"]],
+        begin: Marker("<|tool_call_start|>"),
+        open: &["["],
+        call: PYTHON,
+        more: More::Separated(", "),
+        close: &["]", "<|tool_call_end|>"],
+        tokens: &["<|tool_call_start|>", "<|tool_call_end|>"],
+        ..PLAIN
+    },
+    Description {
+        name: "olmo3",
+        signs: &[&["<function_calls>"]],
+        begin: Marker("<function_calls>"),
+        call: PYTHON,
+        more: More::Separated("\n"),
+        close: &["</function_calls>"],
+        tokens: &["<function_calls>", "</function_calls>"],
+        ..PLAIN
+    },
+    Description {
+        name: "pythonic",
+        signs: &[&["[func_name1("]],
+        open: &["["],
+        call: PYTHON,
+        more: More::Separated(", "),
+        close: &["]"],
         ..PLAIN
     },
     Description {

@@ -57,6 +57,8 @@ pub(super) enum Piece {
         key_end: &'static [&'static str],
         close: &'static str,
     },
+    /// The arguments as keywords with Python's literals, between parentheses.
+    Keywords,
 }
 
 /// What may stand between a name and its end: a call's number, the format of its arguments.
@@ -74,7 +76,7 @@ pub(super) struct Tail {
 pub(super) enum More {
     /// In a section of its own.
     Section,
-    /// In the same section, after this text.
+    /// In the same section, after this text. If that is white space, whatever does not close the section is a call.
     Separated(&'static str),
     /// In the same section; the text is only layout.
     Following(&'static str),

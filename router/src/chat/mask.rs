@@ -1,8 +1,9 @@
-//! The mask of a reply with tools: the format's description as a grammar in llguidance's dialect of Lark.
+//! The mask of a reply with tools or thoughts: the formats' descriptions as a grammar in llguidance's dialect of Lark.
 //!
 //! Special tokens are written by their ids (`<[7]>`): a grammar's text never matches a special token's.
 
 use std::fmt::Write;
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
@@ -17,6 +18,12 @@ use crate::limits::MAX_TOOL_CALLS;
 const ANY: &str = r"(.|\n)";
 /// White space between a thought and a call. Bounded: a model must not rest there.
 const SPACE: &str = r"[ \n]{0,4}";
+/// A string of Python on one line, in either quotes.
+const PYTHON_STRING: &str =
+    r#""([^"\\\x00-\x1F]|\\(["'\\nrtbf]|u[0-9a-fA-F]{4}))*"|'([^'\\\x00-\x1F]|\\(["'\\nrtbf]|u[0-9a-fA-F]{4}))*'"#;
+/// Keywords of schemas that restrict nothing.
+const ANNOTATIONS: [&str; 8] =
+    ["title", "description", "default", "examples", "example", "deprecated", "$comment", "nullable"];
 
 impl ToolFormat {
     /// What a reply must match: calls alone if the client requires them, otherwise text in which every call that begins is
@@ -37,8 +44,7 @@ impl ToolFormat {
             return None;
         }
         let most = if parallel && !matches!(choice, ToolChoice::Named(_)) { MAX_TOOL_CALLS } else { 1 };
-        let mut lark =
-            Lark { format: self, reasoning: reasoning.map(|(format, _)| format), rules: String::new(), next: 0 };
+        let mut lark = Lark::new(self, reasoning.map(|(format, _)| format));
         let calls: Vec<String> = tools.iter().map(|tool| lark.call(tool, Sequence::default())).collect();
         lark.rule("call", &calls.join(" | "));
         if self.description.begin == Begin::Start {
@@ -54,6 +60,29 @@ impl ToolFormat {
         lark.rule("start", &alternatives.join("\n    | "));
         let schemas = tools.iter().map(|tool| (tool.name.clone(), tool.parameters.clone())).collect();
         Some(GrammarSpec::ToolCalls { lark: lark.rules.into(), schemas })
+    }
+
+    /// A reply that is `answer`, with what may come before it: a thought, and what opens content. A thought that the prompt
+    /// opened must end. White space behind it belongs to nobody if the answer is JSON; any other may begin with some.
+    pub(crate) fn after_thought(
+        &self,
+        answer: GrammarSpec,
+        (reasoning, start): (&ReasoningFormat, ReplyStart),
+    ) -> GrammarSpec {
+        let mut lark = Lark::new(self, Some(reasoning));
+        let has_opening = !reasoning.marks.content_open.is_empty();
+        let mut opening = lark.literal(reasoning.marks.content_open);
+        if answer.is_json() {
+            opening.regex(SPACE);
+        }
+        let opening = opening.render();
+        let body = match start {
+            ReplyStart::Reasoning => format!("{} {opening}", lark.thought_end()),
+            ReplyStart::Content if has_opening => format!("(({})? {opening})?", lark.thought()),
+            ReplyStart::Content => format!("({} {opening})?", lark.thought()),
+        };
+        lark.rule("start", &body);
+        GrammarSpec::AfterThought { thought: lark.rules.into(), answer: Arc::new(answer) }
     }
 }
 
@@ -77,7 +106,11 @@ enum Atom {
 #[derive(Debug, Default)]
 struct Sequence(Vec<Atom>);
 
-impl Lark<'_> {
+impl<'a> Lark<'a> {
+    fn new(format: &'a ToolFormat, reasoning: Option<&'a ReasoningFormat>) -> Self {
+        Self { format, reasoning, rules: String::new(), next: 0 }
+    }
+
     fn rule(&mut self, name: &str, body: &str) {
         writeln!(self.rules, "{name}: {body}").expect("a string takes everything");
     }
@@ -142,7 +175,11 @@ impl Lark<'_> {
         let Begin::Marker(begin) = description.begin else {
             let calls = self.sections(most);
             let open: Vec<String> = description.open.iter().map(|text| escape(text.trim())).collect();
-            let looks_like_call = format!("[ \\t\\n]*{}[ \\t\\n]*\\{{[ \\t\\n]*\"name\"{ANY}*", open.concat());
+            let call = match description.call {
+                [Piece::Name { .. }, ..] => r"[^ \t\n\[\](){},]+[ \t\n]*\(",
+                _ => r#"\{[ \t\n]*"name""#,
+            };
+            let looks_like_call = format!("[ \\t\\n]*{}[ \\t\\n]*{call}{ANY}*", open.concat());
             let prose = self.new_terminal(&format!("/{ANY}+/ & ~/{looks_like_call}/{not_excluded}"));
             alternatives.extend([calls, prose]);
             return alternatives;
@@ -248,6 +285,12 @@ impl Lark<'_> {
                     sequence.other(arguments(&tool.parameters));
                     sequence.regex("\\}");
                 }
+                Piece::Keywords => {
+                    let keywords = self.keywords(&tool.parameters);
+                    if !keywords.is_empty() {
+                        sequence.other(keywords);
+                    }
+                }
                 Piece::Parameters { open, key_end, close } => {
                     let properties = tool.parameters.get("properties").and_then(Value::as_object);
                     for (key, property) in properties.into_iter().flatten() {
@@ -255,10 +298,8 @@ impl Lark<'_> {
                         parameter.regex(&escape(key));
                         key_end.iter().for_each(|text| parameter.append(self.literal(text)));
                         self.parameter(&mut parameter, &tool.parameters, key, property, close);
-                        let required = tool.parameters.get("required").and_then(Value::as_array);
-                        let is_required = required.is_some_and(|list| list.iter().any(|name| name == key));
                         let rule = self.new_rule("parameter", "", &parameter.render());
-                        sequence.other(if is_required { rule } else { format!("{rule}?") });
+                        sequence.other(if is_required(&tool.parameters, key) { rule } else { format!("{rule}?") });
                     }
                 }
             }
@@ -276,19 +317,90 @@ impl Lark<'_> {
                 out.append(self.literal(close));
             }
             (Kind::Json, _) => {
-                let mut value = property.clone();
-                if let (Some(value), Some(root)) = (value.as_object_mut(), schema.as_object()) {
-                    for definitions in ["$defs", "definitions"] {
-                        value.extend(root.get(definitions).map(|found| (definitions.to_owned(), found.clone())));
-                    }
-                }
-                out.other(json_text(value));
+                out.other(json_text(with_definitions(property, schema)));
                 out.append(self.literal(close));
             }
             (Kind::Text | Kind::TextOrNull | Kind::Any, _) => {
                 let until = self.until(close);
                 out.other(until);
             }
+        }
+    }
+
+    /// The properties of `schema` as keywords, in its order; the name of a rule, or nothing if there are none.
+    fn keywords(&mut self, schema: &Value) -> String {
+        self.members(schema, schema, |key| format!("/{}=/", escape(key)))
+    }
+
+    /// The properties of `schema`, each introduced by what `begin` makes of its name, in its order and with commas between
+    /// them; the name of a rule, or nothing if there are none.
+    fn members(&mut self, root: &Value, schema: &Value, begin: impl Fn(&str) -> String) -> String {
+        let properties = schema.get("properties").and_then(Value::as_object);
+        // From the last to the first: what may follow if nothing stands before it, and if something does.
+        let (mut first, mut further) = (String::new(), String::new());
+        for (key, property) in properties.into_iter().flatten().rev() {
+            let value = self.python(root, property);
+            let member = self.new_rule("member", "", &format!("{} {value}", begin(key)));
+            let or = |rest: &str| match (is_required(schema, key), rest) {
+                (true, _) => String::new(),
+                (false, "") => " | \"\"".to_owned(),
+                (false, rest) => format!(" | {rest}"),
+            };
+            first = self.new_rule("members", "", &format!("{member} {further}{}", or(&first)));
+            further = self.new_rule("further", "", &format!("/, ?/ {member} {further}{}", or(&further)));
+        }
+        first
+    }
+
+    /// A value as a literal of Python. What Python writes as JSON does is JSON, and so is what only `%json` can enforce. Of
+    /// JSON's words too: several published templates print arguments as JSON.
+    fn python(&mut self, root: &Value, schema: &Value) -> String {
+        let json = || json_text(with_definitions(schema, root));
+        let Some(object) = schema.as_object() else { return json() };
+        let has_only = |keywords: &[&str]| {
+            object.keys().all(|key| keywords.contains(&key.as_str()) || ANNOTATIONS.contains(&key.as_str()))
+        };
+        let strings = || object.get("enum")?.as_array()?.iter().map(Value::as_str).collect::<Option<Vec<_>>>();
+        match object.get("type") {
+            Some(Value::String(name)) => match name.as_str() {
+                "boolean" if has_only(&["type"]) => "/True|False|true|false/".to_owned(),
+                "null" if has_only(&["type"]) => "/None|null/".to_owned(),
+                "string" if has_only(&["type"]) => format!("/{PYTHON_STRING}/"),
+                "string" if has_only(&["type", "enum"]) => strings().map_or_else(json, |strings| {
+                    let literals = strings.iter().flat_map(|text| {
+                        let plain = !text.contains(['\'', '\\']) && !text.contains(char::is_control);
+                        [Some(Value::from(*text).to_string()), plain.then(|| format!("'{text}'"))]
+                    });
+                    format!("/{}/", literals.flatten().map(|text| escape(&text)).collect::<Vec<_>>().join("|"))
+                }),
+                "array" if has_only(&["type", "items"]) && object.contains_key("items") => {
+                    let item = self.python(root, &object["items"]);
+                    self.new_rule("list", "", &format!(r"/\[/ ({item} (/, ?/ {item})*)? /\]/"))
+                }
+                "object"
+                    if has_only(&["type", "properties", "required", "additionalProperties"])
+                        && object.get("additionalProperties") == Some(&Value::Bool(false)) =>
+                {
+                    let members =
+                        self.members(root, schema, |key| format!("/{}: ?/", escape(&Value::from(key).to_string())));
+                    self.new_rule("dictionary", "", &format!(r"/\{{/ {members} /\}}/"))
+                }
+                _ => json(),
+            },
+            Some(Value::Array(names)) if has_only(&["type"]) => {
+                let alternatives = names.iter().map(|name| self.python(root, &json!({"type": name})));
+                let alternatives = alternatives.collect::<Vec<_>>().join(" | ");
+                self.new_rule("value", "", &alternatives)
+            }
+            None if has_only(&["anyOf"]) && object.contains_key("anyOf") => {
+                let alternatives = object["anyOf"].as_array().into_iter().flatten();
+                let alternatives = alternatives.map(|schema| self.python(root, schema)).collect::<Vec<_>>().join(" | ");
+                self.new_rule("value", "", &alternatives)
+            }
+            None if has_only(&[]) => {
+                self.new_rule("value", "", &format!("{} | /True|False|None/ | /{PYTHON_STRING}/", json()))
+            }
+            _ => json(),
         }
     }
 
@@ -308,18 +420,24 @@ impl Lark<'_> {
 
     /// A whole thought.
     fn thought(&mut self) -> String {
-        if let Some(begin) = self.thought_begin() {
-            let suffix = format!("[suffix={}]", Value::from(self.marks().close));
-            return self.new_rule("thought", &suffix, &format!("/{begin}/"));
-        }
-        format!("{} {}", self.literal(self.marks().open).render(), self.thought_end())
+        let Some(begin) = self.thought_begin() else {
+            return format!("{} {}", self.literal(self.marks().open).render(), self.thought_end());
+        };
+        let suffix = format!("[suffix={}]", Value::from(self.marks().close));
+        let thought = self.new_rule("thought", &suffix, &format!("/{begin}/"));
+        self.behind_thought(thought)
     }
 
     /// What a thought that is open ends with.
     fn thought_end(&mut self) -> String {
         let end = self.until(self.marks().close);
+        self.behind_thought(end)
+    }
+
+    /// A thought with what stands between it and what follows.
+    fn behind_thought(&self, thought: String) -> String {
         let between = self.literal(self.marks().between).render();
-        if between.is_empty() { end } else { format!("{end} {between}") }
+        if between.is_empty() { thought } else { format!("{thought} {between}") }
     }
 
     /// A regular expression for the text of a thought with its opening mark; `None` if that is a special token.
@@ -393,6 +511,22 @@ impl Sequence {
         });
         atoms.collect::<Vec<_>>().join(" ")
     }
+}
+
+fn is_required(schema: &Value, key: &str) -> bool {
+    let required = schema.get("required").and_then(Value::as_array);
+    required.is_some_and(|list| list.iter().any(|name| name == key))
+}
+
+/// A part of the schema `root`, with what its references may point to.
+fn with_definitions(part: &Value, root: &Value) -> Value {
+    let mut part = part.clone();
+    if let (Some(part), Some(root)) = (part.as_object_mut(), root.as_object()) {
+        for definitions in ["$defs", "definitions"] {
+            part.extend(root.get(definitions).map(|found| (definitions.to_owned(), found.clone())));
+        }
+    }
+    part
 }
 
 /// The arguments as JSON. A schema that says nothing of further properties allows none: a function cannot take them.

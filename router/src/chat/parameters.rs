@@ -229,11 +229,11 @@ fn type_of(value: &Value) -> &'static str {
     }
 }
 
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     Value::from(text).to_string()
 }
 
-fn push_escaped(json: &mut String, text: &str) {
+pub(super) fn push_escaped(json: &mut String, text: &str) {
     let quoted = quoted(text);
     json.push_str(&quoted[1..quoted.len() - 1]);
 }

@@ -117,6 +117,12 @@ impl ReasoningFormat {
         if prompt.trim_end().ends_with(self.marks.open) { ReplyStart::Reasoning } else { ReplyStart::Content }
     }
 
+    /// Whether a rendered prompt has ended the thought, or begun the content: nothing is thought any more.
+    pub(crate) fn is_over(&self, prompt: &str) -> bool {
+        let ends = [self.marks.close, self.marks.content_open];
+        ends.iter().any(|end| !end.is_empty() && prompt.trim_end().ends_with(end))
+    }
+
     /// The special tokens that the parser needs to see as text.
     pub(crate) fn visible_tokens(&self) -> impl Iterator<Item = u32> {
         self.special_tokens.iter().map(|(_, id)| *id)

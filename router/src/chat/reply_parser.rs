@@ -27,6 +27,7 @@ pub(crate) struct ReplyParser {
     /// `None` if the reply cannot hold calls.
     format: Option<ToolFormat>,
     reasoning: Option<ReasoningFormat>,
+    answer: Option<Answer>,
     /// What counts inside content and inside a thought.
     in_content: Marks,
     in_reasoning: Marks,
@@ -44,6 +45,15 @@ pub(crate) struct ReplyParser {
 enum Mode {
     Content,
     Reasoning,
+}
+
+/// Content that matches a grammar: from its first character on, no mark means anything in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// White space before it belongs to nobody.
+    Json,
+    /// White space may be the begin of it.
+    Text,
 }
 
 /// The texts that mean something, and the bytes they begin with.
@@ -108,6 +118,7 @@ impl ReplyParser {
             tools,
             format,
             reasoning: reasoning.map(|(reasoning, _)| reasoning.clone()),
+            answer: None,
             in_content: Marks::new(in_content),
             in_reasoning: Marks::new(in_reasoning),
             buffer: String::new(),
@@ -117,6 +128,12 @@ impl ReplyParser {
             calls: 0,
             broken: None,
         }
+    }
+
+    /// The parser of a reply that begins at `start` and is an answer under a grammar, perhaps after a thought.
+    pub(crate) fn of_answer(reasoning: (&ReasoningFormat, ReplyStart), answer: Answer) -> Self {
+        let parser = Self::new(None, Some(reasoning), Arc::new([]), &ToolChoice::None);
+        Self { answer: Some(answer), ..parser }
     }
 
     /// How many calls the reply has so far; more than none makes its finish reason `tool_calls`.
@@ -186,6 +203,9 @@ impl ReplyParser {
         if self.buffer.is_empty() {
             return false;
         }
+        if self.answer.is_some() && self.mode == Mode::Content && !self.mark_may_come(end) {
+            self.in_content = Marks::new(Vec::new());
+        }
         if self.call_may_start() {
             let spaces = self.buffer.len() - self.buffer.trim_start().len();
             if self.buffer[spaces..].starts_with(self.start_character()) {
@@ -225,9 +245,23 @@ impl ReplyParser {
                     Mark::Close => self.mode = Mode::Content,
                     Mark::Call | Mark::Frame => {}
                 }
+                if self.answer.is_some() && mark == Mark::Close {
+                    // There is one thought.
+                    self.in_content.list.retain(|(_, mark)| *mark == Mark::Frame);
+                }
+                if self.answer == Some(Answer::Text) && self.mode == Mode::Content {
+                    self.flow.is_behind_mark = false;
+                }
                 true
             }
         }
+    }
+
+    /// The text of an answer has not begun: all there is may still be white space and a mark.
+    fn mark_may_come(&self, end: End) -> bool {
+        let text = self.buffer.trim_start();
+        !self.flow.has_content
+            && (text.is_empty() || matches!(self.in_content.find(text, end), Found::Mark(0, ..) | Found::Maybe(0)))
     }
 
     /// Before content only, unless every part of a reply has its frame: an answer may speak of the marks.

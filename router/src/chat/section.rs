@@ -1,6 +1,7 @@
 //! Reads one section of tool calls: from behind its begin mark to its end, in pieces of any size.
 
 use super::format::{Description, More, Piece, Tail};
+use super::keywords::KeywordsReader;
 use super::object::{Member, ObjectReader};
 use super::parameters::ParametersReader;
 use super::{ReplyPart, Tool};
@@ -29,6 +30,7 @@ enum Stage {
     Piece(usize),
     Object(usize, ObjectReader),
     Parameters(usize, ParametersReader),
+    Keywords(usize, KeywordsReader),
     /// A call is complete: another one or the end.
     After,
     /// The literal `close[_]`.
@@ -92,6 +94,7 @@ impl Section {
                         Match::No => Some(self.failure()),
                     }
                 }
+                Stage::Keywords(..) => self.keywords(text, out),
                 Stage::After | Stage::Close(_) => self.after(text),
             };
             match next {
@@ -115,6 +118,7 @@ impl Section {
         let is_given_out = match &self.stage {
             Stage::Object(_, reader) => reader.is_given_out(),
             Stage::Parameters(..) => true,
+            Stage::Keywords(_, reader) => reader.is_begun(),
             _ => self.arguments_are_complete(),
         };
         self.index + usize::from(is_given_out)
@@ -149,6 +153,10 @@ impl Section {
                 }
                 Some(Piece::Object { name, arguments }) => {
                     self.stage = Stage::Object(index, ObjectReader::call(name, arguments));
+                    return None;
+                }
+                Some(Piece::Keywords) => {
+                    self.stage = Stage::Keywords(index, KeywordsReader::new());
                     return None;
                 }
                 Some(Piece::Parameters { open, key_end, close }) => {
@@ -230,6 +238,30 @@ impl Section {
         }
     }
 
+    /// Keyword arguments. Before the first of them this may be a text that has a function's name in it.
+    fn keywords(&mut self, text: &str, out: &mut Vec<ReplyPart>) -> Option<Progress> {
+        let Stage::Keywords(piece, reader) = &mut self.stage else { unreachable!("keywords are being read") };
+        let was_begun = reader.is_begun();
+        let (taken, fragment, outcome) = reader.run(&text[self.at..]);
+        self.at += taken;
+        if reader.is_begun() {
+            if !was_begun {
+                let name = self.name.clone().expect("every table entry names the function before its arguments");
+                out.push(ReplyPart::ToolCall { index: self.index, name });
+            }
+            push_arguments(out, self.index, fragment);
+            self.done = self.at;
+        }
+        match outcome {
+            Match::Full(_) => {
+                self.stage = Stage::Piece(*piece + 1);
+                None
+            }
+            Match::Partial => Some(Progress::More),
+            Match::No => Some(self.failure()),
+        }
+    }
+
     /// A second call, or the end of the section.
     fn after(&mut self, text: &str) -> Option<Progress> {
         let rest = &text[self.at..];
@@ -248,6 +280,14 @@ impl Section {
         }
         let (another, taken) = match self.description.more {
             More::Section => (Match::No, 0),
+            More::Separated(separator) if separator.trim().is_empty() => {
+                let close = self.description.close.first().expect("sections of lines have an end");
+                match compare(rest, close) {
+                    Match::Full(_) => (Match::No, 0),
+                    Match::Partial => (Match::Partial, 0),
+                    Match::No => (Match::Full(0), 0),
+                }
+            }
             More::Separated(separator) => match compare(rest, separator) {
                 Match::Full(bytes) => (Match::Full(bytes), bytes),
                 other => (other, 0),
@@ -276,8 +316,7 @@ impl Section {
 
     /// In the literals behind the arguments.
     fn arguments_are_complete(&self) -> bool {
-        let is_arguments =
-            |piece: &Piece| matches!(piece, Piece::Arguments | Piece::Object { .. } | Piece::Parameters { .. });
+        let is_arguments = |piece: &Piece| !matches!(piece, Piece::Text(_) | Piece::Name { .. });
         match self.stage {
             Stage::Piece(index) => self.description.call[..index].iter().any(is_arguments),
             _ => false,

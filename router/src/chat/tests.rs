@@ -143,6 +143,13 @@ const SAMPLES: &[(&str, &str)] = &[
         "internlm2",
         "<|action_start|><|plugin|>\n{\"name\": \"get_weather\", \"parameters\": {W}}<|action_end|>\n<|action_start|><|plugin|>\n{\"name\": \"get\", \"parameters\": {G}}<|action_end|>",
     ),
+    (
+        "minicpm3",
+        "<|tool_call_start|>\n```python\nget_weather(city=\"Zü\\\"r\\nich\",days=2)\nget()\n```\n<|tool_call_end|>",
+    ),
+    ("lfm2", "<|tool_call_start|>[get_weather(city=\"Zü\\\"r\\nich\", days=2), get()]<|tool_call_end|>"),
+    ("olmo3", "<function_calls>get_weather(city=\"Zü\\\"r\\nich\", days=2)\nget()</function_calls>"),
+    ("pythonic", "[get_weather(city='Zü\"r\\nich', days=2), get()]"),
     ("llama3", "{\"name\": \"get_weather\", \"parameters\": {W}}; {\"name\": \"get\", \"parameters\": {G}}"),
     ("xlam", "[{\"name\": \"get_weather\", \"arguments\": {W}}, {\"name\": \"get\", \"arguments\": {G}}]"),
     ("json", "{\"name\": \"get_weather\", \"arguments\": {W}}; {\"name\": \"get\", \"arguments\": {G}}"),
@@ -160,7 +167,10 @@ fn parse<'a>(
     reasoning: Option<(&ReasoningFormat, ReplyStart)>,
     pieces: impl IntoIterator<Item = &'a str>,
 ) -> Vec<String> {
-    let mut parser = ReplyParser::new(format, reasoning, tools(), &ToolChoice::Auto);
+    read(ReplyParser::new(format, reasoning, tools(), &ToolChoice::Auto), pieces)
+}
+
+fn read<'a>(mut parser: ReplyParser, pieces: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     let mut parts = Vec::new();
     pieces.into_iter().for_each(|piece| parser.push(piece, &mut parts));
     let outcome = parser.finish(&mut parts);
@@ -193,19 +203,24 @@ fn check_cuts(
     reasoning: Option<(&ReasoningFormat, ReplyStart)>,
     text: &str,
 ) -> Vec<String> {
-    let whole = parse(format, reasoning, [text]);
+    check_parts(text, || ReplyParser::new(format, reasoning, tools(), &ToolChoice::Auto))
+}
+
+#[track_caller]
+fn check_parts(text: &str, parser: impl Fn() -> ReplyParser) -> Vec<String> {
+    let whole = read(parser(), [text]);
     let ends: Vec<usize> = text.char_indices().map(|(at, _)| at).chain([text.len()]).collect();
     for cut in &ends {
-        assert_eq!(parse(format, reasoning, [&text[..*cut], &text[*cut..]]), whole, "cut at {cut} of {text:?}");
+        assert_eq!(read(parser(), [&text[..*cut], &text[*cut..]]), whole, "cut at {cut} of {text:?}");
     }
-    assert_eq!(parse(format, reasoning, ends.windows(2).map(|pair| &text[pair[0]..pair[1]])), whole, "{text:?}");
+    assert_eq!(read(parser(), ends.windows(2).map(|pair| &text[pair[0]..pair[1]])), whole, "{text:?}");
     let mut random = StdRng::seed_from_u64(7);
     for _ in 0..100 {
         let mut cuts: Vec<usize> = ends.iter().copied().filter(|_| random.random_bool(0.2)).collect();
         cuts.insert(0, 0);
         cuts.push(text.len());
         let pieces = cuts.windows(2).map(|pair| &text[pair[0]..pair[1]]);
-        assert_eq!(parse(format, reasoning, pieces), whole, "cuts {cuts:?} of {text:?}");
+        assert_eq!(read(parser(), pieces), whole, "cuts {cuts:?} of {text:?}");
     }
     whole
 }
@@ -317,6 +332,80 @@ fn texts_that_only_look_like_calls_are_content() {
 }
 
 #[test]
+fn calls_in_python_are_read() {
+    let check = |name: &str, text: &str, expected: &[&str]| {
+        assert_eq!(check_cuts(Some(&format(name, Specials::None)), None, text), expected, "{name} {text:?}");
+    };
+    check("pythonic", "[get(a=[1, {'b': None}], c='x',)]", &["0 get {\"a\": [1, {\"b\": null}], \"c\": \"x\"}"]);
+    check("pythonic", "[get(a=1)\n, get ( b = True ) ] ", &["0 get {\"a\": 1}", "1 get {\"b\": true}"]);
+    check("pythonic", "[get (it) is a name]", &["c:[get (it) is a name]"]);
+    check("pythonic", "[rm(a=1)]", &["c:[rm(a=1)]"]);
+    check("pythonic", "[get(a=1), rm()]", &["0 get {\"a\": 1}", "c:, rm()]"]);
+    check("pythonic", "[1, 2]", &["c:[1, 2]"]);
+    check("pythonic", "Call [get()]", &["c:Call [get()]"]);
+    check("pythonic", "[get(a=\"x", &["0 get {\"a\": \"x", "!0 get"]);
+    check("pythonic", "[get(a=b)]", &["0 get {\"a\": ", "c:)]", "!0 get"]);
+    check("lfm2", "I look. <|tool_call_start|>[get()]<|tool_call_end|>Wait.", &["c:I look.", "0 get {}", "c:Wait."]);
+    check(
+        "olmo3",
+        "<function_calls>\nget(a=1)\nget(b=2)\n</function_calls>",
+        &["0 get {\"a\": 1}", "1 get {\"b\": 2}"],
+    );
+    check("olmo3", "<function_calls>get(a=1)\n", &["0 get {\"a\": 1}"]);
+    check("olmo3", "<function_calls>get(a=1)\nDone.", &["0 get {\"a\": 1}", "c:Done."]);
+}
+
+#[test]
+fn the_mask_writes_literals_of_python() {
+    let mask = Mask::new(Specials::None);
+    let pythonic = format("pythonic", Specials::None);
+    let parameters = json!({"type": "object", "required": ["s"], "$defs": {"i": {"type": "integer"}}, "properties": {
+        "o": {"type": "boolean", "description": "d"},
+        "s": {"type": "string"},
+        "e": {"type": "string", "enum": ["a'b", "c"]},
+        "l": {"type": "array", "items": {"type": "boolean"}},
+        "d": {"type": "object", "properties": {"x": {"type": ["integer", "null"]}, "y": {"type": "string"}},
+            "required": ["y"], "additionalProperties": false},
+        "n": {"anyOf": [{"$ref": "#/$defs/i"}, {"type": "null"}]},
+        "p": {"type": "string", "pattern": "^[0-9]{2}$"},
+        "a": {}}});
+    let tool = Tool {
+        name: "f".to_owned(),
+        description: None,
+        parameters: Arc::new(parameters),
+        original: Arc::new(Value::Null),
+    };
+    let spec = pythonic.grammar(&[tool], &ToolChoice::Auto, true, None).unwrap();
+    for (arguments, refused_after) in [
+        ("s=''", None),
+        ("o=True, s=\"it's\"", None),
+        ("o=true, s='', n=null", None),
+        ("o=False,s='a \\'b\\' \\u00e9'", None),
+        ("s='', e=\"a'b\"", None),
+        ("s='', e='c'", None),
+        ("s='', l=[True, False], d={\"x\": None, \"y\": 'z'}, n=None, p=\"12\", a={\"b\": [1]}", None),
+        ("s='', l=[], d={\"y\":\"z\"}, n=7, a='x'", None),
+        ("s='', a=None", None),
+        ("", Some("")),
+        ("o=1", Some("o=")),
+        ("o=True)", Some("o=True")),
+        ("s='\n'", Some("s='")),
+        ("s='', e='d'", Some("s='', e='")),
+        ("s='', l=[1]", Some("s='', l=[")),
+        ("s='', d={}", Some("s='', d={")),
+        ("s='', n='x'", Some("s='', n=")),
+        ("s='', p=\"1a", Some("s='', p=\"1")),
+        ("s='', z=1", Some("s='', ")),
+        ("s='', o=True", Some("s='', ")),
+    ] {
+        let expected = refused_after.map_or("ok".to_owned(), |text| format!("[f({text}"));
+        assert_eq!(mask.walk(&spec, &format!("[f({arguments})]")), expected, "{arguments}\n{spec:?}");
+    }
+    assert_eq!(mask.walk(&spec, "[f (x) or [g(1)]"), "[f ", "what begins as a call is one");
+    assert_eq!(mask.walk(&spec, "[1, g(1)]"), "ok");
+}
+
+#[test]
 fn plain_text_passes_unchanged() {
     for text in [" hi\n\n", "a < b", "<", "x\n", "  \n", "", "<think>a</think>b", "{\"name\": \"get\"}"] {
         let expected: Vec<String> = (!text.is_empty()).then(|| format!("c:{text}")).into_iter().collect();
@@ -351,11 +440,41 @@ fn thoughts_are_split_off() {
 }
 
 #[test]
+fn an_answer_under_a_grammar_holds_no_marks() {
+    let check = |template: &str, start, answer, text: &str, expected: &[&str]| {
+        let format = think(template, Specials::None);
+        let parts = check_parts(text, || ReplyParser::of_answer((&format, start), answer));
+        assert_eq!(parts, expected, "{text:?}");
+    };
+    use ReplyStart::{Content, Reasoning};
+    let json = r#"{"a": "<think>1</think>"}"#;
+    let content = format!("c:{json}");
+    check("<think>", Content, Answer::Json, json, &[&content]);
+    let thought = format!("<think>\nMaybe {{\"a\": 1}}?\n</think>\n\n{json}");
+    check("<think>", Content, Answer::Json, &thought, &["r:Maybe {\"a\": 1}?", &content]);
+    check("<think>", Reasoning, Answer::Json, &format!("{{}} </think> {json}"), &["r:{}", &content]);
+    check("<think>", Reasoning, Answer::Text, "Hm</think> Yes ", &["r:Hm", "c: Yes "]);
+    check("<think>", Reasoning, Answer::Text, "Hm</think><think>b</think>", &["r:Hm", "c:<think>b</think>"]);
+    check("<think>", Content, Answer::Text, " <b>", &["c: <b>"]);
+    check("<think>", Content, Answer::Text, "<thin", &["c:<thin"]);
+    check("<think>", Reasoning, Answer::Json, "{\"a\": 1", &["r:{\"a\": 1"]);
+    let harmony =
+        "<|channel|>analysis<|message|>{}<|end|><|start|>assistant<|channel|>final<|message|>{\"a\": \"<|end|>\"}";
+    check("<|channel|>analysis", Content, Answer::Json, harmony, &["r:{}", "c:{\"a\": \"<|end|>\"}"]);
+    let cohere = "<|START_THINKING|>{}<|END_THINKING|><|START_RESPONSE|> x<|END_RESPONSE|>";
+    check("<|START_THINKING|>", Content, Answer::Text, cohere, &["r:{}", "c: x<|END_RESPONSE|>"]);
+}
+
+#[test]
 fn prompts_that_open_a_thought_are_known() {
     let think = think("<think>", Specials::None);
     assert_eq!(think.start("<|im_start|>assistant\n<think>\n"), ReplyStart::Reasoning);
     assert_eq!(think.start("<|im_start|>assistant\n<think>\n\n</think>\n\n"), ReplyStart::Content);
     assert_eq!(think.start("<|im_start|>assistant\n"), ReplyStart::Content);
+    assert!(think.is_over("<|im_start|>assistant\n<think>\n\n</think>\n\n"));
+    assert!(!think.is_over("<think></think><|im_start|>assistant\n"));
+    let cohere = super::tests::think("<|START_THINKING|>", Specials::None);
+    assert!(cohere.is_over("<|CHATBOT_TOKEN|><|START_RESPONSE|>"));
 }
 
 /// A vocabulary of all bytes, the formats' special tokens and an end-of-sequence token.
@@ -426,11 +545,14 @@ fn the_mask_of_every_family_accepts_its_sample() {
                 // A function that is not there.
                 let unknown = text.replacen("get_weather", "get_whether", 1);
                 let walked = mask.walk(&spec, &unknown);
-                assert!(
-                    walked.ends_with("get_w") || walked.ends_with("get_"),
-                    "{name} {specials:?} {choice:?}: {walked}"
-                );
+                // A text with a name at its begin is a call from the parenthesis on.
+                let is_refused = ["get_w", "get_", "[get_whether"].iter().any(|end| walked.ends_with(end));
+                assert!(is_refused, "{name} {specials:?} {choice:?}: {walked}");
                 // Arguments that the schema refuses.
+                if text.contains("days=2") {
+                    let walked = mask.walk(&spec, &text.replacen("days=2", "days=True", 1));
+                    assert!(walked.ends_with("days="), "{name} {specials:?}: {walked}");
+                }
                 if text.contains("\"days\": 2") {
                     let walked = mask.walk(&spec, &text.replacen("\"days\": 2", "\"days\": true", 1));
                     assert!(
@@ -646,7 +768,7 @@ fn published_templates_are_recognised() {
 }
 
 /// What the table reaches; raise it with the table.
-const KNOWN_PERCENT: usize = 80;
+const KNOWN_PERCENT: usize = 95;
 
 /// Prints what plain content costs per token; run with `--release --ignored --nocapture`.
 #[test]

@@ -21,6 +21,8 @@ pub(crate) struct CompiledGrammar {
     /// The state before the first token. Matchers copy it with its caches, so they share nothing afterwards; the lock is
     /// held for the copy only.
     start: Mutex<TokenParser>,
+    /// The same of what comes before: a thought.
+    thought: Option<Mutex<TokenParser>>,
     min_tokens: u32,
     bytes: usize,
     end_ids: Arc<[u32]>,
@@ -35,9 +37,13 @@ impl CompiledGrammar {
 
     /// A matcher before its first token.
     pub(crate) fn matcher(&self) -> Matcher {
-        // A panic during the copy leaves the original as it was.
-        let parser = self.start.lock().unwrap_or_else(PoisonError::into_inner).deep_clone();
-        Matcher::new(llguidance::Matcher::new(Ok(parser)), self.end_ids.clone(), self.vocab_size)
+        let matcher = |start: &Mutex<TokenParser>| {
+            // A panic during the copy leaves the original as it was.
+            let parser = start.lock().unwrap_or_else(PoisonError::into_inner).deep_clone();
+            llguidance::Matcher::new(Ok(parser))
+        };
+        let thought = self.thought.as_ref().map(matcher);
+        Matcher::new(thought, matcher(&self.start), self.end_ids.clone(), self.vocab_size)
     }
 
     /// Approximate bytes of memory.
@@ -83,6 +89,10 @@ impl Compiler {
     /// Compiles. Needs a stack of [`crate::limits::GRAMMAR_STACK_BYTES`].
     pub(super) fn compile(&self, spec: &GrammarSpec, source_bytes: usize) -> Result<CompiledGrammar, GrammarError> {
         let (init, min_tokens) = match spec {
+            GrammarSpec::AfterThought { thought, answer } => {
+                let answer = self.compile(answer, source_bytes)?;
+                return self.after_thought(thought, answer);
+            }
             GrammarSpec::JsonSchema(schema) => {
                 let (init, weight) = json::compile(schema, &self.weights)?;
                 (init, weight.tokens())
@@ -109,6 +119,7 @@ impl Compiler {
         let compiled = CompiledGrammar {
             bytes: grammar_bytes(source_bytes, &start),
             start: Mutex::new(start),
+            thought: None,
             min_tokens,
             end_ids: self.end_ids.clone(),
             vocab_size: self.vocab_size,
@@ -119,6 +130,20 @@ impl Compiler {
             MatcherError::Stuck { .. } | MatcherError::NotAllowed { .. } => nothing_matches(spec),
         })?;
         Ok(compiled)
+    }
+
+    /// `answer`, behind what `thought` says. They stay two automata: what is thought costs an answer's grammar nothing, and
+    /// no token is half a thought.
+    fn after_thought(&self, thought: &str, answer: CompiledGrammar) -> Result<CompiledGrammar, GrammarError> {
+        let mut start = self.start(lark::of_server(thought)?).map_err(|reason| GrammarError::Internal { reason })?;
+        // The end of a thought takes a token at least.
+        let needed = u32::from(!start.is_accepting());
+        Ok(CompiledGrammar {
+            bytes: answer.bytes + grammar_bytes(thought.len(), &start),
+            thought: Some(Mutex::new(start)),
+            min_tokens: answer.min_tokens + needed,
+            ..answer
+        })
     }
 
     fn start(&self, init: GrammarInit) -> Result<TokenParser, String> {
@@ -184,5 +209,6 @@ fn nothing_matches(spec: &GrammarSpec) -> GrammarError {
         GrammarSpec::Choice(_) => GrammarError::InvalidChoice { reason },
         GrammarSpec::Lark(_) => GrammarError::InvalidGrammar { reason },
         GrammarSpec::ToolCalls { .. } => GrammarError::InvalidTools { reason },
+        GrammarSpec::AfterThought { answer, .. } => nothing_matches(answer),
     }
 }

@@ -230,6 +230,13 @@ fn identity(spec: &GrammarSpec) -> Result<(Key, usize), GrammarError> {
                 add(schema.to_string().as_bytes());
             }
         }
+        GrammarSpec::AfterThought { thought, answer } => {
+            let (answer, answer_bytes) = identity(answer)?;
+            add(b"after_thought");
+            add(thought.as_bytes());
+            add(&answer);
+            bytes += answer_bytes;
+        }
     }
     Ok((*hasher.finalize().as_bytes(), bytes))
 }

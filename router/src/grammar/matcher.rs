@@ -8,16 +8,37 @@ use super::error::MatcherError;
 
 /// The state of one reply. A mask takes from microseconds to some milliseconds, so call it off the async threads.
 pub(crate) struct Matcher {
-    inner: llguidance::Matcher,
+    /// What may come before the text of the grammar, until it is over.
+    thought: Option<Thought>,
+    /// `None` while a thought has to go on.
+    inner: Option<llguidance::Matcher>,
     end_ids: Arc<[u32]>,
     vocab_size: usize,
     /// An end-of-sequence token was accepted.
     ended: bool,
 }
 
+/// A thought that is being read.
+struct Thought {
+    inner: llguidance::Matcher,
+    /// The grammar's matcher before its first token. Wherever the thought may end, the text may begin.
+    answer: llguidance::Matcher,
+}
+
 impl Matcher {
-    pub(super) fn new(inner: llguidance::Matcher, end_ids: Arc<[u32]>, vocab_size: usize) -> Self {
-        Self { inner, end_ids, vocab_size, ended: false }
+    pub(super) fn new(
+        thought: Option<llguidance::Matcher>,
+        inner: llguidance::Matcher,
+        end_ids: Arc<[u32]>,
+        vocab_size: usize,
+    ) -> Self {
+        let Some(mut thought) = thought else {
+            return Self { thought: None, inner: Some(inner), end_ids, vocab_size, ended: false };
+        };
+        let may_be_empty = thought.is_accepting().unwrap_or(false);
+        let answer = may_be_empty.then(|| inner.deep_clone());
+        let thought = Some(Thought { inner: thought, answer: inner });
+        Self { thought, inner: answer, end_ids, vocab_size, ended: false }
     }
 
     /// The tokens that may come next: token `id` by bit `id % 32` of word `id / 32`. End-of-sequence ids are among them
@@ -27,16 +48,18 @@ impl Matcher {
     /// [`MatcherError`] if the mask is beyond its limits or empty; the matcher is of no further use.
     pub(crate) fn mask(&mut self) -> Result<Vec<u32>, MatcherError> {
         let mut words = vec![0u32; self.vocab_size.div_ceil(32)];
-        if self.ended || self.inner.stop_reason() == StopReason::NoExtension {
-            for id in self.end_ids.iter() {
-                words[*id as usize / 32] |= 1 << (id % 32);
-            }
-            return Ok(words);
+        if let Some(thought) = &mut self.thought {
+            add_mask(&mut thought.inner, &mut words)?;
+            // A reply does not end where its thought does.
+            self.end_ids.iter().for_each(|id| words[*id as usize / 32] &= !(1 << (id % 32)));
         }
-        let mask = self.inner.compute_mask_or_eos().map_err(|error| self.error(&error))?;
-        let source = mask.as_slice();
-        let length = words.len();
-        words.copy_from_slice(&source[..length]);
+        match &mut self.inner {
+            None => {}
+            Some(inner) if self.ended || inner.stop_reason() == StopReason::NoExtension => {
+                self.end_ids.iter().for_each(|id| words[*id as usize / 32] |= 1 << (id % 32));
+            }
+            Some(inner) => add_mask(inner, &mut words)?,
+        }
         Ok(words)
     }
 
@@ -45,29 +68,62 @@ impl Matcher {
     /// # Errors
     /// [`MatcherError::NotAllowed`] if the mask here does not have it; the matcher is then unchanged.
     pub(crate) fn accept(&mut self, token_id: u32) -> Result<(), MatcherError> {
+        let refused = Err(MatcherError::NotAllowed { token_id });
         if self.end_ids.contains(&token_id) {
+            let Some(inner) = &mut self.inner else { return refused };
             let may_end = self.ended
-                || self.inner.stop_reason() == StopReason::NoExtension
-                || self.inner.is_accepting().map_err(|error| self.error(&error))?;
+                || inner.stop_reason() == StopReason::NoExtension
+                || inner.is_accepting().map_err(|reason| error(inner, &reason))?;
             self.ended |= may_end;
-            return if may_end { Ok(()) } else { Err(MatcherError::NotAllowed { token_id }) };
+            return if may_end { Ok(()) } else { refused };
         }
-        if self.ended || self.inner.is_stopped() || token_id as usize >= self.vocab_size {
-            return Err(MatcherError::NotAllowed { token_id });
+        if self.ended || token_id as usize >= self.vocab_size {
+            return refused;
         }
-        match self.inner.try_consume_tokens(&[token_id]) {
-            Ok(1) => Ok(()),
-            Ok(_) => Err(MatcherError::NotAllowed { token_id }),
-            Err(error) => Err(self.error(&error)),
+        let answers = self.inner.as_mut().map_or(Ok(false), |inner| consume(inner, token_id))?;
+        let thinks = self.thought.as_mut().map_or(Ok(false), |thought| consume(&mut thought.inner, token_id))?;
+        match &mut self.thought {
+            Some(thought) if thinks => {
+                let is_over = thought.inner.is_stopped();
+                if is_over || thought.inner.is_accepting().map_err(|reason| error(&thought.inner, &reason))? {
+                    self.inner = Some(thought.answer.deep_clone());
+                } else if !answers {
+                    self.inner = None;
+                }
+                if is_over {
+                    self.thought = None;
+                }
+            }
+            _ if answers => self.thought = None,
+            _ => return refused,
         }
+        Ok(())
     }
+}
 
-    fn error(&self, error: &anyhow::Error) -> MatcherError {
-        let reason = error.to_string();
-        match self.inner.stop_reason() {
-            StopReason::LexerTooComplex | StopReason::ParserTooComplex => MatcherError::TooComplex { reason },
-            _ if reason.contains("TooComplex") => MatcherError::TooComplex { reason },
-            _ => MatcherError::Stuck { reason },
-        }
+/// Adds the tokens that may come next.
+fn add_mask(matcher: &mut llguidance::Matcher, words: &mut [u32]) -> Result<(), MatcherError> {
+    let mask = matcher.compute_mask_or_eos().map_err(|reason| error(matcher, &reason))?;
+    words.iter_mut().zip(mask.as_slice()).for_each(|(word, more)| *word |= more);
+    Ok(())
+}
+
+/// Whether the token may come next; then it came.
+fn consume(matcher: &mut llguidance::Matcher, token_id: u32) -> Result<bool, MatcherError> {
+    if matcher.is_stopped() {
+        return Ok(false);
+    }
+    match matcher.try_consume_tokens(&[token_id]) {
+        Ok(consumed) => Ok(consumed == 1),
+        Err(reason) => Err(error(matcher, &reason)),
+    }
+}
+
+fn error(matcher: &llguidance::Matcher, error: &anyhow::Error) -> MatcherError {
+    let reason = error.to_string();
+    match matcher.stop_reason() {
+        StopReason::LexerTooComplex | StopReason::ParserTooComplex => MatcherError::TooComplex { reason },
+        _ if reason.contains("TooComplex") => MatcherError::TooComplex { reason },
+        _ => MatcherError::Stuck { reason },
     }
 }

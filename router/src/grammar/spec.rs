@@ -24,4 +24,17 @@ pub(crate) enum GrammarSpec {
         /// Each tool's name and the schema of its arguments, as the client wrote it.
         schemas: Arc<[(String, Arc<Value>)]>,
     },
+    /// What the model thinks, and behind it a text that matches `answer`.
+    AfterThought {
+        /// Lark that this server wrote: all that comes before the answer. If it can be empty, so can the thought.
+        thought: Arc<str>,
+        answer: Arc<GrammarSpec>,
+    },
+}
+
+impl GrammarSpec {
+    /// White space around such a text means nothing.
+    pub(crate) fn is_json(&self) -> bool {
+        matches!(self, GrammarSpec::JsonSchema(_) | GrammarSpec::JsonObject)
+    }
 }

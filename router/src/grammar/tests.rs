@@ -4,6 +4,7 @@ mod engine;
 mod schemas;
 mod suite;
 mod texts;
+mod thoughts;
 mod tokens;
 mod tools;
 

@@ -21,11 +21,18 @@ fn enter(asked: &Asked, limits: &ParamLimits, checked: &mut Checked) -> Result<(
     if !limits.has_grammars {
         return Err(ValidationError::NoGrammar);
     }
-    checked.grammar = Some(match grammar {
-        GrammarSpec::JsonSchema(schema) => GrammarSpec::JsonSchema(read_schema(schema)?),
-        other => other.clone(),
-    });
+    checked.grammar = Some(read(grammar)?);
     Ok(())
+}
+
+fn read(grammar: &GrammarSpec) -> Result<GrammarSpec, ValidationError> {
+    Ok(match grammar {
+        GrammarSpec::JsonSchema(schema) => GrammarSpec::JsonSchema(read_schema(schema)?),
+        GrammarSpec::AfterThought { thought, answer } => {
+            GrammarSpec::AfterThought { thought: thought.clone(), answer: Arc::new(read(answer)?) }
+        }
+        other => other.clone(),
+    })
 }
 
 /// A schema is an object, a boolean (both by JSON Schema), or a string that contains one of them (by TGI).

@@ -93,9 +93,6 @@ pub(crate) const RESPONSES: &[Unsupported] = &[
     Unsupported { field: "background", neutral: Neutral::False },
     Unsupported { field: "truncation", neutral: Neutral::Words(&["disabled"]) },
     Unsupported { field: "max_tool_calls", neutral: Neutral::Null },
-    Unsupported { field: "top_logprobs", neutral: Neutral::Number(0.0) },
-    // Further outputs of OpenAI's own tools and of its encrypted reasoning; there are none to include.
-    Unsupported { field: "include", neutral: Neutral::Anything },
     Unsupported { field: "stream_options", neutral: Neutral::Anything },
 ];
 

@@ -4,6 +4,7 @@
 use std::sync::{Arc, LazyLock};
 
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderValue, Response, StatusCode, header};
 use utoipa_swagger_ui::Config;
@@ -33,13 +34,18 @@ pub(super) async fn index() -> Result<Response<Body>, NativeFailure> {
 }
 
 /// A file of the page.
-pub(super) async fn file(Path(file): Path<String>) -> Result<Response<Body>, NativeFailure> {
+pub(super) async fn file(file: Result<Path<String>, PathRejection>) -> Result<Response<Body>, NativeFailure> {
+    // What is not UTF-8 names no file.
+    let Path(file) = file.map_err(|_| missing(""))?;
     serve(&file)
 }
 
+fn missing(file: &str) -> Error {
+    Error::NoRoute { path: format!("/docs/{}", file.chars().take(64).collect::<String>()) }
+}
+
 fn serve(file: &str) -> Result<Response<Body>, NativeFailure> {
-    let missing = || Error::NoRoute { path: format!("/docs/{}", file.chars().take(64).collect::<String>()) };
-    let found = utoipa_swagger_ui::serve(file, CONFIG.clone()).ok().flatten().ok_or_else(missing)?;
+    let found = utoipa_swagger_ui::serve(file, CONFIG.clone()).ok().flatten().ok_or_else(|| missing(file))?;
     let content_type = HeaderValue::try_from(found.content_type).expect("media types are legal header values");
     let mut response = Response::new(Body::from(found.bytes.into_owned()));
     response.headers_mut().insert(header::CONTENT_TYPE, content_type);

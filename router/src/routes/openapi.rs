@@ -29,8 +29,9 @@ use crate::server::Server;
 
 pub(super) use bounds::{array, integer, limited, limited_list, limited_string, stop_strings};
 pub(super) use described::{
-    BadWordText, BadWordTokens, ChoiceText, JsonObject, JsonObjectOrText, NumberedEvent, OutputTensorData,
-    PromptOrPrompts, RegexText, StopList, StopStrings, TemplateVariables, TokenId, describe_text_or_list, text_or_list,
+    BadWordText, BadWordTokens, ChoiceText, IncludedOutput, JsonObject, JsonObjectOrText, NumberedEvent,
+    OutputTensorData, PromptOrPrompts, RegexText, StopList, StopStrings, TemplateVariables, TokenId,
+    describe_text_or_list, text_or_list,
 };
 pub(super) use errors::{
     AnthropicErrors, EitherErrors, GateErrors, HealthErrors, ModelErrors, ModelHealthErrors, NativeErrors, OpenAiErrors,

@@ -3,7 +3,7 @@
 use futures::stream::{self, Stream, StreamExt};
 
 use super::reply::Block;
-use super::steps::{Chat, ChatEnd};
+use super::steps::{Chat, ChatEnd, ChatStep, ScoredToken};
 use crate::chat::ReplyPart;
 use crate::error::Error;
 
@@ -18,7 +18,8 @@ pub(crate) fn block_stream(
         loop {
             let (_, step) = chat.next().await?;
             let mut out = Vec::with_capacity(512);
-            write(&mut out, step.map(|step| (blocks.step(step.parts, step.end.is_some()), step.end)));
+            let events = |step: ChatStep| (blocks.step(step.parts, step.content_tokens, step.end.is_some()), step.end);
+            write(&mut out, step.map(events));
             // A token whose meaning is open makes no event.
             if !out.is_empty() {
                 return Some((out, (chat, blocks, write)));
@@ -38,12 +39,12 @@ pub(super) struct Blocks {
 }
 
 /// What happens to the block `index`.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub(crate) enum BlockEvent {
-    /// It begins; its texts are empty.
+    /// It begins; it is empty.
     Opened { index: usize, block: Block },
-    /// Its text, or the arguments of its call, go on.
-    Grew { index: usize, kind: BlockKind, text: String },
+    /// Its text, or the arguments of its call, go on. `tokens` are those of a [`Block::Content`].
+    Grew { index: usize, kind: BlockKind, text: String, tokens: Vec<ScoredToken> },
     /// It is complete.
     Closed { index: usize, block: Block },
 }
@@ -57,11 +58,19 @@ pub(crate) enum BlockKind {
 }
 
 impl Blocks {
-    /// What the parts of a step do to the blocks; after the last step all are closed.
-    pub(super) fn step(&mut self, parts: Vec<ReplyPart>, is_last: bool) -> Vec<BlockEvent> {
+    /// What the parts of a step do to the blocks; after the last step all are closed. The tokens of the step's content go to
+    /// the last of it.
+    pub(super) fn step(
+        &mut self,
+        parts: Vec<ReplyPart>,
+        mut content_tokens: Vec<ScoredToken>,
+        is_last: bool,
+    ) -> Vec<BlockEvent> {
+        let last_content = parts.iter().rposition(|part| matches!(part, ReplyPart::Content(text) if !text.is_empty()));
         let mut events = Vec::new();
-        for part in parts {
-            self.push(part, &mut events);
+        for (at, part) in parts.into_iter().enumerate() {
+            let tokens = if last_content == Some(at) { std::mem::take(&mut content_tokens) } else { Vec::new() };
+            self.push(part, tokens, &mut events);
         }
         if is_last {
             self.close(&mut events);
@@ -69,23 +78,23 @@ impl Blocks {
         events
     }
 
-    fn push(&mut self, part: ReplyPart, out: &mut Vec<BlockEvent>) {
+    fn push(&mut self, part: ReplyPart, tokens: Vec<ScoredToken>, out: &mut Vec<BlockEvent>) {
         let (block, text) = match part {
-            ReplyPart::Content(text) => (Block::Content(String::new()), text),
+            ReplyPart::Content(text) => (Block::Content { text: String::new(), tokens: Vec::new() }, text),
             ReplyPart::Reasoning(text) => (Block::Reasoning(String::new()), text),
             ReplyPart::ToolCall { name, .. } => {
                 self.close(out);
                 (Block::ToolCall { name, arguments: String::new() }, String::new())
             }
             // Arguments follow the name of their call, so that one is open.
-            ReplyPart::Arguments { fragment, .. } => return self.grow(fragment, out),
+            ReplyPart::Arguments { fragment, .. } => return self.grow(fragment, tokens, out),
         };
         if self.open.as_ref().is_none_or(|open| open.kind() != block.kind()) {
             self.close(out);
             out.push(BlockEvent::Opened { index: self.closed, block: block.clone() });
             self.open = Some(block);
         }
-        self.grow(text, out);
+        self.grow(text, tokens, out);
     }
 
     fn close(&mut self, out: &mut Vec<BlockEvent>) {
@@ -95,22 +104,26 @@ impl Blocks {
         }
     }
 
-    fn grow(&mut self, text: String, out: &mut Vec<BlockEvent>) {
+    fn grow(&mut self, text: String, tokens: Vec<ScoredToken>, out: &mut Vec<BlockEvent>) {
         if text.is_empty() {
             return;
         }
         let Some(block) = &mut self.open else { return };
         match block {
-            Block::Content(all) | Block::Reasoning(all) | Block::ToolCall { arguments: all, .. } => all.push_str(&text),
+            Block::Content { text: all, tokens: all_tokens } => {
+                all.push_str(&text);
+                all_tokens.extend_from_slice(&tokens);
+            }
+            Block::Reasoning(all) | Block::ToolCall { arguments: all, .. } => all.push_str(&text),
         }
-        out.push(BlockEvent::Grew { index: self.closed, kind: block.kind(), text });
+        out.push(BlockEvent::Grew { index: self.closed, kind: block.kind(), text, tokens });
     }
 }
 
 impl Block {
     fn kind(&self) -> BlockKind {
         match self {
-            Block::Content(_) => BlockKind::Content,
+            Block::Content { .. } => BlockKind::Content,
             Block::Reasoning(_) => BlockKind::Reasoning,
             Block::ToolCall { .. } => BlockKind::ToolCall,
         }
@@ -120,6 +133,7 @@ impl Block {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::generation::Token;
 
     #[test]
     fn blocks_open_grow_and_close_in_order() {
@@ -127,8 +141,9 @@ mod tests {
         let call = |index| ReplyPart::ToolCall { index, name: "f".to_owned() };
         let arguments = |index| ReplyPart::Arguments { index, fragment: "{}".to_owned() };
         let text = |text: &str| ReplyPart::Content(text.to_owned());
-        let mut out = blocks.step(vec![text("a"), text("b"), call(0), arguments(0), call(1)], false);
-        out.extend(blocks.step(vec![arguments(1), text("c")], true));
+        let token = || (Token { id: 7, text: "ab".to_owned(), logprob: -0.5, is_special: false }, Vec::new());
+        let mut out = blocks.step(vec![text("a"), text("b"), call(0), arguments(0), call(1)], vec![token()], false);
+        out.extend(blocks.step(vec![arguments(1), text("c")], Vec::new(), true));
         let shown: Vec<String> = out
             .iter()
             .map(|event| match event {
@@ -138,6 +153,9 @@ mod tests {
             })
             .collect();
         assert_eq!(shown.join(" "), "(0 0a 0b 0) (1 1{} 1) (2 2{} 2) (3 3c 3)");
-        assert_eq!(out[3], BlockEvent::Closed { index: 0, block: Block::Content("ab".to_owned()) });
+        assert_eq!(
+            out[3],
+            BlockEvent::Closed { index: 0, block: Block::Content { text: "ab".to_owned(), tokens: vec![token()] } }
+        );
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::chat::{ReasoningFormat, ReplyStart, ToolFormat};
 use crate::template::{ChatTemplate, TemplateFacts};
@@ -54,6 +54,11 @@ impl ChatFormat {
             "thinking_budget" => (!thinks).then_some(("thinking_budget", Value::from(0))),
             switch => Some((switch, Value::Bool(thinks))),
         }
+    }
+
+    /// Whether `variables` of the template turn thinking off.
+    pub(crate) fn is_switched_off(&self, variables: &Map<String, Value>) -> bool {
+        self.reasoning_switch(false).is_some_and(|(switch, off)| variables.get(switch) == Some(&off))
     }
 
     /// The reasoning format, and whether the reply to `prompt` begins inside it: some templates open it themselves.

@@ -13,4 +13,4 @@ pub(crate) use blocks::{BlockEvent, BlockKind, block_stream};
 pub(crate) use call::{ChatCall, Reasoning};
 pub(crate) use format::ChatFormat;
 pub(crate) use reply::{Block, ChatReply};
-pub(crate) use steps::{Chat, ChatEnd, ChatFinish, ChatStep, TokenCounts};
+pub(crate) use steps::{Chat, ChatEnd, ChatFinish, ChatStep, ScoredToken, TokenCounts};

@@ -1,16 +1,15 @@
 //! A whole reply, put together from its steps.
 
 use super::blocks::{BlockEvent, Blocks};
-use super::steps::{ChatEnd, ChatStep};
-use crate::generation::Token;
+use super::steps::{ChatEnd, ChatStep, ScoredToken};
 
 /// One choice of a chat, complete once it has an `end`.
 #[derive(Debug)]
 pub(crate) struct ChatReply {
     /// In the order in which the model wrote them.
     pub(crate) blocks: Vec<Block>,
-    /// Each token with its alternatives, if the answer shows log-probabilities.
-    pub(crate) tokens: Vec<(Token, Vec<Token>)>,
+    /// Every token, if the answer shows log-probabilities.
+    pub(crate) tokens: Vec<ScoredToken>,
     pub(crate) end: Option<ChatEnd>,
     /// The block that goes on.
     open: Blocks,
@@ -18,11 +17,18 @@ pub(crate) struct ChatReply {
 }
 
 /// A stretch of a reply.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Block {
-    Content(String),
+    /// With the tokens that it is made of, if the answer shows log-probabilities.
+    Content {
+        text: String,
+        tokens: Vec<ScoredToken>,
+    },
     Reasoning(String),
-    ToolCall { name: String, arguments: String },
+    ToolCall {
+        name: String,
+        arguments: String,
+    },
 }
 
 impl ChatReply {
@@ -37,7 +43,7 @@ impl ChatReply {
     }
 
     pub(super) fn push(&mut self, step: ChatStep) {
-        let events = self.open.step(step.parts, step.end.is_some());
+        let events = self.open.step(step.parts, step.content_tokens, step.end.is_some());
         self.blocks.extend(events.into_iter().filter_map(|event| match event {
             BlockEvent::Closed { block, .. } => Some(block),
             BlockEvent::Opened { .. } | BlockEvent::Grew { .. } => None,
@@ -53,7 +59,7 @@ impl ChatReply {
         let (mut content, mut reasoning) = (String::new(), String::new());
         for block in &self.blocks {
             match block {
-                Block::Content(text) => content.push_str(text),
+                Block::Content { text, .. } => content.push_str(text),
                 Block::Reasoning(text) => reasoning.push_str(text),
                 Block::ToolCall { .. } => {}
             }

@@ -6,7 +6,7 @@ use futures::stream::{self, SelectAll, Stream, StreamExt};
 
 use super::call::Reasoning;
 use super::reply::ChatReply;
-use crate::chat::{ReplyParser, ReplyPart};
+use crate::chat::{Answer, ReplyParser, ReplyPart};
 use crate::error::Error;
 use crate::generation::{End, Finish, Generation, Token};
 use crate::validation::Validated;
@@ -24,6 +24,9 @@ pub(crate) struct Chat {
 
 type Steps = Pin<Box<dyn Stream<Item = (usize, Result<ChatStep, Error>)> + Send>>;
 
+/// A token with the most likely ones in its place, best first.
+pub(crate) type ScoredToken = (Token, Vec<Token>);
+
 /// One token of one choice.
 #[derive(Debug)]
 pub(crate) struct ChatStep {
@@ -32,6 +35,8 @@ pub(crate) struct ChatStep {
     pub(crate) token: Token,
     /// The most likely tokens, best first, if they were asked for.
     pub(crate) top_tokens: Vec<Token>,
+    /// What the content among the parts is made of; empty without log-probabilities.
+    pub(crate) content_tokens: Vec<ScoredToken>,
     /// Present on the choice's last step.
     pub(crate) end: Option<ChatEnd>,
 }
@@ -83,6 +88,8 @@ pub(super) enum Speaker {
     Model,
     /// A response format's: all of it is content.
     Grammar,
+    /// A response format's, after what the model thinks.
+    Thinker(Answer),
 }
 
 impl Chat {
@@ -131,6 +138,8 @@ pub(super) struct Choice {
     /// Text that comes before the first token's.
     echo: Option<String>,
     meter: ReasoningMeter,
+    /// Kept if the answer shows log-probabilities.
+    content: Option<ContentTokens>,
 }
 
 impl Choice {
@@ -139,8 +148,10 @@ impl Choice {
         parser: Option<ReplyParser>,
         reasoning: Reasoning,
         echo: Option<String>,
+        logprobs: Option<usize>,
     ) -> Self {
-        Self { generation, parser, reasoning, echo, meter: ReasoningMeter::default() }
+        let content = logprobs.map(|_| ContentTokens::default());
+        Self { generation, parser, reasoning, echo, meter: ReasoningMeter::default(), content }
     }
 
     async fn next(&mut self) -> Option<Result<ChatStep, Error>> {
@@ -148,7 +159,7 @@ impl Choice {
             Ok(step) => step,
             Err(error) => return Some(Err(error)),
         };
-        let mut parts = Vec::new();
+        let (mut parts, added) = (Vec::new(), step.delta.len());
         match &mut self.parser {
             Some(parser) => {
                 parser.push(&step.delta, &mut parts);
@@ -163,6 +174,9 @@ impl Choice {
             None => parts.push(ReplyPart::Content(step.delta)),
         }
         self.meter.count(&parts);
+        let content = self.content.as_mut();
+        let content_tokens =
+            content.map(|content| content.take(&parts, added, &step.token, &step.top_tokens)).unwrap_or_default();
         if self.reasoning == Reasoning::Omitted {
             parts.retain(|part| !matches!(part, ReplyPart::Reasoning(_)));
         }
@@ -180,7 +194,7 @@ impl Choice {
             generation,
             reasoning_tokens: self.meter.tokens,
         });
-        Some(Ok(ChatStep { parts, token: step.token, top_tokens: step.top_tokens, end }))
+        Some(Ok(ChatStep { parts, token: step.token, top_tokens: step.top_tokens, content_tokens, end }))
     }
 }
 
@@ -201,5 +215,40 @@ impl ReasoningMeter {
             }
             self.open = 0;
         }
+    }
+}
+
+/// Finds the tokens of the content: those before a piece of content that are as long as it is. One whose text is held back
+/// counts once it is given out.
+#[derive(Default)]
+struct ContentTokens {
+    /// Tokens whose text is still held back, and how many bytes each of them added.
+    open: Vec<(usize, ScoredToken)>,
+}
+
+impl ContentTokens {
+    fn take(&mut self, parts: &[ReplyPart], added: usize, token: &Token, top_tokens: &[Token]) -> Vec<ScoredToken> {
+        if added > 0 || !token.is_special {
+            self.open.push((added, (token.clone(), top_tokens.to_vec())));
+        }
+        if parts.is_empty() {
+            return Vec::new();
+        }
+        let content = parts.iter().map(|part| match part {
+            ReplyPart::Content(text) => text.len(),
+            _ => 0,
+        });
+        let mut missing: usize = content.sum();
+        let mut open = std::mem::take(&mut self.open);
+        if missing == 0 {
+            return Vec::new();
+        }
+        let mut first = open.len();
+        // A token that is a part of a character adds nothing; the last part adds all of it.
+        while first > 0 && (missing > 0 || open[first - 1].0 == 0) {
+            first -= 1;
+            missing = missing.saturating_sub(open[first].0);
+        }
+        open.drain(first..).map(|(_, token)| token).collect()
     }
 }

@@ -76,32 +76,42 @@ struct FunctionDelta {
 
 /// The events of `chat`.
 pub(super) fn stream(chat: Chat, shape: Shape) -> impl Stream<Item = Vec<u8>> + Send {
-    let state = Some((chat, shape, TokenCounts::default()));
+    let state = Some((chat, shape, TokenCounts::default(), 0));
     stream::unfold(state, move |state| async move {
-        let (mut chat, shape, mut counts) = state?;
+        let (mut chat, shape, mut counts, mut generated) = state?;
         let mut out = Vec::with_capacity(512);
         match chat.next().await {
             Some((index, Ok(step))) => {
                 if let Some(end) = &step.end {
                     counts.add(end);
                 }
-                shape.write_step(&mut out, index, step, chat.logprobs);
+                generated += 1;
+                let usage = || Usage::from(counts).so_far(chat.input_tokens, generated);
+                let usage = shape.stream_options.is_continuous().then(usage);
+                shape.write_step(&mut out, index, step, chat.logprobs, usage);
             }
             Some((_, Err(error))) => write_error(&mut out, &error),
             None => {
-                if shape.includes_usage {
+                if shape.stream_options.includes_usage() {
                     shape.write_chunk(&mut out, &[], Some(Usage::from(counts)));
                 }
                 out.extend_from_slice(sse::DONE);
                 return Some((out, None));
             }
         }
-        Some((out, Some((chat, shape, counts))))
+        Some((out, Some((chat, shape, counts, generated))))
     })
 }
 
 impl Shape {
-    fn write_step(&self, out: &mut Vec<u8>, index: usize, step: ChatStep, logprobs: Option<usize>) {
+    fn write_step(
+        &self,
+        out: &mut Vec<u8>,
+        index: usize,
+        step: ChatStep,
+        logprobs: Option<usize>,
+        usage: Option<Usage>,
+    ) {
         let entry = |top| TokenLogprob::new(&self.tokenizer, &step.token, &step.top_tokens, top);
         let choice = ChunkChoice {
             index,
@@ -109,7 +119,7 @@ impl Shape {
             finish_reason: step.end.as_ref().map(|end| self.calls.finish_reason(end.finish)),
             delta: Delta::new(step.parts, self.calls),
         };
-        self.write_chunk(out, &[choice], None);
+        self.write_chunk(out, &[choice], usage);
     }
 
     fn write_chunk(&self, out: &mut Vec<u8>, choices: &[ChunkChoice], usage: Option<Usage>) {

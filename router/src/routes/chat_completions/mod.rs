@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 pub(super) use request::ChatRequest;
 
 use super::body::Body;
-use super::openai::Head;
+use super::openai::{Head, StreamOptions};
 use super::sse;
 use crate::chat::ReplyPart;
 use crate::error::OpenAiFailure;
@@ -28,7 +28,7 @@ use super::chat::ChatFinish;
 struct Shape {
     head: Head,
     tokenizer: Arc<TextTokenizer>,
-    includes_usage: bool,
+    stream_options: StreamOptions,
     calls: CallForm,
 }
 
@@ -69,7 +69,7 @@ pub(super) async fn handle(
     let shape = Shape {
         head: Head::new("chatcmpl-", body.value.take_model(), &server)?,
         tokenizer: server.validation.tokenizer.clone(),
-        includes_usage: body.value.includes_usage(),
+        stream_options: body.value.stream_options(),
         calls: body.value.call_form(),
     };
     let is_stream = body.value.is_stream();

@@ -3,7 +3,6 @@
 use serde_json::{Map, Value};
 
 use super::CallForm;
-use crate::chat::ToolChoice;
 use crate::error::{Error, ValidationError};
 use crate::params::unsupported::{CHAT, OPENAI, Unsupported, VLLM};
 use crate::routes::body::Wire;
@@ -28,7 +27,7 @@ request_body! {
         top_logprobs: Option<u32>,
         #[schema(value_type = Option<Vec<tools::ToolObject>>, max_items = 128)]
         tools: Option<Vec<Value>>,
-        /// `auto`, `none`, `required`, or the function to call.
+        /// `auto`, `none`, `required`, the function to call, or the functions that may be called.
         #[schema(value_type = Option<JsonObjectOrText>)]
         tool_choice: Option<Value>,
         parallel_tool_calls: Option<bool>,
@@ -72,8 +71,8 @@ impl ChatRequest {
         self.stream.unwrap_or(false)
     }
 
-    pub(super) fn includes_usage(&self) -> bool {
-        StreamOptions::includes_usage(self.stream_options.as_ref())
+    pub(super) fn stream_options(&self) -> StreamOptions {
+        self.stream_options.unwrap_or_default()
     }
 
     pub(super) fn call_form(&self) -> CallForm {
@@ -91,13 +90,14 @@ impl ChatRequest {
         asked.top_logprobs = self.top_logprobs.map(|top| ("top_logprobs", top));
         let has_logprobs = self.logprobs.unwrap_or(false);
         let is_single_call = self.parallel_tool_calls == Some(false) || self.call_form() == CallForm::Function;
-        let (tools, tool_choice) = self.take_tools()?;
+        let (tools, tools::Choice { choice: tool_choice, allowed: allowed_tools }) = self.take_tools()?;
         Ok(ChatCall {
             thinks: self.reasoning_effort.as_ref().map(|effort| effort != "none"),
             template_kwargs: self.take_template_kwargs(),
             messages: template_messages(self.messages)?,
             tools,
             tool_choice,
+            allowed_tools,
             is_single_call,
             documents: self.documents,
             add_generation_prompt: self.add_generation_prompt,
@@ -110,7 +110,7 @@ impl ChatRequest {
         })
     }
 
-    fn take_tools(&mut self) -> Result<(Vec<crate::chat::Tool>, ToolChoice), ValidationError> {
+    fn take_tools(&mut self) -> Result<(Vec<crate::chat::Tool>, tools::Choice), ValidationError> {
         let choice = self.tool_choice.take().filter(|choice| !choice.is_null()).or(self.function_call.take());
         let choice = tools::tool_choice(choice.as_ref())?;
         match (self.tools.take(), self.functions.take()) {

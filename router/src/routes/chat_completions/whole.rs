@@ -60,13 +60,10 @@ pub(super) async fn respond(server: &Server, chat: Chat, shape: &Shape) -> Resul
         counts.add(&end);
         // The choices share the prompt: its characters count once.
         cost.add(&Cost::new(std::mem::take(&mut characters), &end.generation));
-        let entry = |top| {
-            let entry = |(token, tops): &(_, Vec<_>)| TokenLogprob::new(&shape.tokenizer, token, tops, top);
-            Logprobs { content: reply.tokens.iter().map(entry).collect() }
-        };
+        let entries = |top| Logprobs { content: TokenLogprob::list(&shape.tokenizer, &reply.tokens, top) };
         choices.push(ChatChoice {
             index,
-            logprobs: logprobs.map(entry),
+            logprobs: logprobs.map(entries),
             finish_reason: shape.calls.finish_reason(end.finish),
             message: message(reply, shape.calls),
         });
@@ -89,7 +86,7 @@ fn message(reply: ChatReply, form: CallForm) -> ReplyMessage {
     let (content, reasoning) = reply.texts();
     let mut calls = reply.blocks.into_iter().filter_map(|block| match block {
         Block::ToolCall { name, arguments } => Some(FunctionCall { name, arguments }),
-        Block::Content(_) | Block::Reasoning(_) => None,
+        Block::Content { .. } | Block::Reasoning(_) => None,
     });
     let function_call = if form == CallForm::Function { calls.next() } else { None };
     let tool_calls: Vec<ToolCall> =

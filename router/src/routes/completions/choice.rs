@@ -17,6 +17,7 @@ pub(super) struct Started {
     pub(super) choices: Vec<Choice>,
     /// Unicode scalar values of the prompt.
     pub(super) characters: usize,
+    pub(super) input_tokens: u32,
 }
 
 /// An answer on its way.
@@ -71,7 +72,11 @@ impl Started {
             recorder: plan.logprobs.map(|top| Recorder::new(server.validation.tokenizer.clone(), top)),
             is_prompt_only: plan.is_prompt_only,
         };
-        Ok(Self { choices: generations.into_iter().map(choice).collect(), characters: valid.characters })
+        Ok(Self {
+            choices: generations.into_iter().map(choice).collect(),
+            characters: valid.characters,
+            input_tokens: valid.request.input_tokens(),
+        })
     }
 }
 

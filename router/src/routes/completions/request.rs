@@ -59,7 +59,7 @@ pub(super) enum Prompt {
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) is_stream: bool,
-    pub(super) includes_usage: bool,
+    pub(super) stream_options: StreamOptions,
     pub(super) echoes: bool,
     /// Alternatives per token; `None` without log-probabilities.
     pub(super) logprobs: Option<usize>,
@@ -88,7 +88,7 @@ impl CompletionRequest {
         let n = self.n.unwrap_or(1);
         let plan = Plan {
             is_stream: self.stream.unwrap_or(false),
-            includes_usage: StreamOptions::includes_usage(self.stream_options.as_ref()),
+            stream_options: self.stream_options.unwrap_or_default(),
             echoes: self.echo.unwrap_or(false),
             logprobs: self.logprobs.map(|logprobs| logprobs as usize),
             n,

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use axum::body::Body as HttpBody;
-use axum::extract::{FromRequest, Path, Request, State};
+use axum::extract::{FromRequest, Request, State};
 use axum::http::Response;
 use axum::http::request::Parts;
 use axum::response::IntoResponse;
@@ -123,7 +123,7 @@ enum Texts {
 )]
 pub(in crate::routes) async fn handle(
     State(server): State<Arc<Server>>,
-    Path(model): Path<ModelPath>,
+    model: ModelPath,
     request: Request,
 ) -> Response<HttpBody> {
     let (parts, body) = request.into_parts();
@@ -132,15 +132,14 @@ pub(in crate::routes) async fn handle(
         Ok(body) => body.value,
         Err(response) => return response,
     };
-    match check(&model, &request, &server) {
+    match check(&request, &server) {
         Ok(texts) => infer(model, request, texts, parts, server).await.unwrap_or_else(|response| response),
         Err(error) => Dialect::Native.response(&Error::from(error)),
     }
 }
 
 /// The texts of each input.
-fn check(model: &ModelPath, request: &InferenceRequest, server: &Server) -> Result<Vec<Texts>, ValidationError> {
-    model.check()?;
+fn check(request: &InferenceRequest, server: &Server) -> Result<Vec<Texts>, ValidationError> {
     let given = request.inputs.len();
     if given == 0 {
         return Err(ValidationError::Empty { field: "inputs" });

@@ -10,8 +10,9 @@ pub(super) mod infer;
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::{FromRequestParts, Path, State};
 use axum::http::Response;
+use axum::http::request::Parts;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -33,12 +34,15 @@ pub(super) struct ModelPath {
     version: Option<String>,
 }
 
-impl ModelPath {
-    /// # Errors
-    /// [`ValidationError::TooMany`] if a name is too long to echo.
-    fn check(&self) -> Result<(), ValidationError> {
-        at_most("name", "bytes", MAX_NAME_BYTES, self.name.len())?;
-        at_most("version", "bytes", MAX_NAME_BYTES, self.version.as_ref().map_or(0, String::len))
+impl<S: Send + Sync> FromRequestParts<S> for ModelPath {
+    type Rejection = NativeFailure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, NativeFailure> {
+        let malformed = |_| ValidationError::Malformed { field: "path", expected: "percent-encoded UTF-8" };
+        let Path(model) = Path::<Self>::from_request_parts(parts, state).await.map_err(malformed)?;
+        at_most("name", "bytes", MAX_NAME_BYTES, model.name.len())?;
+        at_most("version", "bytes", MAX_NAME_BYTES, model.version.as_ref().map_or(0, String::len))?;
+        Ok(model)
     }
 }
 
@@ -125,11 +129,7 @@ pub(super) async fn ready(State(server): State<Arc<Server>>) -> Result<Response<
     summary = "Readiness of the model (KServe v2)", params(ModelPath),
     responses((status = 200, description = "Requests are served", body = ServerReady), super::openapi::ModelHealthErrors),
 )]
-pub(super) async fn model_ready(
-    server: State<Arc<Server>>,
-    Path(model): Path<ModelPath>,
-) -> Result<Response<Body>, NativeFailure> {
-    model.check()?;
+pub(super) async fn model_ready(server: State<Arc<Server>>, _: ModelPath) -> Result<Response<Body>, NativeFailure> {
     ready(server).await
 }
 
@@ -139,8 +139,7 @@ pub(super) async fn model_ready(
     summary = "Model metadata (KServe v2)", params(ModelPath),
     responses((status = 200, description = "What the model takes and gives", body = ModelMetadata), super::openapi::NativeErrors),
 )]
-pub(super) async fn model_metadata(Path(model): Path<ModelPath>) -> Result<Response<Body>, NativeFailure> {
-    model.check()?;
+pub(super) async fn model_metadata(model: ModelPath) -> Result<Response<Body>, NativeFailure> {
     let texts = |name| [TensorMetadata { name, datatype: "BYTES", shape: [-1] }];
     let version = model.version.unwrap_or_else(|| "1".to_owned());
     Ok(json(to_json(&ModelMetadata {

@@ -85,7 +85,7 @@ impl OutputBlock {
     /// A block with a new id where it needs one.
     pub(super) fn new(block: Block) -> Self {
         match block {
-            Block::Content(text) => OutputBlock::Text { text },
+            Block::Content { text, .. } => OutputBlock::Text { text },
             // Nobody signs here; clients send the field back as it came.
             Block::Reasoning(thinking) => OutputBlock::Thinking { thinking, signature: "" },
             Block::ToolCall { name, arguments } => OutputBlock::ToolUse {

@@ -85,7 +85,7 @@ fn write_step(out: &mut Vec<u8>, events: Vec<BlockEvent>, end: Option<ChatEnd>) 
             BlockEvent::Opened { index, block } => {
                 MessageEvent::ContentBlockStart { index, content_block: OutputBlock::new(block) }
             }
-            BlockEvent::Grew { index, kind, text } => MessageEvent::ContentBlockDelta {
+            BlockEvent::Grew { index, kind, text, .. } => MessageEvent::ContentBlockDelta {
                 index,
                 delta: match kind {
                     BlockKind::Content => BlockDelta::Text { text },

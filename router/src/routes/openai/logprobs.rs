@@ -4,6 +4,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::generation::Token;
+use crate::routes::chat::ScoredToken;
 use crate::text::TextTokenizer;
 
 /// `logprobs` of a chat choice.
@@ -13,7 +14,7 @@ pub(crate) struct Logprobs {
 }
 
 /// A token with its alternatives.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub(crate) struct TokenLogprob {
     token: String,
     logprob: f32,
@@ -22,7 +23,7 @@ pub(crate) struct TokenLogprob {
 }
 
 /// An alternative.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub(crate) struct TopLogprob {
     token: String,
     logprob: f32,
@@ -30,6 +31,11 @@ pub(crate) struct TopLogprob {
 }
 
 impl TokenLogprob {
+    /// The entries of `tokens`.
+    pub(crate) fn list(tokenizer: &TextTokenizer, tokens: &[ScoredToken], top: usize) -> Vec<Self> {
+        tokens.iter().map(|(token, top_tokens)| Self::new(tokenizer, token, top_tokens, top)).collect()
+    }
+
     /// The entry of one token with the `top` most likely ones (the shard may send more on ties).
     pub(crate) fn new(tokenizer: &TextTokenizer, token: &Token, top_tokens: &[Token], top: usize) -> Self {
         let top_logprobs = top_tokens.iter().take(top).map(|token| {

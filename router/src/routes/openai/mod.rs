@@ -38,15 +38,21 @@ impl Stop {
 }
 
 /// `stream_options`.
-#[derive(Debug, Default, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
 pub(super) struct StreamOptions {
     /// One more event at the end, with the usage of all choices.
     include_usage: Option<bool>,
+    /// Every event has the usage so far (vLLM).
+    continuous_usage_stats: Option<bool>,
 }
 
 impl StreamOptions {
-    pub(super) fn includes_usage(options: Option<&Self>) -> bool {
-        options.and_then(|options| options.include_usage).unwrap_or(false)
+    pub(super) fn includes_usage(self) -> bool {
+        self.include_usage.unwrap_or(false)
+    }
+
+    pub(super) fn is_continuous(self) -> bool {
+        self.continuous_usage_stats.unwrap_or(false)
     }
 }
 
@@ -108,6 +114,11 @@ impl Usage {
         self.completion_tokens += other.completion_tokens;
         self.total_tokens += other.total_tokens;
         self.prompt_tokens_details.cached_tokens += other.prompt_tokens_details.cached_tokens;
+    }
+
+    /// The usage while answers go on; `self` is that of those that have ended.
+    pub(super) fn so_far(self, prompt_tokens: u32, completion_tokens: u32) -> Self {
+        Self { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens, ..self }
     }
 
     /// The usage of a further answer to a prompt that is counted already.

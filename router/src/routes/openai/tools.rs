@@ -8,6 +8,8 @@ use utoipa::ToSchema;
 
 use crate::chat::{Tool, ToolChoice};
 use crate::error::ValidationError;
+use crate::limits::MAX_TOOLS;
+use crate::params::at_most;
 use crate::routes::openapi::JsonObject;
 
 /// A function that the model may call.
@@ -85,27 +87,65 @@ fn from_function(function: FunctionObject, mut original: Value) -> Tool {
     }
 }
 
-/// `tool_choice`: a word, the name of a function (TGI's form) or an object that names one.
+/// `tool_choice`.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Choice {
+    pub(crate) choice: ToolChoice,
+    /// The only functions that may be called; the model sees all.
+    pub(crate) allowed: Option<Vec<String>>,
+}
+
+impl From<ToolChoice> for Choice {
+    fn from(choice: ToolChoice) -> Self {
+        Self { choice, allowed: None }
+    }
+}
+
+/// `tool_choice`: a word, the name of a function (TGI's form), an object that names one, or one that names those that may
+/// be called (`allowed_tools`, whose fields stand beside its type in the responses API).
 ///
 /// # Errors
-/// [`ValidationError::Malformed`] if it is something else.
-pub(crate) fn tool_choice(choice: Option<&Value>) -> Result<ToolChoice, ValidationError> {
+/// [`ValidationError::Malformed`] if it is something else, [`ValidationError::TooMany`].
+pub(crate) fn tool_choice(choice: Option<&Value>) -> Result<Choice, ValidationError> {
     match choice {
-        None | Some(Value::Null) => Ok(ToolChoice::Auto),
-        Some(Value::String(word)) => Ok(match word.as_str() {
+        None | Some(Value::Null) => Ok(Choice::default()),
+        Some(Value::String(word)) => Ok(Choice::from(match word.as_str() {
             "auto" => ToolChoice::Auto,
             "none" => ToolChoice::None,
             "required" | "any" => ToolChoice::Required,
             name => ToolChoice::Named(name.to_owned()),
-        }),
-        Some(object) => {
-            let name = object.pointer("/function/name").or_else(|| object.get("name")).and_then(Value::as_str);
-            name.map(|name| ToolChoice::Named(name.to_owned())).ok_or(ValidationError::Malformed {
+        })),
+        Some(object) if object["type"] == "allowed_tools" => {
+            allowed_tools(object.get("allowed_tools").unwrap_or(object))
+        }
+        Some(object) => name(object).map(|name| Choice::from(ToolChoice::Named(name.to_owned()))).ok_or(
+            ValidationError::Malformed {
                 field: "tool_choice",
                 expected: "`auto`, `none`, `required` or an object that names a function",
-            })
-        }
+            },
+        ),
     }
+}
+
+fn allowed_tools(allowed: &Value) -> Result<Choice, ValidationError> {
+    let malformed = || ValidationError::Malformed {
+        field: "tool_choice",
+        expected: "of `mode` `auto` or `required` with a list of functions as its `tools` if it is `allowed_tools`",
+    };
+    let choice = match allowed["mode"].as_str() {
+        Some("auto") => ToolChoice::Auto,
+        Some("required") => ToolChoice::Required,
+        _ => return Err(malformed()),
+    };
+    let tools = allowed["tools"].as_array().ok_or_else(malformed)?;
+    at_most("tool_choice", "tools", MAX_TOOLS, tools.len())?;
+    let names: Option<Vec<String>> = tools.iter().map(|tool| name(tool).map(str::to_owned)).collect();
+    Ok(Choice { choice, allowed: Some(names.ok_or_else(malformed)?) })
+}
+
+/// The name of the function that an object is about, in the old form and the new.
+fn name(object: &Value) -> Option<&str> {
+    object.pointer("/function/name").or_else(|| object.get("name")).and_then(Value::as_str)
 }
 
 #[cfg(test)]
@@ -125,7 +165,30 @@ mod tests {
             (json!({"type": "function", "name": "f"}), named.clone()),
             (json!({"name": "f"}), named),
         ] {
+            assert_eq!(tool_choice(Some(&given)).unwrap(), Choice::from(expected), "{given}");
+        }
+        let allowed = |choice| Choice { choice, allowed: Some(vec!["f".to_owned()]) };
+        for (given, expected) in [
+            (
+                json!({"type": "allowed_tools", "allowed_tools": {"mode": "auto",
+                    "tools": [{"type": "function", "function": {"name": "f"}}]}}),
+                allowed(ToolChoice::Auto),
+            ),
+            (
+                json!({"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "f"}]}),
+                allowed(ToolChoice::Required),
+            ),
+        ] {
             assert_eq!(tool_choice(Some(&given)).unwrap(), expected, "{given}");
+        }
+        for given in [
+            json!({"type": "allowed_tools"}),
+            json!({"type": "allowed_tools", "mode": "none", "tools": []}),
+            json!({"type": "allowed_tools", "mode": "auto"}),
+            json!({"type": "allowed_tools", "mode": "auto", "tools": [{"type": "mcp", "server_label": "s"}]}),
+            json!({"type": "allowed_tools", "mode": "auto", "tools": vec![json!({"name": "f"}); 129]}),
+        ] {
+            assert!(tool_choice(Some(&given)).is_err(), "{given}");
         }
         assert!(tool_choice(Some(&json!({"type": "function"}))).is_err());
         assert!(tool_choice(Some(&json!(7))).is_err());

@@ -58,6 +58,8 @@ described! {
     RegexText = limited_string("payload_limit");
     /// One of the texts that a reply can be.
     ChoiceText = text(0, MAX_GRAMMAR_BYTES);
+    /// The name of a further output.
+    IncludedOutput = limited_string("payload_limit");
     /// A word that the reply must not contain.
     BadWordText = text(0, MAX_BAD_WORD_BYTES);
     /// The tokens of such a word.

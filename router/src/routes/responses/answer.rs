@@ -1,5 +1,7 @@
 //! The response object, and the answer in one piece.
 
+use std::sync::Arc;
+
 use axum::body::Body as HttpBody;
 use axum::http::Response as HttpResponse;
 use serde::Serialize;
@@ -7,12 +9,14 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::error::Error;
-use crate::routes::chat::{Block, Chat, ChatEnd, ChatFinish};
+use crate::routes::chat::{Block, Chat, ChatEnd, ChatFinish, ScoredToken};
 use crate::routes::headers::Cost;
+use crate::routes::openai::logprobs::TokenLogprob;
 use crate::routes::openai::response_format::ResponseFormat;
 use crate::routes::openai::{Head, new_id};
 use crate::routes::{json, to_json};
 use crate::server::Server;
+use crate::text::TextTokenizer;
 
 /// A response.
 #[derive(Clone, Serialize, ToSchema)]
@@ -54,6 +58,13 @@ pub(super) struct Settings {
     pub(super) tool_choice: Option<Value>,
     pub(super) tools: Vec<Value>,
     pub(super) top_p: f32,
+}
+
+/// How the log-probabilities of output text are written.
+pub(super) struct LogprobForm {
+    tokenizer: Arc<TextTokenizer>,
+    /// Alternatives per token.
+    top: usize,
 }
 
 /// How far a response or an item is.
@@ -102,7 +113,7 @@ pub(super) enum OutputItem {
 #[derive(Clone, Serialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(super) enum ContentPart {
-    OutputText { text: String, annotations: Vec<String>, logprobs: Vec<String> },
+    OutputText { text: String, annotations: Vec<String>, logprobs: Vec<TokenLogprob> },
     ReasoningText { text: String },
 }
 
@@ -135,15 +146,27 @@ pub(super) async fn respond(
     server: &Server,
     chat: Chat,
     mut response: Response,
+    logprobs: &LogprobForm,
 ) -> Result<HttpResponse<HttpBody>, Error> {
     let characters = chat.characters;
     let reply = chat.collect().await?.into_iter().next().ok_or(Error::Incomplete)?;
     let end = reply.end.ok_or(Error::Incomplete)?;
-    response.output = reply.blocks.into_iter().map(OutputItem::new).collect();
+    response.output = reply.blocks.into_iter().map(|block| OutputItem::new(block, logprobs)).collect();
     response.end(&end);
     let mut answer = json(to_json(&response));
     Cost::new(characters, &end.generation).write(server, answer.headers_mut());
     Ok(answer)
+}
+
+impl LogprobForm {
+    pub(super) fn new(server: &Server, chat: &Chat) -> Self {
+        Self { tokenizer: server.validation.tokenizer.clone(), top: chat.logprobs.unwrap_or(0) }
+    }
+
+    /// The entries of a text's tokens; there are none if log-probabilities were not asked for.
+    pub(super) fn entries(&self, tokens: &[ScoredToken]) -> Vec<TokenLogprob> {
+        TokenLogprob::list(&self.tokenizer, tokens, self.top)
+    }
 }
 
 impl Response {
@@ -200,21 +223,12 @@ impl Response {
 
 impl OutputItem {
     /// A complete item with new ids.
-    pub(super) fn new(block: Block) -> Self {
+    pub(super) fn new(block: Block, logprobs: &LogprobForm) -> Self {
         let status = Status::Completed;
+        let content = Vec::from_iter(ContentPart::new(&block, logprobs));
         match block {
-            Block::Content(text) => OutputItem::Message {
-                id: new_id("msg_"),
-                status,
-                role: "assistant",
-                content: vec![ContentPart::output_text(text)],
-            },
-            Block::Reasoning(text) => OutputItem::Reasoning {
-                id: new_id("rs_"),
-                status,
-                summary: Vec::new(),
-                content: vec![ContentPart::ReasoningText { text }],
-            },
+            Block::Content { .. } => OutputItem::Message { id: new_id("msg_"), status, role: "assistant", content },
+            Block::Reasoning(_) => OutputItem::Reasoning { id: new_id("rs_"), status, summary: Vec::new(), content },
             Block::ToolCall { name, arguments } => {
                 OutputItem::FunctionCall { id: new_id("fc_"), status, call_id: new_id("call_"), name, arguments }
             }
@@ -232,16 +246,12 @@ impl OutputItem {
         item
     }
 
-    /// Enters the text of the block that this item was opened for.
-    pub(super) fn complete(&mut self, block: Block) {
+    /// Enters what the block that this item was opened for became: its part, or the arguments of its call.
+    pub(super) fn complete(&mut self, block: Block, part: Option<ContentPart>) {
         match (self, block) {
-            (OutputItem::Message { content, .. }, Block::Content(text)) => {
-                *content = vec![ContentPart::output_text(text)];
-            }
-            (OutputItem::Reasoning { content, .. }, Block::Reasoning(text)) => {
-                *content = vec![ContentPart::ReasoningText { text }];
-            }
             (OutputItem::FunctionCall { arguments, .. }, Block::ToolCall { arguments: all, .. }) => *arguments = all,
+            (OutputItem::Message { content, .. }, Block::Content { .. })
+            | (OutputItem::Reasoning { content, .. }, Block::Reasoning(_)) => *content = Vec::from_iter(part),
             _ => unreachable!("an item is completed by the block that opened it"),
         }
     }
@@ -264,7 +274,16 @@ impl OutputItem {
 }
 
 impl ContentPart {
-    pub(super) fn output_text(text: String) -> Self {
-        ContentPart::OutputText { text, annotations: Vec::new(), logprobs: Vec::new() }
+    /// The one part of a block's item; calls have none.
+    pub(super) fn new(block: &Block, logprobs: &LogprobForm) -> Option<Self> {
+        match block {
+            Block::Content { text, tokens } => Some(ContentPart::OutputText {
+                text: text.clone(),
+                annotations: Vec::new(),
+                logprobs: logprobs.entries(tokens),
+            }),
+            Block::Reasoning(text) => Some(ContentPart::ReasoningText { text: text.clone() }),
+            Block::ToolCall { .. } => None,
+        }
     }
 }

@@ -4,9 +4,10 @@ use futures::stream::Stream;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::answer::{ContentPart, OutputItem, Response, Status};
+use super::answer::{ContentPart, LogprobForm, OutputItem, Response, Status};
 use crate::error::{Dialect, Error};
-use crate::routes::chat::{Block, BlockEvent, BlockKind, Chat, ChatEnd, ChatFinish, block_stream};
+use crate::routes::chat::{Block, BlockEvent, BlockKind, Chat, ChatEnd, ChatFinish, ScoredToken, block_stream};
+use crate::routes::openai::logprobs::TokenLogprob;
 use crate::routes::sse;
 
 /// An event.
@@ -35,22 +36,22 @@ enum Content<'a> {
         output_index: usize,
         item_id: &'a str,
         content_index: usize,
-        part: ContentPart,
+        part: &'a ContentPart,
     },
-    /// Of output text, which can have log-probabilities; there are none.
+    /// Of output text, which can have log-probabilities.
     OutputDelta {
         output_index: usize,
         item_id: &'a str,
         content_index: usize,
         delta: &'a str,
-        logprobs: [String; 0],
+        logprobs: Vec<TokenLogprob>,
     },
     OutputDone {
         output_index: usize,
         item_id: &'a str,
         content_index: usize,
         text: &'a str,
-        logprobs: [String; 0],
+        logprobs: Vec<TokenLogprob>,
     },
     TextDelta {
         output_index: usize,
@@ -87,11 +88,12 @@ struct Writer {
     response: Response,
     /// The next event's number.
     sequence_number: u64,
+    logprobs: LogprobForm,
 }
 
 /// The events of `chat`.
-pub(super) fn stream(chat: Chat, response: Response) -> impl Stream<Item = Vec<u8>> + Send {
-    let mut writer = Writer { response, sequence_number: 0 };
+pub(super) fn stream(chat: Chat, response: Response, logprobs: LogprobForm) -> impl Stream<Item = Vec<u8>> + Send {
+    let mut writer = Writer { response, sequence_number: 0, logprobs };
     let mut first = Vec::with_capacity(2048);
     writer.write_response(&mut first, "response.created");
     writer.write_response(&mut first, "response.in_progress");
@@ -107,7 +109,7 @@ impl Writer {
         for event in events {
             match event {
                 BlockEvent::Opened { index, block } => self.open(out, index, block),
-                BlockEvent::Grew { index, kind, text } => self.grow(out, index, kind, &text),
+                BlockEvent::Grew { index, kind, text, tokens } => self.grow(out, index, kind, &text, &tokens),
                 BlockEvent::Closed { index, block } => {
                     let status = if is_cut { Status::Incomplete } else { Status::Completed };
                     self.close(out, index, block, status);
@@ -122,10 +124,10 @@ impl Writer {
     }
 
     fn open(&mut self, out: &mut Vec<u8>, output_index: usize, block: Block) {
-        let part = part(&block);
-        self.response.output.push(OutputItem::new(block).begun());
+        let part = ContentPart::new(&block, &self.logprobs);
+        self.response.output.push(OutputItem::new(block, &self.logprobs).begun());
         self.write(out, "response.output_item.added", output_index, |item| Content::Item { output_index, item });
-        if let Some(part) = part {
+        if let Some(part) = &part {
             self.write(out, "response.content_part.added", output_index, |item| Content::Part {
                 output_index,
                 item_id: item.id(),
@@ -135,8 +137,8 @@ impl Writer {
         }
     }
 
-    fn grow(&mut self, out: &mut Vec<u8>, output_index: usize, kind: BlockKind, delta: &str) {
-        let (content_index, logprobs) = (0, []);
+    fn grow(&mut self, out: &mut Vec<u8>, output_index: usize, kind: BlockKind, delta: &str, tokens: &[ScoredToken]) {
+        let (content_index, logprobs) = (0, self.logprobs.entries(tokens));
         match kind {
             BlockKind::Content => self.write(out, "response.output_text.delta", output_index, |item| {
                 Content::OutputDelta { output_index, item_id: item.id(), content_index, delta, logprobs }
@@ -151,11 +153,18 @@ impl Writer {
     }
 
     fn close(&mut self, out: &mut Vec<u8>, output_index: usize, block: Block, status: Status) {
-        let (content_index, logprobs) = (0, []);
+        let content_index = 0;
         match &block {
-            Block::Content(text) => self.write(out, "response.output_text.done", output_index, |item| {
-                Content::OutputDone { output_index, item_id: item.id(), content_index, text, logprobs }
-            }),
+            Block::Content { text, tokens } => {
+                let logprobs = self.logprobs.entries(tokens);
+                self.write(out, "response.output_text.done", output_index, |item| Content::OutputDone {
+                    output_index,
+                    item_id: item.id(),
+                    content_index,
+                    text,
+                    logprobs,
+                });
+            }
             Block::Reasoning(text) => self.write(out, "response.reasoning_text.done", output_index, |item| {
                 Content::TextDone { output_index, item_id: item.id(), content_index, text }
             }),
@@ -168,7 +177,8 @@ impl Writer {
                 });
             }
         }
-        if let Some(part) = part(&block) {
+        let part = ContentPart::new(&block, &self.logprobs);
+        if let Some(part) = &part {
             self.write(out, "response.content_part.done", output_index, |item| Content::Part {
                 output_index,
                 item_id: item.id(),
@@ -177,7 +187,7 @@ impl Writer {
             });
         }
         let item = &mut self.response.output[output_index];
-        item.complete(block);
+        item.complete(block, part);
         *item.status_mut() = status;
         self.write(out, "response.output_item.done", output_index, |item| Content::Item { output_index, item });
     }
@@ -211,13 +221,4 @@ impl Writer {
 
 fn write(out: &mut Vec<u8>, name: &'static str, sequence_number: u64, content: Content<'_>) {
     sse::write_named_event(out, name, &Event { r#type: name, sequence_number, content });
-}
-
-/// The one part of a block's item; calls have none.
-fn part(block: &Block) -> Option<ContentPart> {
-    match block {
-        Block::Content(text) => Some(ContentPart::output_text(text.clone())),
-        Block::Reasoning(text) => Some(ContentPart::ReasoningText { text: text.clone() }),
-        Block::ToolCall { .. } => None,
-    }
 }

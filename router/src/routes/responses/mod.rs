@@ -12,7 +12,7 @@ use axum::http::Response as HttpResponse;
 
 pub(super) use request::ResponsesRequest;
 
-use self::answer::Response;
+use self::answer::{LogprobForm, Response};
 use super::body::Body;
 use super::openai::Head;
 use super::sse;
@@ -33,10 +33,11 @@ pub(super) async fn handle(
     let is_stream = body.value.is_stream();
     let response = Response::begun(head, body.value.settings());
     let chat = body.value.into_call()?.start(&server, body.arrived).await?;
+    let logprobs = LogprobForm::new(&server, &chat);
     let response = if is_stream {
-        sse::response(&server, chat.characters, events::stream(chat, response))
+        sse::response(&server, chat.characters, events::stream(chat, response, logprobs))
     } else {
-        answer::respond(&server, chat, response).await?
+        answer::respond(&server, chat, response, &logprobs).await?
     };
     Ok(body.unknown.tell(response))
 }

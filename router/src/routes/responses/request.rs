@@ -9,15 +9,15 @@ use utoipa::ToSchema;
 use super::answer::Settings;
 use crate::chat::Tool;
 use crate::error::ValidationError;
-use crate::limits::{MAX_CALLS_PER_MESSAGE, MAX_MESSAGES};
+use crate::limits::{MAX_CALLS_PER_MESSAGE, MAX_INCLUDED, MAX_MESSAGES};
 use crate::params::unsupported::{OPENAI, RESPONSES, Unsupported};
 use crate::params::{Asked, at_most, temperature, top_p};
 use crate::routes::body::Wire;
 use crate::routes::chat::ChatCall;
 use crate::routes::openai::message::{Content, arguments_object};
 use crate::routes::openai::response_format::{Formats, ResponseFormat};
-use crate::routes::openai::tools::tool_choice;
-use crate::routes::openapi::{JsonObject, JsonObjectOrText, describe_text_or_list};
+use crate::routes::openai::tools::{Choice, tool_choice};
+use crate::routes::openapi::{IncludedOutput, JsonObject, JsonObjectOrText, describe_text_or_list};
 
 /// The body of `/v1/responses`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -30,7 +30,7 @@ pub(in crate::routes) struct ResponsesRequest {
     instructions: Option<String>,
     #[schema(value_type = Option<Vec<JsonObject>>, max_items = 128)]
     tools: Option<Vec<Value>>,
-    /// `auto`, `none`, `required`, or the function to call.
+    /// `auto`, `none`, `required`, the function to call, or the functions that may be called.
     #[schema(value_type = Option<JsonObjectOrText>)]
     tool_choice: Option<Value>,
     parallel_tool_calls: Option<bool>,
@@ -43,6 +43,12 @@ pub(in crate::routes) struct ResponsesRequest {
     #[schema(minimum = 0, maximum = 1)]
     top_p: Option<f32>,
     stream: Option<bool>,
+    /// `message.output_text.logprobs` asks for log-probabilities; other outputs there are none of.
+    #[schema(value_type = Option<Vec<IncludedOutput>>, max_items = 16)]
+    include: Option<Vec<String>>,
+    /// Alternatives per token; more than none ask for log-probabilities, too.
+    #[schema(minimum = 0, maximum = 20)]
+    top_logprobs: Option<u32>,
     /// Comes back with the answer.
     #[schema(value_type = Option<JsonObject>)]
     metadata: Option<Map<String, Value>>,
@@ -141,6 +147,11 @@ impl ResponsesRequest {
             grammar: Formats { response_format: format, ..Formats::default() }.into_grammar()?,
             ..Asked::default()
         };
+        let included = self.include.unwrap_or_default();
+        at_most("include", "outputs", MAX_INCLUDED, included.len())?;
+        let top = self.top_logprobs.unwrap_or(0);
+        let has_logprobs = top > 0 || included.iter().any(|output| output == "message.output_text.logprobs");
+        asked.top_logprobs = self.top_logprobs.map(|top| ("top_logprobs", top));
         temperature::ask_openai(&mut asked.sampling, self.temperature);
         top_p::ask_openai(&mut asked.sampling, self.top_p);
         let (mut template_kwargs, mut thinks) = (Map::new(), None);
@@ -148,15 +159,18 @@ impl ResponsesRequest {
             thinks = Some(effort != "none");
             template_kwargs.insert("reasoning_effort".to_owned(), Value::from(effort));
         }
+        let Choice { choice: tool_choice, allowed: allowed_tools } = tool_choice(self.tool_choice.as_ref())?;
         Ok(ChatCall {
             messages: template_messages(self.instructions, self.input)?,
             tools: tools(self.tools.unwrap_or_default())?,
-            tool_choice: tool_choice(self.tool_choice.as_ref())?,
+            tool_choice,
+            allowed_tools,
             is_single_call: self.parallel_tool_calls == Some(false),
             template_kwargs,
             thinks,
             // The answer is a new item, whatever came last.
             add_generation_prompt: Some(true),
+            logprobs: has_logprobs.then_some(top as usize),
             asked,
             ..ChatCall::default()
         })

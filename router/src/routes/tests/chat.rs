@@ -213,6 +213,79 @@ async fn reasoning_can_be_left_out() {
     assert_eq!((&message["reasoning_content"], &message["content"]), (&json!("thought"), &json!("said")));
 }
 
+/// The format of an object with one integer.
+fn integer_format() -> Value {
+    json!({"type": "json_schema", "json_schema": {"schema": {
+        "type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": false}}})
+}
+
+#[tokio::test]
+async fn a_format_binds_the_answer_and_not_the_thought() {
+    let thought = "Maybe {\"a\": \"x\"}?";
+    for (reply, think) in [
+        (format!("{thought}\n</think>\n\n{{\"a\": 12}}"), true),
+        (format!("<think>\n{thought}</think>{{\"a\": 12}}"), false),
+        // What the format refuses is not said: the mask has the last word.
+        (format!("<think>{thought}</think>Yes: {{\"a\": 12}}"), false),
+    ] {
+        let body = json!({"messages": user(), "response_format": integer_format(),
+            "chat_template_kwargs": {"think": think}, "max_tokens": 120});
+        let answer = both(&reply, body).await;
+        let choice = &answer["choices"][0];
+        assert_eq!(choice["message"]["reasoning_content"], thought, "{reply}");
+        let content: Value = serde_json::from_str(choice["message"]["content"].as_str().unwrap()).unwrap();
+        assert!(content["a"].is_i64(), "{reply}: {content}");
+        assert_eq!(choice["finish_reason"], "stop", "{reply}");
+        assert!(answer["usage"]["completion_tokens_details"]["reasoning_tokens"].as_u64().unwrap() > 10);
+    }
+    // Without a thought the answer stands alone, and marks in it are text.
+    let reply = "{\"a\": 12}";
+    let body = json!({"messages": user(), "response_format": integer_format()});
+    assert_eq!(both(reply, body).await["choices"][0]["message"]["content"], reply);
+    let marks = "{\"b\": \"<think>c</think>\"}";
+    let body = json!({"messages": user(), "response_format": {"type": "json_object"}});
+    let answer = both(marks, body).await;
+    assert_eq!(answer["choices"][0]["message"]["content"], marks);
+    assert!(answer["choices"][0]["message"].get("reasoning_content").is_none());
+}
+
+#[tokio::test]
+async fn a_thought_and_its_answer_must_fit() {
+    let fixture = tool_fixture("").await;
+    let choice = |think: bool, max_tokens: u32| {
+        json!({"messages": user(), "guided_choice": ["yes"], "max_tokens": max_tokens,
+            "chat_template_kwargs": {"think": think}})
+    };
+    assert_eq!(fixture.post("/v1/chat/completions", &choice(false, 3)).await.status, 200);
+    let answer = fixture.post("/v1/chat/completions", &choice(true, 3)).await;
+    assert_eq!(answer.status, 422);
+    assert!(answer.body.contains('4'), "{}", answer.body);
+}
+
+#[tokio::test]
+async fn thinking_that_is_off_leaves_the_format_alone() {
+    let thought = "<think>no</think>{\"a\": 1}";
+    let off = "{% for m in messages %}{{ m.content }}{% endfor %}{% if enable_thinking is defined and not enable_thinking %}{{ '' }}{% endif %}{# <think> #}>";
+    let over = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<think>\n\n</think>\n\n{% endif %}";
+    for (template, fields) in [
+        (off, json!({"reasoning_effort": "none"})),
+        (off, json!({"chat_template_kwargs": {"enable_thinking": false}})),
+        (over, json!({})),
+        (off, json!({"messages": [{"role": "user", "content": "U"}, {"role": "assistant", "content": "A"}]})),
+    ] {
+        let fixture = Fixture::with(thought, &[], template, LONG_CONTEXT).await;
+        let mut body = json!({"messages": user(), "guided_choice": ["ab"]});
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let answer = fixture.post("/v1/chat/completions", &body).await.json();
+        assert_eq!(answer["choices"][0]["message"]["content"], "ab", "{template} {fields}");
+        assert!(answer["choices"][0]["message"].get("reasoning_content").is_none(), "{template} {fields}");
+    }
+    let fixture = Fixture::with(thought, &[], off, LONG_CONTEXT).await;
+    let body = json!({"messages": user(), "guided_choice": ["ab"]});
+    let answer = fixture.post("/v1/chat/completions", &body).await.json();
+    assert_eq!(answer["choices"][0]["message"]["reasoning_content"], "no");
+}
+
 #[tokio::test]
 async fn several_choices_share_the_prompt() {
     let answer = both("ab", json!({"messages": user(), "n": 3, "temperature": 1, "seed": 5})).await;
@@ -252,6 +325,63 @@ async fn tools_and_results_reach_the_template() {
     assert_eq!(prompt, "<tool_call>g;[user]Hi\n---\nUse it.>");
     let none = json!({"messages": user(), "tools": [tool("f")], "tool_choice": "none"});
     assert_eq!(fixture.post("/chat_tokenize", &none).await.json()["templated_text"], "[user]Hi>");
+}
+
+#[tokio::test]
+async fn only_allowed_tools_are_called() {
+    let call = |name: &str| format!("<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {{\"a\": 1}}}}\n</tool_call>");
+    let allowed = |mode: &str, names: &[&str]| {
+        let tools: Vec<Value> =
+            names.iter().map(|name| json!({"type": "function", "function": {"name": name}})).collect();
+        json!({"messages": user(), "tools": [tool("ff"), tool("g")],
+            "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}})
+    };
+    let answer = both(&call("g"), allowed("auto", &["g"])).await;
+    assert_eq!(answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"], "g");
+    // What the model wants to call is not allowed: the mask leaves one name.
+    let answer = both(&call("ff"), allowed("required", &["g"])).await;
+    assert_eq!(answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"], "g");
+    let answer = both("No.", allowed("auto", &["g"])).await;
+    assert_eq!(answer["choices"][0]["message"]["content"], "No.");
+    let fixture = tool_fixture(&call("g")).await;
+    let prompt = fixture.post("/chat_tokenize", &allowed("auto", &["g"])).await.json()["templated_text"].take();
+    assert_eq!(prompt, "<tool_call>ff;<tool_call>g;[user]Hi>", "the model sees all");
+    let answer = fixture.post("/v1/chat/completions", &allowed("auto", &["g", "h"])).await;
+    assert_eq!(answer.json()["error"]["message"], "Tool error: Tool with name h not found");
+    assert_eq!(fixture.post("/v1/chat/completions", &allowed("required", &[])).await.status, 422);
+    let function = |name: &str| json!({"type": "function", "name": name, "parameters": {"type": "object"}});
+    let body = json!({"input": "Hi", "tools": [function("ff"), function("g")],
+        "tool_choice": {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "ff"}]}});
+    let answer = fixture.post("/v1/responses", &body).await.json();
+    assert_eq!(answer["output"][0]["name"], "ff", "{answer}");
+}
+
+#[tokio::test]
+async fn usage_can_come_with_every_chunk() {
+    let fixture = tool_fixture("ab").await;
+    for (path, mut body) in [
+        ("/v1/chat/completions", json!({"messages": user(), "n": 2})),
+        ("/v1/completions", json!({"prompt": ["xy", "z"], "max_tokens": 3})),
+    ] {
+        body["stream"] = json!(true);
+        body["stream_options"] = json!({"include_usage": true, "continuous_usage_stats": true});
+        let events = fixture.post(path, &body).await.events();
+        let usages: Vec<&Value> = events.iter().filter_map(|event| event.get("usage")).collect();
+        assert_eq!(usages.len(), 7, "three tokens twice, and the sum: {events:?}");
+        let last = usages[6];
+        for (index, usage) in usages[..6].iter().enumerate() {
+            assert_eq!(usage["completion_tokens"], index + 1, "{path}");
+            assert_eq!(usage["prompt_tokens"], last["prompt_tokens"], "{path}");
+        }
+        assert_eq!(
+            (usages[5]["total_tokens"].clone(), usages[5]["completion_tokens"].clone()),
+            (last["total_tokens"].clone(), last["completion_tokens"].clone())
+        );
+        body["stream_options"] = json!({"continuous_usage_stats": true});
+        let events = fixture.post(path, &body).await.events();
+        assert_eq!(events.len(), 7, "no event for the sum alone");
+        assert!(events[..6].iter().all(|event| event["usage"]["prompt_tokens"].is_u64()), "{path}");
+    }
 }
 
 #[tokio::test]
@@ -416,6 +546,15 @@ async fn a_model_is_found_by_its_name() {
     assert!(list["data"][0]["created"].as_u64().unwrap() > 1_600_000_000);
     assert_eq!(list["data"][0]["max_model_len"], CONTEXT);
     assert_eq!(fixture.get("/v1/models/demo").await.json(), list["data"][0]);
+    for path in ["/v2/models/%ff", "/v2/models/m/versions/%ff/ready"] {
+        let answer = fixture.get(path).await;
+        let text = "Input validation error: `path` must be percent-encoded UTF-8";
+        assert_eq!((answer.status.as_u16(), &answer.json()["error"]), (422, &json!(text)), "{path}");
+    }
+    let answer = fixture.post("/v2/models/%ff/infer", &json!({})).await;
+    assert_eq!((answer.status.as_u16(), &answer.json()["error_type"]), (422, &json!("validation")));
+    assert_eq!(fixture.get("/docs/%ff").await.json()["error_type"], "not_found");
+    assert_eq!(fixture.get("/v1/models/%ff").await.json()["error"]["code"], "model_not_found");
     let answer = fixture.get("/v1/models/org/other").await;
     assert_eq!(answer.status, 404);
     let error = answer.json()["error"].take();

@@ -43,6 +43,43 @@ fn events_of(answer: &Answer) -> Vec<Value> {
 }
 
 #[tokio::test]
+async fn text_can_have_log_probabilities() {
+    let fixture = tool_fixture(REPLY).await;
+    let text_of = |entries: &Value| -> String {
+        entries.as_array().unwrap().iter().map(|entry| entry["token"].as_str().unwrap()).collect()
+    };
+    let mut body = request();
+    body["include"] = json!(["message.output_text.logprobs", "reasoning.encrypted_content"]);
+    body["top_logprobs"] = json!(2);
+    let response = fixture.post("/v1/responses", &body).await.json();
+    let logprobs = &response["output"][1]["content"][0]["logprobs"];
+    assert_eq!(text_of(logprobs), "So:", "what is thought and called has none");
+    assert_eq!((&logprobs[0]["bytes"], logprobs[0]["top_logprobs"].as_array().unwrap().len()), (&json!([83]), 2));
+
+    body["stream"] = json!(true);
+    let events = events_of(&fixture.post("/v1/responses", &body).await);
+    let of = |name: &str| events.iter().filter(|event| event["type"] == name).collect::<Vec<_>>();
+    let deltas: Vec<Value> =
+        of("response.output_text.delta").iter().flat_map(|e| e["logprobs"].as_array().unwrap().clone()).collect();
+    // The seeds of the two requests differ, and so do their log-probabilities.
+    assert_eq!(text_of(&json!(deltas)), "So:");
+    assert_eq!(of("response.output_text.done")[0]["logprobs"], json!(deltas));
+    assert_eq!(of("response.content_part.done")[1]["part"]["logprobs"], json!(deltas));
+    let output = &of("response.completed")[0]["response"]["output"];
+    assert_eq!(output[1]["content"][0]["logprobs"], json!(deltas));
+
+    let asked =
+        |include: Value, top: Value| json!({"input": "Hi", "include": include, "top_logprobs": top, "temperature": 0});
+    let answer = fixture.post("/v1/responses", &asked(json!(["message.output_text.logprobs"]), json!(null))).await;
+    assert_eq!(answer.json()["output"][1]["content"][0]["logprobs"][0]["top_logprobs"], json!([]));
+    let answer = fixture.post("/v1/responses", &asked(json!(["file_search_call.results"]), json!(0))).await;
+    assert_eq!(answer.json()["output"][1]["content"][0]["logprobs"], json!([]));
+    let answer = fixture.post("/v1/responses", &asked(json!(null), json!(21))).await;
+    assert_eq!((answer.status.as_u16(), &answer.json()["error"]["param"]), (422, &json!("top_logprobs")));
+    assert_eq!(fixture.post("/v1/responses", &asked(json!(vec!["a"; 17]), json!(0))).await.status, 422);
+}
+
+#[tokio::test]
 async fn items_come_whole_and_as_events() {
     let fixture = tool_fixture(REPLY).await;
     let answer = fixture.post("/v1/responses", &request()).await;
