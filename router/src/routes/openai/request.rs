@@ -10,7 +10,7 @@ use utoipa::openapi::schema::{Object, ObjectBuilder, SchemaType, Type};
 
 use crate::error::{Error, ValidationError};
 use crate::limits::{MAX_BAD_WORD_BYTES, MAX_BAD_WORD_STRINGS};
-use crate::params::Asked;
+use crate::params::{Asked, at_most};
 use crate::server::Server;
 use crate::text::TextTokenizer;
 
@@ -188,12 +188,8 @@ pub(crate) async fn forbid_words(asked: &mut Asked, words: Option<Vec<String>>, 
         return Ok(());
     }
     let longest = words.iter().map(String::len).max().unwrap_or(0);
-    for (unit, limit, given) in [("strings", MAX_BAD_WORD_STRINGS, words.len()), ("bytes", MAX_BAD_WORD_BYTES, longest)]
-    {
-        if given > limit {
-            return Err(ValidationError::TooMany { field: "bad_words", unit, limit, given }.into());
-        }
-    }
+    at_most("bad_words", "strings", MAX_BAD_WORD_STRINGS, words.len())?;
+    at_most("bad_words", "bytes", MAX_BAD_WORD_BYTES, longest)?;
     let tokenizer = server.validation.tokenizer.clone();
     let spellings = server.validation.pool.run(move || spellings(&tokenizer, &words)).await??;
     asked.sampling.bad_words.extend(sequences(spellings));

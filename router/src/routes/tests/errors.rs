@@ -138,6 +138,20 @@ async fn native_stream_errors_are_events_and_openai_ones_have_a_status() {
 }
 
 #[tokio::test]
+async fn a_path_that_is_not_utf_8_has_the_typed_error_of_its_routes() {
+    let fixture = Fixture::new("a").await;
+    for path in ["/v2/models/%ff", "/v2/models/m/versions/%ff/ready"] {
+        let answer = fixture.get(path).await;
+        let text = "Input validation error: `path` must be percent-encoded UTF-8";
+        assert_eq!((answer.status.as_u16(), &answer.json()["error"]), (422, &json!(text)), "{path}");
+    }
+    let answer = fixture.post("/v2/models/%ff/infer", &json!({})).await;
+    assert_eq!((answer.status.as_u16(), &answer.json()["error_type"]), (422, &json!("validation")));
+    assert_eq!(fixture.get("/docs/%ff").await.json()["error_type"], "not_found");
+    assert_eq!(fixture.get("/v1/models/%ff").await.json()["error"]["code"], "model_not_found");
+}
+
+#[tokio::test]
 async fn unknown_fields_are_named_and_not_obeyed() {
     let fixture = Fixture::new("a").await;
     let answer =
