@@ -141,7 +141,7 @@ impl Bench {
             let mut position = 0;
             self.report(&format!("gumbel_argmax {vocab}"), bytes, 0, || {
                 position += 1;
-                std::hint::black_box(sample::gumbel_argmax(&self.device, &logits, 1, position));
+                std::hint::black_box(sample::gumbel_argmax(&self.device, &logits, None, 1, position));
             });
             let mut scratch = Vec::new();
             self.report(&format!("visit_descending {vocab}, 50 entries"), bytes, 0, || {
