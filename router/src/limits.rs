@@ -166,7 +166,7 @@ pub const MASK_BATCH_TIME: Duration = Duration::from_millis(1);
 /// Masks that are expected to take less than this together go to one worker. 250 µs: waking a second one costs some 50 µs, and
 /// takes the core of somebody who computes.
 pub const MASK_PART_TIME: Duration = Duration::from_micros(250);
-/// What the first mask of a reply is expected to take. 100 µs: it begins with a copy of the grammar's automaton.
+/// What the first mask of a reply is expected to take. 100 µs: it may begin with a copy of the grammar's automaton.
 pub const FIRST_MASK_TIME: Duration = Duration::from_micros(100);
 /// The shards wait this long for the mask of one row; then its request fails alone. 5 s: a mask takes milliseconds, and
 /// everybody in the batch waits with it.
@@ -230,6 +230,11 @@ pub const GRAMMAR_MASK_FUEL: u64 = 400_000;
 pub const GRAMMAR_MASK_ITEMS: usize = 200_000;
 /// Lexer states of one reply, about 2 kB each. 50 000: 100 MB is the most one reply may take.
 pub const GRAMMAR_LEXER_STATES: usize = 50_000;
+/// Bytes of lexers that wait for the next reply of their grammar, as they count themselves. 64 MiB: more than a hundred of
+/// usual schemas, at half a megabyte each; those that have waited longest go first.
+pub const GRAMMAR_PARKED_BYTES: usize = 64 << 20;
+/// Lexers that wait. 256: twice as many as requests run at once by default; finding one takes less than a microsecond.
+pub const GRAMMAR_PARKED_LEXERS: usize = 256;
 
 // Tool calls in a reply.
 

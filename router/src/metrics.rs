@@ -54,6 +54,11 @@ const METRICS: &[Metric] = &[
     metric(Kind::Counter, "tgi_grammar_cache_hits", "Grammars found compiled or being compiled"),
     metric(Kind::Counter, "tgi_grammar_cache_misses", "Grammars that had to be compiled"),
     metric(Kind::Gauge, "tgi_grammar_cache_bytes", "Approximate bytes of the compiled grammars kept"),
+    metric(
+        Kind::Gauge,
+        "tgi_grammar_parked_bytes",
+        "Bytes of the lexers that wait for the next reply of their grammar",
+    ),
     metric(Kind::Histogram, "tgi_grammar_compile_duration", "Seconds to compile one grammar, refused ones included"),
 ];
 
@@ -71,6 +76,12 @@ pub(crate) fn grammar_cache_miss() {
 pub(crate) fn grammar_cache_bytes(bytes: usize) {
     // Far below 2^52, so the conversion is exact.
     metrics::gauge!("tgi_grammar_cache_bytes").set(bytes as f64);
+}
+
+/// The lexers between two replies take this much.
+pub(crate) fn grammar_parked_bytes(bytes: usize) {
+    // Far below 2^52, so the conversion is exact.
+    metrics::gauge!("tgi_grammar_parked_bytes").set(bytes as f64);
 }
 
 /// A compilation ended, well or not.

@@ -1,6 +1,6 @@
 //! The compiler: a specification to a grammar that matchers start from.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use llguidance::api::{GrammarInit, ParserLimits, TopLevelGrammar};
 use llguidance::earley::SlicedBiasComputer;
@@ -8,21 +8,20 @@ use llguidance::toktrie::{InferenceCapabilities, TokEnv};
 use llguidance::{Logger, ParserFactory, TokenParser};
 use serde_json::{Value, json};
 
+use super::automaton::{Automaton, Pool};
 use super::error::{GrammarError, MatcherError};
 use super::matcher::Matcher;
 use super::spec::GrammarSpec;
 use super::vocabulary::{Vocabulary, token_bytes};
 use super::weight::ByteWeights;
 use super::{json, lark, regex, tool_schema};
-use crate::limits::{GRAMMAR_LEXER_STATES, GRAMMAR_MASK_FUEL, GRAMMAR_MASK_ITEMS};
+use crate::limits::{GRAMMAR_LEXER_STATES, GRAMMAR_MASK_FUEL, GRAMMAR_MASK_ITEMS, GRAMMAR_PARKED_BYTES};
 
 /// A grammar, ready for any number of replies.
 pub(crate) struct CompiledGrammar {
-    /// The state before the first token. Matchers copy it with its caches, so they share nothing afterwards; the lock is
-    /// held for the copy only.
-    start: Mutex<TokenParser>,
-    /// The same of what comes before: a thought.
-    thought: Option<Mutex<TokenParser>>,
+    answer: Arc<Automaton>,
+    /// What comes before it: a thought.
+    thought: Option<Arc<Automaton>>,
     min_tokens: u32,
     bytes: usize,
     end_ids: Arc<[u32]>,
@@ -37,13 +36,7 @@ impl CompiledGrammar {
 
     /// A matcher before its first token.
     pub(crate) fn matcher(&self) -> Matcher {
-        let matcher = |start: &Mutex<TokenParser>| {
-            // A panic during the copy leaves the original as it was.
-            let parser = start.lock().unwrap_or_else(PoisonError::into_inner).deep_clone();
-            llguidance::Matcher::new(Ok(parser))
-        };
-        let thought = self.thought.as_ref().map(matcher);
-        Matcher::new(thought, matcher(&self.start), self.end_ids.clone(), self.vocab_size)
+        Matcher::new(self.thought.as_ref(), &self.answer, self.end_ids.clone(), self.vocab_size)
     }
 
     /// Approximate bytes of memory.
@@ -52,7 +45,16 @@ impl CompiledGrammar {
     }
 }
 
-/// What every compilation shares: the vocabulary of the model.
+#[cfg(test)]
+impl CompiledGrammar {
+    /// The same grammar, to which no reply teaches anything.
+    pub(super) fn untaught(&self) -> Self {
+        let (answer, thought) = (self.answer.untaught(), self.thought.as_ref().map(|thought| thought.untaught()));
+        Self { answer, thought, end_ids: self.end_ids.clone(), ..*self }
+    }
+}
+
+/// What every compilation shares: the vocabulary of the model, and what replies have taught the automata.
 pub(super) struct Compiler {
     factory: ParserFactory,
     weights: ByteWeights,
@@ -60,6 +62,7 @@ pub(super) struct Compiler {
     vocabulary: Arc<Vocabulary>,
     end_ids: Arc<[u32]>,
     vocab_size: usize,
+    pool: Arc<Pool>,
 }
 
 impl Compiler {
@@ -83,7 +86,14 @@ impl Compiler {
             verbose_errors: false,
             ..ParserLimits::default()
         };
-        Ok(Self { factory, weights, vocabulary, end_ids: end_ids.into(), vocab_size })
+        Ok(Self {
+            factory,
+            weights,
+            vocabulary,
+            end_ids: end_ids.into(),
+            vocab_size,
+            pool: Pool::new(GRAMMAR_PARKED_BYTES),
+        })
     }
 
     /// Compiles. Needs a stack of [`crate::limits::GRAMMAR_STACK_BYTES`].
@@ -118,7 +128,7 @@ impl Compiler {
         let start = self.start(init).map_err(|reason| self.refused(spec, reason))?;
         let compiled = CompiledGrammar {
             bytes: grammar_bytes(source_bytes, &start),
-            start: Mutex::new(start),
+            answer: Automaton::new(start, &self.pool),
             thought: None,
             min_tokens,
             end_ids: self.end_ids.clone(),
@@ -140,7 +150,7 @@ impl Compiler {
         let needed = u32::from(!start.is_accepting());
         Ok(CompiledGrammar {
             bytes: answer.bytes + grammar_bytes(thought.len(), &start),
-            thought: Some(Mutex::new(start)),
+            thought: Some(Automaton::new(start, &self.pool)),
             min_tokens: answer.min_tokens + needed,
             ..answer
         })
@@ -195,8 +205,8 @@ impl Compiler {
     }
 }
 
-/// Of the automata as they count themselves, twice because the first replies add states; of symbols and rules by
-/// rule of thumb: some hundred bytes for every few bytes of text.
+/// Of the automata as they count themselves, twice for what they leave out; of symbols and rules by rule of thumb: some
+/// hundred bytes for every few bytes of text. What replies add is counted where it is kept, in the [`Pool`].
 fn grammar_bytes(source_bytes: usize, start: &TokenParser) -> usize {
     size_of::<CompiledGrammar>() + 64 * source_bytes + 2 * start.parser.lexer_stats().num_bytes
 }

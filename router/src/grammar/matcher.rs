@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use llguidance::api::StopReason;
-
+use super::automaton::{Automaton, Reader};
 use super::error::MatcherError;
 
 /// The state of one reply. A mask takes from microseconds to some milliseconds, so call it off the async threads.
@@ -11,7 +10,7 @@ pub(crate) struct Matcher {
     /// What may come before the text of the grammar, until it is over.
     thought: Option<Thought>,
     /// `None` while a thought has to go on.
-    inner: Option<llguidance::Matcher>,
+    inner: Option<Reader>,
     end_ids: Arc<[u32]>,
     vocab_size: usize,
     /// An end-of-sequence token was accepted.
@@ -20,25 +19,21 @@ pub(crate) struct Matcher {
 
 /// A thought that is being read.
 struct Thought {
-    inner: llguidance::Matcher,
-    /// The grammar's matcher before its first token. Wherever the thought may end, the text may begin.
-    answer: llguidance::Matcher,
+    inner: Reader,
+    /// Wherever the thought may end, the text may begin.
+    answer: Arc<Automaton>,
 }
 
 impl Matcher {
     pub(super) fn new(
-        thought: Option<llguidance::Matcher>,
-        inner: llguidance::Matcher,
+        thought: Option<&Arc<Automaton>>,
+        answer: &Arc<Automaton>,
         end_ids: Arc<[u32]>,
         vocab_size: usize,
     ) -> Self {
-        let Some(mut thought) = thought else {
-            return Self { thought: None, inner: Some(inner), end_ids, vocab_size, ended: false };
-        };
-        let may_be_empty = thought.is_accepting().unwrap_or(false);
-        let answer = may_be_empty.then(|| inner.deep_clone());
-        let thought = Some(Thought { inner: thought, answer: inner });
-        Self { thought, inner: answer, end_ids, vocab_size, ended: false }
+        let mut thought = thought.map(|thought| Thought { inner: thought.reader(), answer: answer.clone() });
+        let may_begin = thought.as_mut().is_none_or(|thought| thought.inner.is_accepting().unwrap_or(false));
+        Self { thought, inner: may_begin.then(|| answer.reader()), end_ids, vocab_size, ended: false }
     }
 
     /// The tokens that may come next: token `id` by bit `id % 32` of word `id / 32`. End-of-sequence ids are among them
@@ -55,7 +50,7 @@ impl Matcher {
         }
         match &mut self.inner {
             None => {}
-            Some(inner) if self.ended || inner.stop_reason() == StopReason::NoExtension => {
+            Some(inner) if self.ended || inner.is_over() => {
                 self.end_ids.iter().for_each(|id| words[*id as usize / 32] |= 1 << (id % 32));
             }
             Some(inner) => add_mask(inner, &mut words)?,
@@ -71,22 +66,20 @@ impl Matcher {
         let refused = Err(MatcherError::NotAllowed { token_id });
         if self.end_ids.contains(&token_id) {
             let Some(inner) = &mut self.inner else { return refused };
-            let may_end = self.ended
-                || inner.stop_reason() == StopReason::NoExtension
-                || inner.is_accepting().map_err(|reason| error(inner, &reason))?;
+            let may_end = self.ended || inner.is_over() || inner.is_accepting()?;
             self.ended |= may_end;
             return if may_end { Ok(()) } else { refused };
         }
         if self.ended || token_id as usize >= self.vocab_size {
             return refused;
         }
-        let answers = self.inner.as_mut().map_or(Ok(false), |inner| consume(inner, token_id))?;
-        let thinks = self.thought.as_mut().map_or(Ok(false), |thought| consume(&mut thought.inner, token_id))?;
+        let answers = self.inner.as_mut().map_or(Ok(false), |inner| inner.consume(token_id))?;
+        let thinks = self.thought.as_mut().map_or(Ok(false), |thought| thought.inner.consume(token_id))?;
         match &mut self.thought {
             Some(thought) if thinks => {
-                let is_over = thought.inner.is_stopped();
-                if is_over || thought.inner.is_accepting().map_err(|reason| error(&thought.inner, &reason))? {
-                    self.inner = Some(thought.answer.deep_clone());
+                let is_over = thought.inner.is_over();
+                if is_over || thought.inner.is_accepting()? {
+                    self.inner = Some(thought.answer.reader());
                 } else if !answers {
                     self.inner = None;
                 }
@@ -102,28 +95,8 @@ impl Matcher {
 }
 
 /// Adds the tokens that may come next.
-fn add_mask(matcher: &mut llguidance::Matcher, words: &mut [u32]) -> Result<(), MatcherError> {
-    let mask = matcher.compute_mask_or_eos().map_err(|reason| error(matcher, &reason))?;
+fn add_mask(reader: &mut Reader, words: &mut [u32]) -> Result<(), MatcherError> {
+    let mask = reader.mask()?;
     words.iter_mut().zip(mask.as_slice()).for_each(|(word, more)| *word |= more);
     Ok(())
-}
-
-/// Whether the token may come next; then it came.
-fn consume(matcher: &mut llguidance::Matcher, token_id: u32) -> Result<bool, MatcherError> {
-    if matcher.is_stopped() {
-        return Ok(false);
-    }
-    match matcher.try_consume_tokens(&[token_id]) {
-        Ok(consumed) => Ok(consumed == 1),
-        Err(reason) => Err(error(matcher, &reason)),
-    }
-}
-
-fn error(matcher: &llguidance::Matcher, error: &anyhow::Error) -> MatcherError {
-    let reason = error.to_string();
-    match matcher.stop_reason() {
-        StopReason::LexerTooComplex | StopReason::ParserTooComplex => MatcherError::TooComplex { reason },
-        _ if reason.contains("TooComplex") => MatcherError::TooComplex { reason },
-        _ => MatcherError::Stuck { reason },
-    }
 }

@@ -2,8 +2,10 @@
 //! the sampler obeys.
 //!
 //! A [`GrammarSpec`] is compiled once ([`GrammarEngine`]); every reply walks its own [`Matcher`]. The automata are
-//! llguidance's (Earley parser over derivatives of regular expressions); what JSON Schema means is ours (`json`).
+//! llguidance's (Earley parser over derivatives of regular expressions) and learn from every reply (`automaton`); what
+//! JSON Schema means is ours (`json`).
 
+mod automaton;
 mod cache;
 mod compiled;
 mod engine;

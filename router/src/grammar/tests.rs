@@ -1,5 +1,6 @@
 //! What grammars accept and refuse, by texts walked through the masks.
 
+mod automata;
 mod engine;
 mod schemas;
 mod suite;

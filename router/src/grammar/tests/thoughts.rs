@@ -4,7 +4,7 @@ use super::*;
 use crate::chat::{ReasoningFormat, ReplyStart, ToolFormat};
 
 /// What follows a thought in the words of the family that `template` belongs to.
-fn after_thought(template: &str, start: ReplyStart, answer: GrammarSpec) -> GrammarSpec {
+pub(super) fn after_thought(template: &str, start: ReplyStart, answer: GrammarSpec) -> GrammarSpec {
     let reasoning = ReasoningFormat::detect(Some(template), |_| None).unwrap();
     ToolFormat::detect(None, |_| None).after_thought(answer, (&reasoning, start))
 }
