@@ -2,11 +2,16 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+#[cfg(target_arch = "x86_64")]
+use std::sync::Mutex;
 
+use crate::DType;
 use crate::ledger::Ledger;
 use crate::limits::{MAX_THREADS, MIN_WORK_PER_THREAD};
 use crate::pool::Pool;
 use crate::simd::Isa;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::Pair;
 
 /// A device. Cloning it gives another handle on the same one.
 #[derive(Clone)]
@@ -21,13 +26,19 @@ pub enum Device {
 impl Device {
     /// The processor with `threads` threads (at least one), the caller of an operation being the first of them.
     ///
-    /// The instruction set is the best that the machine has; `TGI_CPU_ISA=avx512|avx2|portable` restricts it.
+    /// The instruction set is the best that the machine has; `TGI_CPU_ISA=avx512-bf16|avx512|avx2|portable` restricts it.
     pub fn cpu(threads: usize) -> Device {
         Device::cpu_with(Isa::detect(), threads)
     }
 
     pub(crate) fn cpu_with(isa: Isa, threads: usize) -> Device {
-        Device::Cpu(Arc::new(Cpu { isa, pool: Pool::new(threads.clamp(1, MAX_THREADS)) }))
+        let pool = Pool::new(threads.clamp(1, MAX_THREADS));
+        Device::Cpu(Arc::new(Cpu {
+            isa,
+            pool,
+            #[cfg(target_arch = "x86_64")]
+            pairs: Mutex::default(),
+        }))
     }
 
     /// A device with empty books.
@@ -48,6 +59,15 @@ impl Device {
                 threads => format!("cpu ({}, {threads} threads)", cpu.isa.name()),
             },
             Device::Plan(_) => "plan".to_owned(),
+        }
+    }
+
+    /// The type to which linears round their inputs where their weights are of `dtype`.
+    pub fn linear_input_dtype(&self, dtype: DType) -> DType {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Device::Cpu(cpu) if dtype == DType::Bf16 && cpu.isa.bf16_dots().is_some() => DType::Bf16,
+            _ => DType::F32,
         }
     }
 
@@ -72,6 +92,9 @@ impl Device {
 pub struct Cpu {
     pub(crate) isa: Isa,
     pub(crate) pool: Pool,
+    /// The activations of the linear at work, rounded: as large as the largest of them (rows of a step × inputs), then kept.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) pairs: Mutex<Vec<Pair>>,
 }
 
 impl Cpu {

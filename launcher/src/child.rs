@@ -51,9 +51,6 @@ impl Child {
         // A group of its own: Ctrl-C in a terminal reaches only the launcher, which then stops everything in order.
         command.process_group(0);
         tie_to_launcher(&mut command);
-        if member == Member::Router {
-            give_way(&mut command);
-        }
         let mut process = command.spawn()?;
 
         let tail = Arc::new(Tail::default());
@@ -132,22 +129,6 @@ fn tie_to_launcher(command: &mut Command) {
     // SAFETY: the closure runs between fork and exec, where only async-signal-safe calls are allowed: sigmask, prctl and
     // getppid are plain system calls, and io::Error from a code does not allocate.
     unsafe { command.pre_exec(tie) };
-}
-
-/// Lets the child's threads run without interrupting those that compute. Where shards compute on the cores that the router
-/// needs too, every token that a client is sent would otherwise stop a thread in the middle of an operation, and all that
-/// compute with it (measured on two cores: a tenth of the throughput). A thread that finds a free core loses nothing.
-///
-/// A container may forbid it; then it is not done.
-fn give_way(command: &mut Command) {
-    let give_way = || {
-        let no_priority = libc::sched_param { sched_priority: 0 };
-        // SAFETY: 0 is the calling process, and the parameter is read during the call only.
-        unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &no_priority) };
-        Ok(())
-    };
-    // SAFETY: the closure runs between fork and exec; it makes one plain system call and allocates nothing.
-    unsafe { command.pre_exec(give_way) };
 }
 
 fn process_id(process: &std::process::Child) -> Pid {

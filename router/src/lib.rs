@@ -17,6 +17,7 @@ mod listener;
 mod logging;
 mod metrics;
 mod params;
+mod priority;
 pub mod request;
 mod routes;
 pub mod scheduler;

@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::generation::Generation;
 use crate::grammar::GrammarEngine;
 use crate::limits::CONNECT_TIMEOUT;
+use crate::priority::give_way;
 use crate::routes::ChatFormat;
 use crate::template::{ChatTemplate, RenderRequest, TemplateSource};
 use crate::text::{Pool, StopText, TextTokenizer};
@@ -44,8 +45,8 @@ pub(crate) struct Server {
 pub fn run(args: Args) -> anyhow::Result<()> {
     logging::init(if args.json_output { logging::Format::Json } else { logging::Format::Text });
     args.check()?;
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("Tokio runtime failed to start")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().on_thread_start(give_way).build();
+    let runtime = runtime.context("Tokio runtime failed to start")?;
     runtime.block_on(serve(args))
 }
 

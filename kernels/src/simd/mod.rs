@@ -8,10 +8,14 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_bf16;
 mod element;
 mod math;
 mod portable;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512_bf16::{Avx512Bf16, Pair, PairKernel, RoundToPairs};
 pub(crate) use element::{Element, with_element};
 pub(crate) use math::{exp, silu};
 
@@ -98,6 +102,9 @@ pub(crate) trait Kernel {
 /// The instruction sets by name.
 #[derive(Clone, Copy)]
 pub(crate) enum Isa {
+    /// [`Isa::Avx512`] with dot products of bf16 pairs, which linears use; all else is the same.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16(avx512_bf16::Avx512Bf16),
     #[cfg(target_arch = "x86_64")]
     Avx512(avx512::Avx512),
     #[cfg(target_arch = "x86_64")]
@@ -120,6 +127,7 @@ impl Isa {
         let mut all = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
+            all.extend(avx512_bf16::Avx512Bf16::detect().map(Isa::Avx512Bf16));
             all.extend(avx512::Avx512::detect().map(Isa::Avx512));
             all.extend(avx2::Avx2::detect().map(Isa::Avx2));
         }
@@ -129,6 +137,8 @@ impl Isa {
 
     pub(crate) fn name(self) -> &'static str {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16(_) => "AVX512-BF16",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(_) => "AVX-512",
             #[cfg(target_arch = "x86_64")]
@@ -140,6 +150,8 @@ impl Isa {
     fn key(self) -> &'static str {
         match self {
             #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16(_) => "avx512-bf16",
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512(_) => "avx512",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(_) => "avx2",
@@ -147,9 +159,20 @@ impl Isa {
         }
     }
 
+    /// The dot products of bf16 pairs, if it has them.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn bf16_dots(self) -> Option<Avx512Bf16> {
+        match self {
+            Isa::Avx512Bf16(simd) => Some(simd),
+            _ => None,
+        }
+    }
+
     /// Runs `kernel` compiled for this instruction set.
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16(simd) => simd.plain().vectorize(kernel),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(simd) => simd.vectorize(kernel),
             #[cfg(target_arch = "x86_64")]

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use futures::future::try_join_all;
 use proto::v1::shard_client::ShardClient;
 use proto::v1::{FromShard, Hello, InfoResponse, Masks, Ping, Plan, ToShard, from_shard, to_shard};
+use tokio::runtime::{self, Runtime};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::command::{Command, Commands};
@@ -24,7 +26,7 @@ pub(super) struct Group {
 struct Link {
     messages: mpsc::Sender<ToShard>,
     /// Ends with the link, so a reader of an old epoch cannot outlive it.
-    reader: tokio::task::JoinHandle<()>,
+    reader: JoinHandle<()>,
 }
 
 /// Where the shards are.
@@ -32,6 +34,31 @@ struct Link {
 pub(super) struct Address {
     pub(super) uds_prefix: String,
     pub(super) world_size: u32,
+}
+
+/// The one thread that all streams to the shards live on: what steps wait for does not queue behind what clients are sent.
+pub(super) struct LinkRuntime(Option<Runtime>);
+
+impl LinkRuntime {
+    /// # Errors
+    /// [`EngineError::Thread`] if the system has none left.
+    pub(super) fn new() -> Result<Self, EngineError> {
+        let runtime =
+            runtime::Builder::new_multi_thread().worker_threads(1).thread_name("shard-link").enable_all().build();
+        Ok(Self(Some(runtime.map_err(|error| EngineError::Thread { reason: error.to_string() })?)))
+    }
+
+    /// Runs `task` there, and whatever it spawns.
+    pub(super) fn spawn<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+        self.0.as_ref().expect("it is there until it is dropped").spawn(task)
+    }
+}
+
+impl Drop for LinkRuntime {
+    fn drop(&mut self) {
+        // It may be dropped on an async thread, which must not wait for its end.
+        self.0.take().into_iter().for_each(Runtime::shutdown_background);
+    }
 }
 
 impl Group {

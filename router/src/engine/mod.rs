@@ -44,7 +44,7 @@ pub use response::{Event, FinishReason, PromptLogprob, ResponseStream};
 
 use admission::Admission;
 use command::{Command, Commands, Submission};
-use link::{Address, Group};
+use link::{Address, Group, LinkRuntime};
 
 /// What the operator decides.
 #[derive(Clone, Debug)]
@@ -110,15 +110,19 @@ struct Shared {
 }
 
 impl EngineHandle {
-    /// Connects to every rank, waits for their Welcome and starts the scheduler thread. Call it inside a tokio runtime: the
-    /// streams live there.
+    /// Connects to every rank, waits for their Welcome and starts the scheduler thread.
     ///
     /// # Errors
     /// [`EngineError::Unreachable`] after `connect_timeout`, [`EngineError::Group`] if the ranks do not fit together.
     pub async fn start(config: EngineConfig) -> Result<Self, EngineError> {
         let address = Address { uds_prefix: config.shard_uds_prefix.clone(), world_size: config.world_size };
         let (commands, receiver) = command::channel(config.max_concurrent_requests, config.world_size);
-        let mut group = Group::open_patiently(&address, 1, &commands, Some(config.connect_timeout)).await?;
+        let links = LinkRuntime::new()?;
+        let opening = {
+            let (address, commands, patience) = (address.clone(), commands.clone(), Some(config.connect_timeout));
+            links.spawn(async move { Group::open_patiently(&address, 1, &commands, patience).await })
+        };
+        let mut group = opening.await.expect("the task is not aborted, and passes on no panic")?;
         config.restrict(&mut group.facts);
         let facts = group.facts.clone();
         let capacity = capacity(&facts);
@@ -141,7 +145,7 @@ impl EngineHandle {
             health: health_sender,
             commands: commands.clone(),
             receiver,
-            runtime: tokio::runtime::Handle::current(),
+            links,
         })?;
         let shared = Shared {
             commands,

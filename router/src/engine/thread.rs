@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::admission::{Admission, Permit, ServiceRate};
 use super::command::{Command, Commands, Submission};
 use super::error::{EngineError, RequestError};
-use super::link::{Address, Group};
+use super::link::{Address, Group, LinkRuntime};
 use super::liveness::Liveness;
 use super::mask_workers::MaskWorkers;
 use super::masks::{Computed, Masks};
@@ -36,7 +36,7 @@ pub(super) struct Setup {
     pub(super) health: watch::Sender<Health>,
     pub(super) commands: Commands,
     pub(super) receiver: Receiver<Command>,
-    pub(super) runtime: tokio::runtime::Handle,
+    pub(super) links: LinkRuntime,
 }
 
 /// Starts the thread.
@@ -60,7 +60,7 @@ pub(super) fn spawn(setup: Setup) -> Result<(), EngineError> {
         admission: setup.admission,
         health: setup.health,
         commands: setup.commands,
-        runtime: setup.runtime,
+        links: setup.links,
         clients: HashMap::new(),
         steps: VecDeque::new(),
         last_result: now,
@@ -90,7 +90,7 @@ struct EngineThread {
     admission: Arc<Admission>,
     health: watch::Sender<Health>,
     commands: Commands,
-    runtime: tokio::runtime::Handle,
+    links: LinkRuntime,
     clients: HashMap<RequestId, Client>,
     /// Plans without a result, oldest first.
     steps: VecDeque<SentStep>,
@@ -253,7 +253,7 @@ impl EngineThread {
 
     fn reconnect(&self) {
         let (address, epoch, commands) = (self.address.clone(), self.epoch, self.commands.clone());
-        self.runtime.spawn(async move {
+        self.links.spawn(async move {
             // Without a limit of patience the only way out is success: when to give up is the launcher's decision.
             if let Ok(group) = Group::open_patiently(&address, epoch, &commands, None).await {
                 commands.send(Command::Reconnected(group)).await;

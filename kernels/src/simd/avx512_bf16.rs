@@ -1,0 +1,95 @@
+//! AVX512-BF16: dot products of pairs of bf16, summed in f32. Twice the multiply-adds of AVX-512.
+
+use std::arch::x86_64::*;
+
+use half::bf16;
+
+use super::LANES;
+use super::avx512::Avx512;
+
+/// Proof that the machine has AVX512-BF16 beside what [`Avx512`] proves.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512Bf16(Avx512);
+
+/// Two neighbouring inputs of an activation, or of a weight: the first in the lower half.
+pub(crate) type Pair = u32;
+
+/// A computation over pairs. Implementations mark `run` `#[inline(always)]`, so that it is compiled inside
+/// [`Avx512Bf16::vectorize`].
+pub(crate) trait PairKernel {
+    fn run(self, simd: Avx512Bf16);
+}
+
+#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
+fn compiled<K: PairKernel>(simd: Avx512Bf16, kernel: K) {
+    kernel.run(simd);
+}
+
+impl Avx512Bf16 {
+    pub(super) fn detect() -> Option<Avx512Bf16> {
+        let plain = Avx512::detect()?;
+        is_x86_feature_detected!("avx512bf16").then_some(Avx512Bf16(plain))
+    }
+
+    /// The set of everything that is no dot product.
+    pub(crate) fn plain(self) -> Avx512 {
+        self.0
+    }
+
+    /// Runs `kernel` compiled for this instruction set.
+    pub(crate) fn vectorize(self, kernel: impl PairKernel) {
+        // SAFETY: `self` proves avx512bf16 and avx512f/bw/vl; every machine with those has avx2, fma and f16c.
+        unsafe { compiled(self, kernel) }
+    }
+
+    /// `sum[i] + x[i].1 · w[i].1 + x[i].0 · w[i].0` for sixteen outputs, in the order and with the roundings of the instruction.
+    #[inline(always)]
+    pub(crate) fn dot(self, sum: __m512, x: __m512bh, w: __m512bh) -> __m512 {
+        // SAFETY: `self` proves the instruction set.
+        unsafe { _mm512_dpbf16_ps(sum, x, w) }
+    }
+
+    /// One pair of inputs for sixteen outputs.
+    #[inline(always)]
+    pub(crate) fn splat(self, x: Pair) -> __m512bh {
+        // SAFETY: `self` proves AVX-512F. The cast reinterprets 512 bits: both types are plain vectors.
+        unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(x.cast_signed())) }
+    }
+
+    /// The weights of sixteen outputs for one pair of inputs.
+    #[inline(always)]
+    pub(crate) fn load(self, w: &[Pair; LANES]) -> __m512bh {
+        // SAFETY: `self` proves AVX-512F; the load is an unaligned one through a reference to the whole array, and the cast
+        // reinterprets 512 bits.
+        unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(w.as_ptr().cast())) }
+    }
+}
+
+/// Rounds a row of activations to pairs, to nearest, ties to even. An odd end is paired with zero.
+pub(crate) struct RoundToPairs<'a> {
+    /// `[K]`.
+    pub(crate) x: &'a [f32],
+    /// `[ceil(K / 2)]`.
+    pub(crate) pairs: &'a mut [Pair],
+}
+
+impl PairKernel for RoundToPairs<'_> {
+    #[inline(always)]
+    fn run(self, _simd: Avx512Bf16) {
+        let (vectors, rest) = self.x.as_chunks::<{ 2 * LANES }>();
+        let (whole, last) = self.pairs.as_chunks_mut::<LANES>();
+        for (x, pairs) in vectors.iter().zip(whole) {
+            // SAFETY: the argument proves the instruction set; unaligned loads of the halves of an array of 32, and an
+            // unaligned store to a whole array of 16 pairs, which is what 32 bf16 are.
+            unsafe {
+                let (low, high) = (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x[LANES..].as_ptr()));
+                let rounded = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+                _mm512_storeu_si512(pairs.as_mut_ptr().cast(), rounded);
+            }
+        }
+        let round = |x: f32| Pair::from(bf16::from_f32(x).to_bits());
+        for (pair, x) in last.iter_mut().zip(rest.chunks(2)) {
+            *pair = round(x[0]) | x.get(1).map_or(0, |x| round(*x) << 16);
+        }
+    }
+}
