@@ -86,15 +86,15 @@ impl Pool {
     /// Calls `f(0)` to `f(pieces - 1)` and returns when all have returned. Neighbouring pieces go to one worker as long as
     /// every worker keeps up. A panic of one piece is raised here after the others have ended.
     pub(crate) fn run(&self, pieces: usize, f: impl Fn(usize) + Sync) {
-        let running = match self.running.try_lock() {
-            Ok(guard) => Some(guard),
-            // A job that panicked poisons the lock and leaves nothing behind.
-            Err(TryLockError::Poisoned(guard)) => Some(guard.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        };
-        if pieces <= 1 || self.workers.is_empty() || running.is_none() {
+        if pieces <= 1 || self.workers.is_empty() {
             return (0..pieces).for_each(f);
         }
+        let _running = match self.running.try_lock() {
+            Ok(guard) => guard,
+            // A job that panicked poisons the lock and leaves nothing behind.
+            Err(TryLockError::Poisoned(guard)) => guard.into_inner(),
+            Err(TryLockError::WouldBlock) => return (0..pieces).for_each(f),
+        };
         let shared = &*self.shared;
         let call: &(dyn Fn(usize) + Sync) = &f;
         // SAFETY: only the lifetime changes. The reference is used by whoever has taken a piece, before reporting it done,

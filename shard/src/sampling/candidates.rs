@@ -67,6 +67,26 @@ impl Candidates {
         self.scores.iter().any(|&score| score > f32::NEG_INFINITY)
     }
 
+    /// Removes the tokens whose bit is zero or missing, while no token was removed yet: bit i of word n is token 64 n + i.
+    pub(super) fn retain_bits(&mut self, words: impl Iterator<Item = u64>) {
+        debug_assert!(self.ids.iter().copied().eq(0..self.ids.len() as u32), "an index is an id up to here");
+        let (mut kept, len) = (0, self.ids.len());
+        for (first, mut word) in (0..len).step_by(64).zip(words) {
+            if len - first < 64 {
+                word &= (1 << (len - first)) - 1;
+            }
+            while word != 0 {
+                let index = first + word.trailing_zeros() as usize;
+                self.ids[kept] = index as u32;
+                self.scores[kept] = self.scores[index];
+                kept += 1;
+                word &= word - 1;
+            }
+        }
+        self.ids.truncate(kept);
+        self.scores.truncate(kept);
+    }
+
     /// Removes the candidates whose index `keep` refuses.
     pub(super) fn retain(&mut self, mut keep: impl FnMut(usize, f32, &Scratch) -> bool) {
         let mut kept = 0;

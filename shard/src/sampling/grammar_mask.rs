@@ -18,13 +18,13 @@ pub const fn mask_bytes(vocab_size: usize) -> usize {
 
 /// Removes the tokens whose bit in `allowed` is zero or missing.
 fn apply(candidates: &mut Candidates, allowed: &[u8]) {
-    // Bit id % 32 of little-endian word id / 32 is bit id % 8 of byte id / 8.
-    let is_allowed = |id: usize| allowed.get(id / 8).is_some_and(|byte| byte >> (id % 8) & 1 == 1);
-    debug_assert!(
-        candidates.ids().iter().copied().eq(0..candidates.ids().len() as u32),
-        "an index is an id up to here"
-    );
-    candidates.retain(|id, _, _| is_allowed(id));
+    // Bit id % 32 of little-endian word id / 32 is bit id % 64 of little-endian double word id / 64. Sixty-four tokens that the
+    // grammar forbids cost one look.
+    candidates.retain_bits(allowed.chunks(8).map(|bytes| {
+        let mut word = [0; 8];
+        word[..bytes.len()].copy_from_slice(bytes);
+        u64::from_le_bytes(word)
+    }));
 }
 
 #[cfg(test)]
