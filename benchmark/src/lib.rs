@@ -54,7 +54,10 @@ pub fn run(args: Args) -> Result<(), Error> {
         Ok(measured) => measured,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     };
-    print(&live.snapshot(), output.unwrap_or(Output::Markdown));
+    let report = live.snapshot();
+    if report.points.iter().any(|point| !point.results.is_empty()) {
+        print(&report, output.unwrap_or(Output::Markdown));
+    }
     measured.and(drawn)
 }
 

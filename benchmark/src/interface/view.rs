@@ -5,10 +5,10 @@ use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style, Stylize};
 use ratatui::symbols::Marker;
 use ratatui::text::{Line, Span};
-use ratatui::widgets::{Axis, Block, Chart, Dataset, GraphType, LineGauge, Paragraph, Row, Sparkline, Table};
+use ratatui::widgets::{Axis, Block, Chart, Dataset, GraphType, LineGauge, Paragraph, Row, Sparkline, Table, Wrap};
 use serde_json::Value;
 
-use crate::report::{Dot, Phase, Point, Report, Results, milliseconds};
+use crate::report::{Dot, Phase, Point, Report, Requests, Results, milliseconds};
 use crate::statistics::{Distribution, Summary};
 
 const ACCENT: Color = Color::Cyan;
@@ -73,7 +73,7 @@ impl View {
         draw_progress(report, self.shown, frame, progress);
 
         let [table, histogram] = Layout::horizontal([Constraint::Min(76), Constraint::Percentage(34)]).areas(figures);
-        frame.render_widget(figure_table(point), table);
+        draw_figures(point, frame, table);
         draw_histogram(latencies[self.metric].0.title, latencies[self.metric].1, frame, histogram);
 
         let halves = Layout::horizontal([Constraint::Fill(1), Constraint::Fill(1)]).areas::<2>(plots);
@@ -141,21 +141,24 @@ fn draw_progress(report: &Report, shown: usize, frame: &mut Frame, area: Rect) {
         let gauge = LineGauge::default()
             .ratio(share)
             .label(format!(" {name:<18} {text:>8} "))
+            .filled_symbol("━")
+            .unfilled_symbol("─")
             .filled_style(Style::new().fg(ACCENT))
             .unfilled_style(Style::new().fg(QUIET));
         frame.render_widget(gauge, line);
     }
 }
 
-/// Rows of the table of figures, with its titles.
+/// Rows of the figures, with their titles.
 fn figure_rows(results: &Results) -> u16 {
     match results {
         Results::Batches(_) => 1 + 3 + 2,
-        Results::Requests(_) => 1 + 4 + 2,
+        // Two for the failures, of which there may be many kinds.
+        Results::Requests(_) => 1 + 4 + 2 + 2,
     }
 }
 
-fn figure_table(point: &Point) -> Table<'static> {
+fn draw_figures(point: &Point, frame: &mut Frame, area: Rect) {
     let row = |title: &str, values: &Distribution, unit: fn(f64) -> String| {
         let cells = values.summary().map_or_else(
             || vec!["-".to_owned(); 6],
@@ -163,35 +166,45 @@ fn figure_table(point: &Point) -> Table<'static> {
                 [average, lowest, highest, p50, p90, p99].map(unit).to_vec()
             },
         );
-        Row::new(std::iter::once(title.to_owned()).chain(cells).map(|cell| Line::from(cell)))
+        Row::new(std::iter::once(title.to_owned()).chain(cells))
     };
     let mut rows: Vec<Row> =
         point.results.latencies().into_iter().map(|(metric, values)| row(metric.title, values, milliseconds)).collect();
-    match &point.results {
-        Results::Batches(batches) => {
-            rows.extend(batches.throughputs().into_iter().map(|(metric, values)| {
+    if let Results::Batches(batches) = &point.results {
+        rows.extend(
+            batches.throughputs().into_iter().map(|(metric, values)| {
                 row(&format!("{} tokens/s", metric.title), values, |value| format!("{value:.1}"))
-            }))
-        }
-        Results::Requests(requests) => {
-            let rate = |count| requests.per_second(count).map_or_else(|| "-".to_owned(), |rate| format!("{rate:.1}"));
-            rows.push(Row::new([
-                "Throughput".to_owned(),
-                format!("{} tok/s", rate(requests.output_tokens)),
-                format!("{} req/s", rate(requests.completed)),
-            ]));
-            let failures: Vec<_> = requests.failures.iter().map(|(kind, count)| format!("{kind}: {count}")).collect();
-            let style = if failures.is_empty() { Style::new() } else { Style::new().fg(Color::Red) };
-            let counts = ["Requests".to_owned(), requests.completed.to_string(), failures.join(", ")];
-            rows.push(Row::new(counts).style(style));
-        }
+            }),
+        );
     }
+    let block = Block::bordered().title(" Figures ").border_style(QUIET);
+    let inner = block.inner(area);
+    frame.render_widget(block, area);
+    let [table, counts] =
+        Layout::vertical([Constraint::Length(rows.len() as u16 + 1), Constraint::Min(0)]).areas(inner);
     let titles = Row::new(["", "Average", "Lowest", "Highest", "p50", "p90", "p99"]).fg(QUIET);
     let widths = [Constraint::Length(17)].into_iter().chain([Constraint::Fill(1); 6]);
-    Table::new(rows, widths)
-        .header(titles)
-        .column_spacing(1)
-        .block(Block::bordered().title(" Figures ").border_style(QUIET))
+    frame.render_widget(Table::new(rows, widths).header(titles).column_spacing(1), table);
+    if let Results::Requests(requests) = &point.results {
+        frame.render_widget(counts_of(requests), counts);
+    }
+}
+
+/// How many requests, how fast, and what went wrong.
+fn counts_of(requests: &Requests) -> Paragraph<'static> {
+    let rate = |count| requests.per_second(count).map_or_else(|| "-".to_owned(), |rate| format!("{rate:.1}"));
+    let done = format!(
+        "{} completed, {} requests/s, {} output tokens/s",
+        requests.completed,
+        rate(requests.completed),
+        rate(requests.output_tokens)
+    );
+    let failures: Vec<_> = requests.failures.iter().map(|(kind, count)| format!("{kind}: {count}")).collect();
+    let failed = match requests.failed() {
+        0 => Line::default(),
+        failed => Line::from(format!("{failed} failed ({})", failures.join(", "))).fg(Color::Red),
+    };
+    Paragraph::new(vec![Line::from(done), failed]).wrap(Wrap { trim: true })
 }
 
 fn draw_histogram(title: &str, values: &Distribution, frame: &mut Frame, area: Rect) {
@@ -200,10 +213,16 @@ fn draw_histogram(title: &str, values: &Distribution, frame: &mut Frame, area: R
     frame.render_widget(block, area);
     let Some(summary) = values.summary() else { return };
     let [bars, scale] = Layout::vertical([Constraint::Min(1), Constraint::Length(1)]).areas(inner);
-    let bins = usize::from(bars.width).max(1);
-    frame.render_widget(Sparkline::default().data(values.histogram(bins)).fg(ACCENT), bars);
+    let width = usize::from(bars.width);
+    // Twice the root of the number of values: with fewer bins a shape is lost, with more it falls apart into single values.
+    let bins = (2.0 * (summary.count as f64).sqrt()).ceil().min(width as f64).max(1.0) as usize;
+    let counts = values.histogram(bins);
+    frame.render_widget(
+        Sparkline::default().data((0..width).map(|column| counts[column * bins / width])).fg(ACCENT),
+        bars,
+    );
     let (left, right) = (milliseconds(summary.lowest), milliseconds(summary.highest));
-    let gap = bins.saturating_sub(left.len() + right.len());
+    let gap = width.saturating_sub(left.len() + right.len());
     frame.render_widget(Line::from(format!("{left}{:gap$}{right}", "")).fg(QUIET), scale);
 }
 
@@ -276,33 +295,33 @@ mod tests {
         check(
             &samples::shards(),
             expect![[r#"
-             text-generation-benchmark llama, bfloat16, cpu (AVX-512, 2 threads)
-             Model gpt2 · Sequence Length 10
-             Batch Size  1 ✓  2 ✓  4 …  8
-             Batch Size 4           50 %  ──────────────────────────────────────────────────────────────────────────────────────────
-             All                    62 %  ──────────────────────────────────────────────────────────────────────────────────────────
-            ┌ Figures ────────────────────────────────────────────────────────────────────┐┌ Prefill ──────────────────────────────┐
-            │                  Average   Lowest    Highest   p50       p90       p99      ││█          █                          █│
-            │Prefill           52.00 ms  40.00 ms  68.00 ms  48.00 ms  68.00 ms  68.00 ms ││█          █                          █│
-            │Decode (token)    5.30 ms   5.00 ms   6.00 ms   5.20 ms   6.00 ms   6.00 ms  ││█          █                          █│
-            │Decode (total)    37.33 ms  35.00 ms  41.00 ms  35.98 ms  40.99 ms  40.99 ms ││█          █                          █│
-            │Prefill tokens/s  806.7     590.0     1000.0    830.5     1000.0    1000.0   ││█          █                          █│
-            │Decode tokens/s   760.0     720.0     800.0     760.5     800.0     800.0    ││40.00 ms                       68.00 ms│
-            └─────────────────────────────────────────────────────────────────────────────┘└───────────────────────────────────────┘
-            ┌ Prefill: p50 in ms over tokens/s ────────────────────────┐┌ Decode: p50 in ms over tokens/s ─────────────────────────┐
-            │53│                                                 ⢀     ││5.72│            ⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀     │
-            │  │                                                 •     ││    │            •           •                      •     │
-            │  │                                                 ⢸     ││    │                                                     │
-            │  │                                                 ⢸     ││    │                                                     │
-            │26│                                                 •     ││2.86│                                                     │
-            │  │                                                 •     ││    │                                                     │
-            │  │                                                 ⠈     ││    │                                                     │
-            │0 │                                                       ││0.00│                                                     │
-            │  └───────────────────────────────────────────────────────││    └─────────────────────────────────────────────────────│
-            │  0                          444                       887││    0                        418                       836│
-            └──────────────────────────────────────────────────────────┘└──────────────────────────────────────────────────────────┘
-             q stop   ← → batch size   ↑ ↓ histogram   Esc follow
-        "#]],
+                 text-generation-benchmark llama, bfloat16, cpu (AVX-512, 2 threads)
+                 Model gpt2 · Sequence Length 10
+                 Batch Size  1 ✓  2 ✓  4 …  8
+                 Batch Size 4           50 %  ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━─────────────────────────────────────────────
+                 All                    62 %  ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━──────────────────────────────────
+                ┌ Figures ────────────────────────────────────────────────────────────────────┐┌ Prefill ──────────────────────────────┐
+                │                  Average   Lowest    Highest   p50       p90       p99      ││████████████████████          █████████│
+                │Prefill           52.00 ms  40.00 ms  68.00 ms  48.00 ms  68.00 ms  68.00 ms ││████████████████████          █████████│
+                │Decode (token)    5.30 ms   5.00 ms   6.00 ms   5.20 ms   6.00 ms   6.00 ms  ││████████████████████          █████████│
+                │Decode (total)    37.33 ms  35.00 ms  41.00 ms  35.98 ms  40.99 ms  40.99 ms ││████████████████████          █████████│
+                │Prefill tokens/s  806.7     590.0     1000.0    830.5     1000.0    1000.0   ││████████████████████          █████████│
+                │Decode tokens/s   760.0     720.0     800.0     760.5     800.0     800.0    ││40.00 ms                       68.00 ms│
+                └─────────────────────────────────────────────────────────────────────────────┘└───────────────────────────────────────┘
+                ┌ Prefill: p50 in ms over tokens/s ────────────────────────┐┌ Decode: p50 in ms over tokens/s ─────────────────────────┐
+                │53│                                                 ⢀     ││5.72│            ⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀     │
+                │  │                                                 •     ││    │            •           •                      •     │
+                │  │                                                 ⢸     ││    │                                                     │
+                │  │                                                 ⢸     ││    │                                                     │
+                │26│                                                 •     ││2.86│                                                     │
+                │  │                                                 •     ││    │                                                     │
+                │  │                                                 ⠈     ││    │                                                     │
+                │0 │                                                       ││0.00│                                                     │
+                │  └───────────────────────────────────────────────────────││    └─────────────────────────────────────────────────────│
+                │  0                          444                       887││    0                        418                       836│
+                └──────────────────────────────────────────────────────────┘└──────────────────────────────────────────────────────────┘
+                 q stop   ← → batch size   ↑ ↓ histogram   Esc follow
+            "#]],
         );
     }
 
@@ -311,33 +330,33 @@ mod tests {
         check(
             &samples::http(),
             expect![[r#"
-             text-generation-benchmark http://127.0.0.1:3000/generate_stream
-             Route generate
-             Requests/s  2.5 ✓
-             Requests/s 2.5         done  ──────────────────────────────────────────────────────────────────────────────────────────
-             All                   100 %  ──────────────────────────────────────────────────────────────────────────────────────────
-            ┌ Figures ────────────────────────────────────────────────────────────────────┐┌ First token ──────────────────────────┐
-            │                  Average   Lowest    Highest   p50       p90       p99      ││█                                     █│
-            │First token       25.00 ms  20.00 ms  30.00 ms  20.00 ms  30.00 ms  30.00 ms ││█                                     █│
-            │Inter-token       5.00 ms   4.00 ms   6.00 ms   5.00 ms   6.00 ms   6.00 ms  ││█                                     █│
-            │Per output token  5.00 ms   5.00 ms   5.00 ms   5.00 ms   5.00 ms   5.00 ms  ││█                                     █│
-            │End to end        65.00 ms  60.00 ms  70.00 ms  60.03 ms  70.00 ms  70.00 ms ││█                                     █│
-            │Throughput        8.0 tok/s 1.0 req/s                                        ││█                                     █│
-            │Requests          2         HTTP 429:                                        ││20.00 ms                       30.00 ms│
-            └─────────────────────────────────────────────────────────────────────────────┘└───────────────────────────────────────┘
-            ┌ First token: p50 in ms over tokens/s ────────────────────┐┌ Inter-token: p50 in ms over tokens/s ────────────────────┐
-            │22 │                                                ⠠     ││5.50│                                               ⠠     │
-            │   │                                                •     ││    │                                               •     │
-            │   │                                                      ││    │                                                     │
-            │11 │                                                      ││2.75│                                                     │
-            │   │                                                      ││    │                                                     │
-            │   │                                                      ││    │                                                     │
-            │0  │                                                      ││0.00│                                                     │
-            │   └──────────────────────────────────────────────────────││    └─────────────────────────────────────────────────────│
-            │0.00                         4.40                     8.80││ 0.00                        4.40                     8.80│
-            └──────────────────────────────────────────────────────────┘└──────────────────────────────────────────────────────────┘
-             Done.  q close and print   ← → requests/s   ↑ ↓ histogram   Esc follow
-        "#]],
+                 text-generation-benchmark http://127.0.0.1:3000/generate_stream
+                 Route generate
+                 Requests/s  2.5 ✓
+                 Requests/s 2.5         done  ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━
+                 All                   100 %  ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━
+                ┌ Figures ────────────────────────────────────────────────────────────────────┐┌ First token ──────────────────────────┐
+                │                  Average   Lowest    Highest   p50       p90       p99      ││█████████████             █████████████│
+                │First token       25.00 ms  20.00 ms  30.00 ms  20.00 ms  30.00 ms  30.00 ms ││█████████████             █████████████│
+                │Inter-token       5.00 ms   4.00 ms   6.00 ms   5.00 ms   6.00 ms   6.00 ms  ││█████████████             █████████████│
+                │Per output token  5.00 ms   5.00 ms   5.00 ms   5.00 ms   5.00 ms   5.00 ms  ││█████████████             █████████████│
+                │End to end        65.00 ms  60.00 ms  70.00 ms  60.03 ms  70.00 ms  70.00 ms ││█████████████             █████████████│
+                │2 completed, 1.0 requests/s, 8.0 output tokens/s                             ││█████████████             █████████████│
+                │4 failed (HTTP 429: 3, connection refused: 1)                                ││█████████████             █████████████│
+                │                                                                             ││█████████████             █████████████│
+                │                                                                             ││20.00 ms                       30.00 ms│
+                └─────────────────────────────────────────────────────────────────────────────┘└───────────────────────────────────────┘
+                ┌ First token: p50 in ms over tokens/s ────────────────────┐┌ Inter-token: p50 in ms over tokens/s ────────────────────┐
+                │22 │                                                •     ││5.50│                                               •     │
+                │   │                                                      ││    │                                                     │
+                │11 │                                                      ││2.75│                                                     │
+                │   │                                                      ││    │                                                     │
+                │0  │                                                      ││0.00│                                                     │
+                │   └──────────────────────────────────────────────────────││    └─────────────────────────────────────────────────────│
+                │0.00                         4.40                     8.80││ 0.00                        4.40                     8.80│
+                └──────────────────────────────────────────────────────────┘└──────────────────────────────────────────────────────────┘
+                 Done.  q close and print   ← → requests/s   ↑ ↓ histogram   Esc follow
+            "#]],
         );
     }
 

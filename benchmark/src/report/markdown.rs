@@ -75,7 +75,7 @@ fn summaries<'a>(
 fn write_requests(report: &Report, load: &str, out: &mut String) {
     let points = || {
         report.points.iter().filter_map(|point| match &point.results {
-            Results::Requests(requests) if requests.completed + requests.failed() > 0 => Some((point.load, requests)),
+            Results::Requests(requests) if !point.results.is_empty() => Some((point.load, requests)),
             _ => None,
         })
     };

@@ -174,6 +174,14 @@ impl Phase {
 }
 
 impl Results {
+    /// Whether nothing was measured, not even a failure.
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Results::Batches(batches) => batches.prefill.summary().is_none(),
+            Results::Requests(requests) => requests.completed + requests.failed() == 0,
+        }
+    }
+
     /// All latencies, in the order of tables.
     pub fn latencies(&self) -> Vec<(Metric, &Distribution)> {
         match self {

@@ -50,7 +50,7 @@ impl Shape {
         let lengths = format!("--sequence-length {sequence_length} + --decode-length {decode_length}");
         most(lengths.clone(), total, "max_position_embeddings", facts.max_position_embeddings)?;
         let blocks = u64::from(rows) * self.blocks_per_row(facts.block_size);
-        most(format!("the KV cache of {rows} rows of {lengths}, in blocks,"), blocks, "num_blocks", facts.num_blocks)
+        most(format!("--batch-size {rows} x ({lengths}), in KV blocks,"), blocks, "num_blocks", facts.num_blocks)
     }
 }
 
@@ -182,9 +182,9 @@ mod tests {
         check(
             shape(4, 10, 8),
             |_| (),
-            expect![
-                "the KV cache of 4 rows of --sequence-length 10 + --decode-length 8, in blocks, is 8; the shards' num_blocks is 6"
-            ],
+            expect![[
+                r#"--batch-size 4 x (--sequence-length 10 + --decode-length 8), in KV blocks, is 8; the shards' num_blocks is 6"#
+            ]],
         );
         check(
             shape(u32::MAX, u32::MAX, u32::MAX),
