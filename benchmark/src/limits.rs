@@ -26,6 +26,8 @@ pub const MAX_IN_FLIGHT: usize = 4096;
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(600);
 /// Bytes of one event of a stream. 1 MiB: far above the largest last event; a longer one is a failure of its request.
 pub const MAX_EVENT_BYTES: usize = 1 << 20;
+/// Kinds of failures that are counted apart. 32: more than any server has; further ones count as "other".
+pub const MAX_FAILURE_KINDS: usize = 32;
 /// Bytes of an error body that are shown. 512: a sentence and its JSON.
 pub const MAX_ERROR_BYTES: usize = 512;
 /// Bytes of an answer to `/tokenize`. 4 MiB: the sample of words takes about 100 kB.

@@ -11,7 +11,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 
-use super::protocol;
+use super::protocol::{self, ServerError};
 use crate::args::Args;
 use crate::error::Error;
 use crate::limits::{HANDSHAKE_TIMEOUT, MAX_ERROR_BYTES, MAX_EVENT_BYTES, MAX_TOKENIZED_BYTES, REQUEST_TIMEOUT};
@@ -51,8 +51,8 @@ pub(super) enum Failure {
     #[error("HTTP {}: {text}", status.as_u16())]
     Status { status: StatusCode, text: String },
     /// An event that reports an error.
-    #[error("error event: {0}")]
-    Event(String),
+    #[error("error event: {}: {}", .0.kind, .0.message)]
+    Event(ServerError),
     /// An event that is too long, or no JSON.
     #[error("malformed event: {0}")]
     Malformed(String),
@@ -71,11 +71,11 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    /// What failures are counted by: never the server's own words, of which there is no end.
+    /// What failures are counted by.
     pub(super) fn kind(&self) -> String {
         match self {
             Failure::Status { status, .. } => format!("HTTP {}", status.as_u16()),
-            Failure::Event(_) => "error event".to_owned(),
+            Failure::Event(error) => format!("error event: {}", error.kind),
             Failure::Malformed(_) => "malformed event".to_owned(),
             other => other.to_string(),
         }

@@ -22,7 +22,7 @@ use self::prompts::Prompts;
 use self::schedule::Poisson;
 use crate::args::Args;
 use crate::error::Error;
-use crate::limits::MAX_IN_FLIGHT;
+use crate::limits::{MAX_FAILURE_KINDS, MAX_IN_FLIGHT};
 use crate::report::{Live, Load, Parameter, Phase, Point, Report, Requests, Results};
 
 /// A server that answers, and the load it will get.
@@ -177,7 +177,12 @@ impl Recorder {
             results.elapsed = results.elapsed.max(elapsed);
             match outcome {
                 Ok(answer) => answer.record(began, results),
-                Err(failure) => *results.failures.entry(failure.kind()).or_default() += 1,
+                Err(failure) => {
+                    // A server may invent kinds without end.
+                    let has_room = results.failures.len() < MAX_FAILURE_KINDS;
+                    let kind = Some(failure.kind()).filter(|kind| has_room || results.failures.contains_key(kind));
+                    *results.failures.entry(kind.unwrap_or_else(|| "other".to_owned())).or_default() += 1;
+                }
             }
             let ended = results.completed + results.failed();
             let by_count = requests.map_or(0.0, |requests| ended as f64 / requests as f64);

@@ -17,7 +17,15 @@ pub(super) struct Piece {
     /// Tokens of the reply, once the server says so.
     pub(super) output_tokens: Option<u64>,
     /// The request has failed.
-    pub(super) error: Option<String>,
+    pub(super) error: Option<ServerError>,
+}
+
+/// An error that a server reports within a stream, as TGI does once it has begun to answer.
+#[derive(Debug, PartialEq)]
+pub(super) struct ServerError {
+    /// "overloaded", "generation", ...
+    pub(super) kind: String,
+    pub(super) message: String,
 }
 
 impl Api {
@@ -89,8 +97,10 @@ pub(super) fn read(api: Api, data: &[u8]) -> Result<Piece, String> {
     let event: Value = serde_json::from_slice(data).map_err(|error| error.to_string())?;
     let error = match &event["error"] {
         Value::Null => None,
-        Value::String(text) => Some(text.clone()),
-        error => Some(error["message"].as_str().map_or_else(|| error.to_string(), str::to_owned)),
+        error => Some(ServerError {
+            kind: event["error_type"].as_str().or(error["type"].as_str()).unwrap_or("unknown").to_owned(),
+            message: error.as_str().or(error["message"].as_str()).map_or_else(|| error.to_string(), str::to_owned),
+        }),
     };
     if api == Api::Generate {
         return Ok(Piece {
@@ -156,14 +166,17 @@ mod tests {
             assert_eq!(read(api, event.as_bytes()).unwrap(), expected, "{event}");
         }
         let token = Piece { has_output: true, ..Piece::default() };
-        let error = |text: &str| Piece { error: Some(text.to_owned()), ..Piece::default() };
+        let error = |kind: &str, message: &str| {
+            let error = ServerError { kind: kind.to_owned(), message: message.to_owned() };
+            Piece { error: Some(error), ..Piece::default() }
+        };
         check(Api::Generate, r#"{"token":{"id":3,"text":""},"generated_text":null,"details":null}"#, token);
         check(
             Api::Generate,
             r#"{"token":{"id":3},"generated_text":"","details":{"generated_tokens":8,"input_length":10}}"#,
             Piece { has_output: true, is_last: true, prompt_tokens: Some(10), output_tokens: Some(8), error: None },
         );
-        check(Api::Generate, r#"{"error":"too hot","error_type":"generation"}"#, error("too hot"));
+        check(Api::Generate, r#"{"error":"too hot","error_type":"generation"}"#, error("generation", "too hot"));
         let token = || Piece { has_output: true, ..Piece::default() };
         check(Api::Chat, r#"{"choices":[{"delta":{"role":"assistant","content":""}}]}"#, Piece::default());
         check(Api::Chat, r#"{"choices":[{"delta":{"content":"a"}}],"usage":null}"#, token());
@@ -173,7 +186,7 @@ mod tests {
             r#"{"choices":[],"usage":{"prompt_tokens":4,"completion_tokens":2}}"#,
             Piece { prompt_tokens: Some(4), output_tokens: Some(2), ..Piece::default() },
         );
-        check(Api::Completions, r#"{"error":{"message":"no","type":"x"}}"#, error("no"));
+        check(Api::Completions, r#"{"error":{"message":"no","type":"x"}}"#, error("x", "no"));
         check(Api::Chat, "[DONE]", Piece { is_last: true, ..Piece::default() });
         assert!(read(Api::Chat, b"{").is_err());
     }
