@@ -63,14 +63,15 @@ pub fn run(args: Args) -> Result<(), Error> {
 
 /// The runner of the mode.
 enum Bench {
-    Shards(shards::Bench),
+    /// Boxed: it holds the streams of all ranks in itself.
+    Shards(Box<shards::Bench>),
     Http(http::Bench),
 }
 
 impl Bench {
     async fn open(args: Args) -> Result<(Bench, Report), Error> {
         match args.http.url {
-            None => shards::Bench::open(args).await.map(|(bench, report)| (Bench::Shards(bench), report)),
+            None => shards::Bench::open(args).await.map(|(bench, report)| (Bench::Shards(Box::new(bench)), report)),
             Some(_) => http::Bench::open(args).await.map(|(bench, report)| (Bench::Http(bench), report)),
         }
     }

@@ -1,5 +1,7 @@
 //! `text-generation-benchmark` as its users run it: on shards, over HTTP, and where it must refuse.
 
+#![allow(clippy::unwrap_used, reason = "every function of a test file is part of a test")]
+
 use std::path::Path;
 use std::process::{Command, Stdio};
 

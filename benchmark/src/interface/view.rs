@@ -13,6 +13,8 @@ use crate::statistics::{Distribution, Summary};
 
 const ACCENT: Color = Color::Cyan;
 const QUIET: Color = Color::DarkGray;
+/// Columns that the table of figures needs.
+const FIGURES_WIDTH: u16 = 78;
 
 /// What a person has chosen to see.
 #[derive(Debug, Default)]
@@ -72,7 +74,11 @@ impl View {
         frame.render_widget(tab_line(report, self.shown, tabs.width), tabs);
         draw_progress(report, self.shown, frame, progress);
 
-        let [table, histogram] = Layout::horizontal([Constraint::Min(76), Constraint::Percentage(34)]).areas(figures);
+        // Where both do not fit, the figures are worth more.
+        let histogram_width =
+            if figures.width < FIGURES_WIDTH + 20 { 0 } else { (figures.width - FIGURES_WIDTH).min(60) };
+        let [table, histogram] =
+            Layout::horizontal([Constraint::Min(0), Constraint::Length(histogram_width)]).areas(figures);
         draw_figures(point, frame, table);
         draw_histogram(latencies[self.metric].0.title, latencies[self.metric].1, frame, histogram);
 
@@ -159,23 +165,20 @@ fn figure_rows(results: &Results) -> u16 {
 }
 
 fn draw_figures(point: &Point, frame: &mut Frame, area: Rect) {
-    let row = |title: &str, values: &Distribution, unit: fn(f64) -> String| {
+    let row = |title: &str, unit: &str, values: &Distribution, factor: f64| {
         let cells = values.summary().map_or_else(
             || vec!["-".to_owned(); 6],
             |Summary { average, lowest, highest, p50, p90, p99, .. }| {
-                [average, lowest, highest, p50, p90, p99].map(unit).to_vec()
+                [average, lowest, highest, p50, p90, p99].map(|value| format!("{:.2}", value * factor)).to_vec()
             },
         );
-        Row::new(std::iter::once(title.to_owned()).chain(cells))
+        Row::new(std::iter::once(format!("{title}, {unit}")).chain(cells))
     };
-    let mut rows: Vec<Row> =
-        point.results.latencies().into_iter().map(|(metric, values)| row(metric.title, values, milliseconds)).collect();
+    let latencies = point.results.latencies().into_iter();
+    let mut rows: Vec<Row> = latencies.map(|(metric, values)| row(metric.title, "ms", values, 1e3)).collect();
     if let Results::Batches(batches) = &point.results {
-        rows.extend(
-            batches.throughputs().into_iter().map(|(metric, values)| {
-                row(&format!("{} tokens/s", metric.title), values, |value| format!("{value:.1}"))
-            }),
-        );
+        let throughputs = batches.throughputs().into_iter();
+        rows.extend(throughputs.map(|(metric, values)| row(metric.title, "tokens/s", values, 1.0)));
     }
     let block = Block::bordered().title(" Figures ").border_style(QUIET);
     let inner = block.inner(area);
@@ -183,7 +186,7 @@ fn draw_figures(point: &Point, frame: &mut Frame, area: Rect) {
     let [table, counts] =
         Layout::vertical([Constraint::Length(rows.len() as u16 + 1), Constraint::Min(0)]).areas(inner);
     let titles = Row::new(["", "Average", "Lowest", "Highest", "p50", "p90", "p99"]).fg(QUIET);
-    let widths = [Constraint::Length(17)].into_iter().chain([Constraint::Fill(1); 6]);
+    let widths = [Constraint::Length(20)].into_iter().chain([Constraint::Fill(1); 6]);
     frame.render_widget(Table::new(rows, widths).header(titles).column_spacing(1), table);
     if let Results::Requests(requests) = &point.results {
         frame.render_widget(counts_of(requests), counts);
@@ -300,14 +303,14 @@ mod tests {
                  Batch Size  1 ✓  2 ✓  4 …  8
                  Batch Size 4           50 %  ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━─────────────────────────────────────────────
                  All                    62 %  ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━──────────────────────────────────
-                ┌ Figures ────────────────────────────────────────────────────────────────────┐┌ Prefill ──────────────────────────────┐
-                │                  Average   Lowest    Highest   p50       p90       p99      ││████████████████████          █████████│
-                │Prefill           52.00 ms  40.00 ms  68.00 ms  48.00 ms  68.00 ms  68.00 ms ││████████████████████          █████████│
-                │Decode (token)    5.30 ms   5.00 ms   6.00 ms   5.20 ms   6.00 ms   6.00 ms  ││████████████████████          █████████│
-                │Decode (total)    37.33 ms  35.00 ms  41.00 ms  35.98 ms  40.99 ms  40.99 ms ││████████████████████          █████████│
-                │Prefill tokens/s  806.7     590.0     1000.0    830.5     1000.0    1000.0   ││████████████████████          █████████│
-                │Decode tokens/s   760.0     720.0     800.0     760.5     800.0     800.0    ││40.00 ms                       68.00 ms│
-                └─────────────────────────────────────────────────────────────────────────────┘└───────────────────────────────────────┘
+                ┌ Figures ───────────────────────────────────────────────────────────────────┐┌ Prefill ───────────────────────────────┐
+                │                     Average  Lowest    Highest  p50      p90       p99     ││████████████████████          ██████████│
+                │Prefill, ms          52.00    40.00     68.00    48.00    68.00     68.00   ││████████████████████          ██████████│
+                │Decode (token), ms   5.30     5.00      6.00     5.20     6.00      6.00    ││████████████████████          ██████████│
+                │Decode (total), ms   37.33    35.00     41.00    35.98    40.99     40.99   ││████████████████████          ██████████│
+                │Prefill, tokens/s    806.67   590.00    1000.00  830.50   1000.00   1000.00 ││████████████████████          ██████████│
+                │Decode, tokens/s     760.00   720.00    800.00   760.50   800.00    800.00  ││40.00 ms                        68.00 ms│
+                └────────────────────────────────────────────────────────────────────────────┘└────────────────────────────────────────┘
                 ┌ Prefill: p50 in ms over tokens/s ────────────────────────┐┌ Decode: p50 in ms over tokens/s ─────────────────────────┐
                 │53│                                                 ⢀     ││5.72│            ⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀     │
                 │  │                                                 •     ││    │            •           •                      •     │
@@ -335,17 +338,17 @@ mod tests {
                  Requests/s  2.5 ✓
                  Requests/s 2.5         done  ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━
                  All                   100 %  ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━
-                ┌ Figures ────────────────────────────────────────────────────────────────────┐┌ First token ──────────────────────────┐
-                │                  Average   Lowest    Highest   p50       p90       p99      ││█████████████             █████████████│
-                │First token       25.00 ms  20.00 ms  30.00 ms  20.00 ms  30.00 ms  30.00 ms ││█████████████             █████████████│
-                │Inter-token       5.00 ms   4.00 ms   6.00 ms   5.00 ms   6.00 ms   6.00 ms  ││█████████████             █████████████│
-                │Per output token  5.00 ms   5.00 ms   5.00 ms   5.00 ms   5.00 ms   5.00 ms  ││█████████████             █████████████│
-                │End to end        65.00 ms  60.00 ms  70.00 ms  60.03 ms  70.00 ms  70.00 ms ││█████████████             █████████████│
-                │2 completed, 1.0 requests/s, 8.0 output tokens/s                             ││█████████████             █████████████│
-                │4 failed (HTTP 429: 3, connection refused: 1)                                ││█████████████             █████████████│
-                │                                                                             ││█████████████             █████████████│
-                │                                                                             ││20.00 ms                       30.00 ms│
-                └─────────────────────────────────────────────────────────────────────────────┘└───────────────────────────────────────┘
+                ┌ Figures ───────────────────────────────────────────────────────────────────┐┌ First token ───────────────────────────┐
+                │                     Average  Lowest    Highest  p50      p90       p99     ││██████████████             █████████████│
+                │First token, ms      25.00    20.00     30.00    20.00    30.00     30.00   ││██████████████             █████████████│
+                │Inter-token, ms      5.00     4.00      6.00     5.00     6.00      6.00    ││██████████████             █████████████│
+                │Per output token, ms 5.00     5.00      5.00     5.00     5.00      5.00    ││██████████████             █████████████│
+                │End to end, ms       65.00    60.00     70.00    60.03    70.00     70.00   ││██████████████             █████████████│
+                │2 completed, 1.0 requests/s, 8.0 output tokens/s                            ││██████████████             █████████████│
+                │4 failed (HTTP 429: 3, connection refused: 1)                               ││██████████████             █████████████│
+                │                                                                            ││██████████████             █████████████│
+                │                                                                            ││20.00 ms                        30.00 ms│
+                └────────────────────────────────────────────────────────────────────────────┘└────────────────────────────────────────┘
                 ┌ First token: p50 in ms over tokens/s ────────────────────┐┌ Inter-token: p50 in ms over tokens/s ────────────────────┐
                 │22 │                                                •     ││5.50│                                               •     │
                 │   │                                                      ││    │                                                     │

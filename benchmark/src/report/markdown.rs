@@ -33,13 +33,13 @@ pub fn markdown(report: &Report) -> String {
 
     match &first.results {
         Results::Batches(batches) => {
-            let mut table = Table::new(["Step", load, "Average", "Lowest", "Highest", "p50", "p90", "p99"]);
+            let mut table = Table::new(["Tokens/s", load, "Average", "Lowest", "Highest", "p50", "p90", "p99"]);
             for (index, (metric, _)) in batches.throughputs().into_iter().enumerate() {
                 let points = report.points.iter().filter_map(|point| match &point.results {
                     Results::Batches(batches) => Some((point.load, batches.throughputs()[index].1)),
                     Results::Requests(_) => None,
                 });
-                summaries(&mut table, metric.title, points, |value| format!("{value:.2} tokens/s"));
+                summaries(&mut table, metric.title, points, |value| format!("{value:.2}"));
             }
             table.write(&mut out);
         }
@@ -174,17 +174,18 @@ mod tests {
             |                | 2          | 37.33 ms | 35.00 ms | 41.00 ms | 35.98 ms | 40.99 ms | 40.99 ms |
             |                | 4          | 37.33 ms | 35.00 ms | 41.00 ms | 35.98 ms | 40.99 ms | 40.99 ms |
 
-            | Step    | Batch Size | Average         | Lowest          | Highest          | p50             | p90              | p99              |
-            |---------|------------|-----------------|-----------------|------------------|-----------------|------------------|------------------|
-            | Prefill | 1          | 806.67 tokens/s | 590.00 tokens/s | 1000.00 tokens/s | 830.50 tokens/s | 1000.00 tokens/s | 1000.00 tokens/s |
-            |         | 2          | 806.67 tokens/s | 590.00 tokens/s | 1000.00 tokens/s | 830.50 tokens/s | 1000.00 tokens/s | 1000.00 tokens/s |
-            |         | 4          | 806.67 tokens/s | 590.00 tokens/s | 1000.00 tokens/s | 830.50 tokens/s | 1000.00 tokens/s | 1000.00 tokens/s |
-            | Decode  | 1          | 190.00 tokens/s | 180.00 tokens/s | 200.00 tokens/s  | 190.12 tokens/s | 200.00 tokens/s  | 200.00 tokens/s  |
-            |         | 2          | 380.00 tokens/s | 360.00 tokens/s | 400.00 tokens/s  | 380.25 tokens/s | 400.00 tokens/s  | 400.00 tokens/s  |
-            |         | 4          | 760.00 tokens/s | 720.00 tokens/s | 800.00 tokens/s  | 760.50 tokens/s | 800.00 tokens/s  | 800.00 tokens/s  |
+            | Tokens/s | Batch Size | Average | Lowest | Highest | p50    | p90     | p99     |
+            |----------|------------|---------|--------|---------|--------|---------|---------|
+            | Prefill  | 1          | 806.67  | 590.00 | 1000.00 | 830.50 | 1000.00 | 1000.00 |
+            |          | 2          | 806.67  | 590.00 | 1000.00 | 830.50 | 1000.00 | 1000.00 |
+            |          | 4          | 806.67  | 590.00 | 1000.00 | 830.50 | 1000.00 | 1000.00 |
+            | Decode   | 1          | 190.00  | 180.00 | 200.00  | 190.12 | 200.00  | 200.00  |
+            |          | 2          | 380.00  | 360.00 | 400.00  | 380.25 | 400.00  | 400.00  |
+            |          | 4          | 760.00  | 720.00 | 800.00  | 760.50 | 800.00  | 800.00  |
 
             The run was stopped before its end.
-        "#]].assert_eq(&markdown(&samples::shards()));
+        "#]]
+        .assert_eq(&markdown(&samples::shards()));
     }
 
     #[test]
