@@ -31,10 +31,10 @@ pub struct Args {
     #[arg(long, short, env, default_value_t = 1)]
     pub warmups: u32,
     /// Of token ids, words, arrivals and sampling: the same seed is the same load.
-    #[arg(long, env, default_value_t = 0)]
+    #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// What is printed. Without it: an interface if there is a terminal, and Markdown.
-    #[arg(long, env, value_enum)]
+    #[arg(long, value_enum)]
     pub output: Option<Output>,
 
     /// What shards get.

@@ -42,12 +42,10 @@ pub enum Error {
     },
     /// A router is served.
     #[error(
-        "shard rank {rank} serves a router (epoch {epoch}), and a second one would end its stream: measure it with --url, \
-         or start a shard without a router, or stop the router and give --take-over"
+        "the shards serve a router (epoch {epoch}), whose stream a second one would end: measure it with --url, or start \
+         shards without a router, or stop the router and give --take-over"
     )]
     Live {
-        /// The rank.
-        rank: u32,
         /// The router's epoch.
         epoch: u64,
     },

@@ -119,7 +119,7 @@ async fn shards_with_a_router_are_refused_and_can_be_taken_over() {
     let socket = format!("{}-0", prefix(folder.path(), "served"));
     let tiny = ["-m", &socket, "-b", "1", "-s", "4", "-d", "2", "-r", "2"];
     let refused = refusal(&tiny).await;
-    assert!(refused.contains("serves a router (epoch 1)") && refused.contains("--take-over"), "{refused}");
+    assert!(refused.contains("serve a router (epoch 1)") && refused.contains("--take-over"), "{refused}");
     answers(&server).await;
 
     // A router that stands still cannot take its shard back.

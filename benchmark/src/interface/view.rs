@@ -159,8 +159,8 @@ fn draw_progress(report: &Report, shown: usize, frame: &mut Frame, area: Rect) {
 fn figure_rows(results: &Results) -> u16 {
     match results {
         Results::Batches(_) => 1 + 3 + 2,
-        // Two for the failures, of which there may be many kinds.
-        Results::Requests(_) => 1 + 4 + 2 + 2,
+        // One for the counts and two for the failures, of which there may be many kinds.
+        Results::Requests(_) => 1 + 4 + 1 + 2,
     }
 }
 
@@ -346,11 +346,11 @@ mod tests {
                 │End to end, ms       65.00    60.00     70.00    60.03    70.00     70.00   ││██████████████             █████████████│
                 │2 completed, 1.0 requests/s, 8.0 output tokens/s                            ││██████████████             █████████████│
                 │4 failed (HTTP 429: 3, connection refused: 1)                               ││██████████████             █████████████│
-                │                                                                            ││██████████████             █████████████│
                 │                                                                            ││20.00 ms                        30.00 ms│
                 └────────────────────────────────────────────────────────────────────────────┘└────────────────────────────────────────┘
                 ┌ First token: p50 in ms over tokens/s ────────────────────┐┌ Inter-token: p50 in ms over tokens/s ────────────────────┐
                 │22 │                                                •     ││5.50│                                               •     │
+                │   │                                                      ││    │                                                     │
                 │   │                                                      ││    │                                                     │
                 │11 │                                                      ││2.75│                                                     │
                 │   │                                                      ││    │                                                     │

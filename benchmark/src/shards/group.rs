@@ -83,7 +83,7 @@ impl Group {
             clients.push(other.client);
         }
         if epoch != 0 && !take_over {
-            return Err(Error::Live { rank: 0, epoch });
+            return Err(Error::Live { epoch });
         }
         Ok(Group { facts: Facts::of(&infos), clients, epoch: epoch + 1, streams: Vec::new(), seq: 0 })
     }
