@@ -60,3 +60,7 @@ bench-grammar-load:
 # Time to the first token on fresh and on kept connections.
 bench-first-token:
     cargo run --release -p integration-tests --example first_token
+
+# text-generation-benchmark: prefill and decode on shards, or with --url requests to a server.
+bench-load *args:
+    cargo run --release -p benchmark -- {{ args }}

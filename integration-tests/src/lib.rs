@@ -6,6 +6,7 @@
 
 mod demo_model;
 mod executable;
+mod lone_shards;
 mod metrics;
 mod node;
 mod processes;
@@ -15,7 +16,8 @@ mod stream;
 mod tiny_model;
 
 pub use demo_model::endless_demo_model;
-pub use executable::{executable, workspace_root};
+pub use executable::{benchmark_executable, executable, workspace_root};
+pub use lone_shards::LoneShards;
 pub use metrics::Metrics;
 pub use node::Node;
 pub use processes::{Process, wait_until};

@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use integration_tests::{Setup, TinyModel};
+use integration_tests::{LoneShards, Setup, TinyModel};
 use proto::v1::shard_client::ShardClient;
 use proto::v1::{GenerateRequest, InfoRequest, InspectRequest, SamplingParams};
 use tonic_health::pb::HealthCheckRequest;
@@ -64,8 +64,8 @@ async fn generate_by_hand_needs_a_shard_without_a_router() {
     assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "the router's stream is open: {refused}");
 
     // A shard alone, as the launcher starts it, but without a router.
-    let alone = Alone::start(&server, &folder.path().join("alone").to_string_lossy());
-    let mut shard = alone.connect().await;
+    let alone = LoneShards::start(&server, &folder.path().join("alone").to_string_lossy()).await;
+    let mut shard = alone.connect(0).await;
     let answer = shard.generate(call).await.unwrap().into_inner();
     assert_eq!((answer.output_ids.len(), answer.logprobs.len()), (4, 4));
     assert!(answer.logprobs.iter().all(|logprob| *logprob <= 0.0), "{answer:?}");
@@ -76,44 +76,4 @@ async fn reflect(channel: tonic::transport::Channel, request: MessageRequest) ->
     let mut client = ServerReflectionClient::new(channel);
     let mut answers = client.server_reflection_info(tokio_stream::once(request)).await.unwrap().into_inner();
     answers.message().await.unwrap().expect("one answer per question").message_response.expect("it has contents")
-}
-
-/// A shard process of its own with the model of a running server.
-struct Alone {
-    process: std::process::Child,
-    prefix: String,
-}
-
-impl Alone {
-    fn start(server: &integration_tests::Server, prefix: &str) -> Alone {
-        // The command line that the launcher gave to its shard, with another socket.
-        let argv = server.shard(0).argv;
-        let own = argv[1..].iter().filter(|word| !word.is_empty() && !word.starts_with("--uds-path"));
-        let process = std::process::Command::new(integration_tests::executable())
-            .args(own)
-            .arg(format!("--uds-path={prefix}"))
-            .stdout(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
-        Alone { process, prefix: prefix.to_owned() }
-    }
-
-    async fn connect(&self) -> ShardClient<tonic::transport::Channel> {
-        let socket = proto::socket_path(&self.prefix, 0);
-        let start = std::time::Instant::now();
-        loop {
-            match proto::connect(&socket).await {
-                Ok(channel) => return ShardClient::new(channel),
-                Err(error) => assert!(start.elapsed() < integration_tests::PATIENCE, "{error}"),
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-    }
-}
-
-impl Drop for Alone {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
 }
