@@ -12,6 +12,8 @@ mod sampling_params;
 mod transport;
 
 pub use packed::{PackedError, SAMPLE_BYTES, Sample, pack_f32, pack_u32, unpack_f32, unpack_u32};
+/// How large a message is when it travels, among others.
+pub use prost::Message;
 pub use sampling_params::{InvalidSampling, MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_LOGIT_BIASES};
 pub use transport::{TransportError, bind, connect, socket_path};
 

@@ -123,6 +123,10 @@ pub const DETOKENIZER_PENDING: usize = 8;
 /// Plans sent ahead of their results. 2: the device always has the next step while a result travels; a third would only
 /// waste one more row per reply that ends on its own.
 pub const RUN_AHEAD: usize = 2;
+/// Bytes that the rows entering in one plan add to its message, unless it is a single row: parameters with long lists, and the ids of
+/// cached prefixes where penalties count them. 4 MiB: a quarter of what a message may have, so that the longest single row fits too;
+/// whoever does not fit enters one step later.
+pub const MAX_ENTRY_BYTES: usize = 4 << 20;
 /// Prompts that may be in the middle of a prefill of more than one step. 1: the blocks of a half-computed prompt are
 /// idle memory, so finishing one before starting the next is never slower; shorter prompts overtake it.
 pub const MAX_LONG_PREFILLS: usize = 1;

@@ -13,6 +13,7 @@
 //! goes back to the queue; a row that finds nobody younger skips the step and keeps what it has, until an older one
 //! takes it. The oldest row always gets its blocks, so something always moves.
 
+use proto::Message;
 use proto::v1::SamplingParams;
 
 use crate::kv::BlockId;
@@ -35,7 +36,7 @@ enum Length {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Admission {
     Admitted(SlotId),
-    /// Its prefix is being computed by this very step.
+    /// Its prefix is being computed by this very step, or the step's message has no room for its parameters.
     WaitAStep,
     /// No memory: nobody younger may take what it waits for.
     NoBlocks,
@@ -165,7 +166,9 @@ impl Scheduler {
         let sequence = self.candidate(idx);
         let matched = self.cache.find_prefix(sequence.cacheable(), &sequence.chain, self.step.seq, &mut found);
         let needed = self.blocks_for(sequence.len()) - found.len() as u32;
-        let admission = if matched.next_is_coming {
+        let bytes = self.entry_bytes(sequence, found.len());
+        let is_full = !self.step.new_slots.is_empty() && self.step.entry_bytes + bytes > limits::MAX_ENTRY_BYTES;
+        let admission = if matched.next_is_coming || is_full {
             Admission::WaitAStep
         } else if self.cache.available() < matched.unowned + needed + reserved {
             Admission::NoBlocks
@@ -174,10 +177,18 @@ impl Scheduler {
                 None => self.recovered.remove(idx),
                 Some(idx) => self.waiting.remove(idx),
             };
+            self.step.entry_bytes += bytes;
             Admission::Admitted(self.enter(sequence.expect("candidate() has just read it"), &found))
         };
         self.found = found;
         admission
+    }
+
+    /// What the entry of a sequence adds to the plan's message beside its chunks, in bytes, at most.
+    fn entry_bytes(&self, sequence: &Sequence, prefix_blocks: usize) -> usize {
+        let sampling = &sequence.request.parts().sampling;
+        let cached_ids = if sampling.needs_cached_ids() { prefix_blocks * self.config.block_size as usize } else { 0 };
+        sampling.encoded_len() + size_of::<u32>() * (prefix_blocks + cached_ids)
     }
 
     /// Whether the head of the queue is a long prompt that lacks only memory: then shorter ones must not overtake it, or

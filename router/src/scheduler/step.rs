@@ -29,6 +29,8 @@ pub struct StepPlan {
     pub chunk_ids: Vec<u32>,
     /// Rows that enter.
     pub new_slots: Vec<NewSlot>,
+    /// What the new slots add to the message, in bytes, at most.
+    pub entry_bytes: usize,
     /// Blocks that are appended to block tables, in order.
     pub appended_blocks: Vec<(SlotId, BlockId)>,
     /// Rows that have left.
@@ -106,6 +108,7 @@ impl StepPlan {
         self.chunks.clear();
         self.chunk_ids.clear();
         self.new_slots.clear();
+        self.entry_bytes = 0;
         self.appended_blocks.clear();
         self.freed_slots.clear();
         self.masked.clear();

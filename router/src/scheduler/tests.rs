@@ -331,3 +331,45 @@ fn results_must_answer_the_oldest_plan_row_by_row() {
     assert_eq!(apply(outcome(1, &[0, 1], 9)), Err(ApplyError::Row { actual: Some(1), expected: None }));
     assert_eq!(apply(outcome(1, &[0], 10)), Err(ApplyError::TokenId { token_id: 10, vocab_size: 10 }));
 }
+
+#[test]
+fn no_plan_outgrows_its_message() {
+    let config = SchedulerConfig {
+        block_size: 16,
+        vocab_size: 1 << 20,
+        eos_token_ids: vec![],
+        run_ahead: 1,
+        prefix_key: PrefixKey::from_bytes([3; 32]),
+    };
+    let capacity = Capacity { num_blocks: 256, max_slots: 128, max_step_tokens: 512, max_logit_rows: 128 };
+    let mut scheduler = Scheduler::new(config, capacity);
+    let word = proto::v1::TokenSequence { ids: vec![1 << 19; proto::MAX_BAD_WORD_TOKENS] };
+    let limits = RequestLimits { max_total_tokens: 10, vocab_size: 1 << 20, max_top_n_tokens: 0 };
+    for id in 0..100 {
+        let parts = RequestParts {
+            input_ids: [1, 2].into(),
+            sampling: proto::v1::SamplingParams {
+                bad_words: vec![word.clone(); proto::MAX_BAD_WORDS],
+                ..Default::default()
+            },
+            max_new_tokens: 4,
+            ignore_eos: true,
+            cache_prompt: false,
+            salt: None,
+            constraint: None,
+        };
+        scheduler.submit(RequestId(id), GenerateRequest::new(parts, &limits).unwrap()).unwrap();
+    }
+    let (mut entered, mut plans) = (0, 0);
+    while entered < 100 {
+        let step = scheduler.plan().expect("nobody waits for ever");
+        let bytes = proto::Message::encoded_len(&crate::engine::wire::encode(step));
+        assert!(bytes < limits::MAX_ENTRY_BYTES + (1 << 20), "{bytes} bytes in one plan");
+        entered += step.new_slots.len();
+        plans += 1;
+        let (seq, rows) = (step.seq, step.continues.iter().copied().chain(step.chunks.iter().map(|chunk| chunk.slot)));
+        let samples = rows.map(|slot| SampledRow { slot, token_id: 5, logprob: 0.0, top: None }).collect();
+        scheduler.apply(StepOutcome { seq, samples, row_errors: vec![], prompt_runs: vec![] }).unwrap();
+    }
+    assert!(plans > 2, "all at once: the test shows nothing");
+}
