@@ -1,5 +1,7 @@
 //! TCP as clients feel it.
 
+#![allow(clippy::unwrap_used, reason = "every function of a test file is part of a test")]
+
 use std::time::{Duration, Instant};
 
 use integration_tests::{Server, Setup};
