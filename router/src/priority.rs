@@ -2,7 +2,7 @@
 
 /// Lets the calling thread run without interrupting others (`SCHED_BATCH`, which needs no privilege). For threads that serve
 /// clients: every token sent would otherwise stop a shard's thread in the middle of an operation, and all that compute with it
-/// (measured on two cores: a tenth of the throughput). A thread that finds a free core loses nothing.
+/// (with the whole router running so, two cores were measured to serve about a tenth more). A thread that finds a free core loses nothing.
 ///
 /// The threads between shards and scheduler keep their priority: the shards wait for them.
 pub(crate) fn give_way() {

@@ -2,7 +2,8 @@
 //!
 //! A CPU arm is written once, generic over [`Simd`], and compiled for AVX-512, AVX2 and a portable form; the choice falls
 //! at run time. All three round alike (every multiply-add is fused, every reduction is the same tree), so the arms agree
-//! bit for bit, which the tests of the operations check.
+//! bit for bit, which the tests of the operations check. Dot products of bf16 pairs stand beside it: they round otherwise, and only
+//! linears use them.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
