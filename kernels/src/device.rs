@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use crate::DType;
 use crate::ledger::Ledger;
 use crate::limits::{MAX_THREADS, MIN_WORK_PER_THREAD};
+use crate::ops::linear::Format;
 use crate::pool::Pool;
 use crate::simd::Isa;
 #[cfg(target_arch = "x86_64")]
@@ -64,11 +65,7 @@ impl Device {
 
     /// The type to which linears round their inputs where their weights are of `dtype`.
     pub fn linear_input_dtype(&self, dtype: DType) -> DType {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Device::Cpu(cpu) if dtype == DType::Bf16 && cpu.isa.bf16_dots().is_some() => DType::Bf16,
-            _ => DType::F32,
-        }
+        Format::choose(self, dtype).input_dtype()
     }
 
     /// The books of a plan device.
