@@ -59,8 +59,10 @@ impl Avx512Bf16 {
             let upper = _mm512_loadu_si512(w.as_ptr().cast());
             let lower = _mm512_slli_epi16::<8>(upper);
             let places = _mm512_set1_epi16(0x87f0_u16.cast_signed());
-            let moved = |words| _mm512_and_si512(_mm512_srai_epi16::<4>(words), places);
-            [lower, upper].map(|words| std::mem::transmute::<__m512i, __m512bh>(moved(words)))
+            [
+                std::mem::transmute::<__m512i, __m512bh>(_mm512_and_si512(_mm512_srai_epi16::<4>(lower), places)),
+                std::mem::transmute::<__m512i, __m512bh>(_mm512_and_si512(_mm512_srai_epi16::<4>(upper), places)),
+            ]
         }
     }
 

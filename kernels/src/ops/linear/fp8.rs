@@ -139,8 +139,13 @@ impl<S: Simd> Arm for Vectors<S> {
 
     #[inline(always)]
     fn load(self, block: &[Line; LINES], at: usize) -> [S::V; 4] {
-        let parts = block[at].as_chunks::<LANES>().0;
-        [0, 1, 2, 3].map(|part: usize| self.0.load_e4m3(&parts[part]))
+        let (parts, simd) = (block[at].as_chunks::<LANES>().0, self.0);
+        [
+            simd.load_e4m3(&parts[0]),
+            simd.load_e4m3(&parts[1]),
+            simd.load_e4m3(&parts[2]),
+            simd.load_e4m3(&parts[3]),
+        ]
     }
 
     #[inline(always)]

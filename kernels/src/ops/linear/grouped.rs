@@ -125,110 +125,101 @@ struct Stripe<'a, A: Arm> {
 /// second-level cache.
 const BLOCK_GROUPS: usize = 16;
 
-/// Panels of one block at most.
+/// Panels of one block where the registers hold the sums of eight rows for them.
 const TILE_PANELS: usize = 3;
+
+/// Rows up to which the panels are read as they are: beyond, unpacking once for all of them is cheaper than once per tile.
+const FEW_ROWS: usize = 4;
 
 impl<A: Arm> Kernel for Stripe<'_, A> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, _simd: S) {
-        let many_registers = A::Lanes::ACCUMULATORS >= 24;
-        match (self.m, many_registers) {
-            // Few rows are bound by memory: several panels at once hide the latency of the chains.
-            (1, true) => self.few::<1, 4>(),
-            (2, true) => self.few::<2, 4>(),
-            (3, true) => self.few::<3, 4>(),
-            (4, true) => self.few::<4, 4>(),
-            (_, true) => self.many::<8, TILE_PANELS>(),
-            (1, false) => self.few::<1, 2>(),
-            (2, false) => self.few::<2, 2>(),
-            (3, false) => self.few::<3, 1>(),
-            (_, false) => self.many::<4, 1>(),
+        // Few rows are bound by memory, and unpack what they read on the way.
+        let shares = A::UNPACKS && self.m > FEW_ROWS;
+        // Taken out rather than borrowed in a closure: a closure is a function without this instruction set.
+        let mut unpacked = UNPACKED.take();
+        if shares {
+            unpacked.resize(BLOCK_GROUPS * TILE_PANELS * A::LOADS * A::STEPS_PER_LOAD, Aligned([0; size_of::<Line>()]));
         }
+        let mut panel = self.range.start;
+        while panel < self.range.end {
+            let panels = if panel + TILE_PANELS <= self.range.end { self.tile_panels() } else { 1 };
+            for first in (0..self.groups).step_by(BLOCK_GROUPS) {
+                let groups = first..self.groups.min(first + BLOCK_GROUPS);
+                // Not several cases of one match: where the condition is a constant, only one of them is compiled.
+                if A::Lanes::ACCUMULATORS >= 24 {
+                    match panels {
+                        1 => self.block::<1>(panel, &groups, shares, &mut unpacked),
+                        _ => self.block::<TILE_PANELS>(panel, &groups, shares, &mut unpacked),
+                    }
+                } else {
+                    self.block::<1>(panel, &groups, shares, &mut unpacked);
+                }
+            }
+            panel += panels;
+        }
+        UNPACKED.set(unpacked);
     }
 }
 
 impl<A: Arm> Stripe<'_, A> {
-    /// All `M` rows against the panels as stored, `P` panels at a time, then fewer.
+    /// Panels of a tile where the stripe has enough of them.
+    fn tile_panels(&self) -> usize {
+        if A::Lanes::ACCUMULATORS >= 24 { TILE_PANELS } else { 1 }
+    }
+
+    /// All rows against one block of `P` panels.
     #[inline(always)]
-    fn few<const M: usize, const P: usize>(&self) {
-        let (mut panel, end) = (self.range.start, self.range.end);
-        while panel + P <= end {
-            self.tile::<M, P>(0, panel, &(0..self.groups), None);
-            panel += P;
-        }
-        if P > 2 && panel + 2 <= end {
-            self.tile::<M, 2>(0, panel, &(0..self.groups), None);
-            panel += 2;
-        }
-        if P > 1 && panel < end {
-            self.tile::<M, 1>(0, panel, &(0..self.groups), None);
+    fn block<const P: usize>(&self, panel: usize, groups: &Range<usize>, shares: bool, unpacked: &mut [Aligned]) {
+        if A::UNPACKS && shares {
+            self.unpack::<P>(panel, groups, unpacked);
+            self.row_tiles::<P, true>(panel, groups, unpacked);
+        } else {
+            self.row_tiles::<P, false>(panel, groups, &[]);
         }
     }
 
-    /// All rows in tiles of `M` and fewer, over blocks of `P` panels and fewer.
+    /// All rows, in tiles of eight and fewer. `SHARED`: the block is unpacked.
     #[inline(always)]
-    fn many<const M: usize, const P: usize>(&self) {
-        // Taken out rather than borrowed in a closure: a closure is a function without this instruction set.
-        let mut unpacked = UNPACKED.take();
-        if A::UNPACKS {
-            unpacked.resize(BLOCK_GROUPS * P * A::LOADS * A::STEPS_PER_LOAD, Aligned([0; size_of::<Line>()]));
-        }
-        for panel in self.range.clone().step_by(P) {
-            for first in (0..self.groups).step_by(BLOCK_GROUPS) {
-                let groups = first..self.groups.min(first + BLOCK_GROUPS);
-                match P.min(self.range.end - panel) {
-                    3 => self.row_tiles::<M, 3>(panel, &groups, &mut unpacked),
-                    2 => self.row_tiles::<M, 2>(panel, &groups, &mut unpacked),
-                    _ => self.row_tiles::<M, 1>(panel, &groups, &mut unpacked),
-                }
-            }
-        }
-        UNPACKED.set(unpacked);
-    }
-
-    #[inline(always)]
-    fn row_tiles<const M: usize, const P: usize>(
+    fn row_tiles<const P: usize, const SHARED: bool>(
         &self,
         panel: usize,
         groups: &Range<usize>,
-        unpacked: &mut [Aligned],
+        unpacked: &[Aligned],
     ) {
-        let unpacked = A::UNPACKS.then(|| {
-            self.unpack::<P>(panel, groups, unpacked);
-            &*unpacked
-        });
         let mut row = 0;
-        while row + M <= self.m {
-            self.tile::<M, P>(row, panel, groups, unpacked);
-            row += M;
+        if A::Lanes::ACCUMULATORS >= 24 {
+            while row + 8 <= self.m {
+                self.tile::<8, P, SHARED>(row, panel, groups, unpacked);
+                row += 8;
+            }
         }
-        if M > 4 && row + 4 <= self.m {
-            self.tile::<4, P>(row, panel, groups, unpacked);
+        while row + 4 <= self.m {
+            self.tile::<4, P, SHARED>(row, panel, groups, unpacked);
             row += 4;
         }
-        if row + 2 <= self.m {
-            self.tile::<2, P>(row, panel, groups, unpacked);
+        if A::Lanes::ACCUMULATORS >= 24 && row + 2 <= self.m {
+            self.tile::<2, P, SHARED>(row, panel, groups, unpacked);
             row += 2;
         }
-        if row < self.m {
-            self.tile::<1, P>(row, panel, groups, unpacked);
+        while row < self.m {
+            self.tile::<1, P, SHARED>(row, panel, groups, unpacked);
+            row += 1;
         }
     }
 
-    /// Loads a block once for all row tiles.
+    /// Loads a block once for all row tiles: `[groups][steps][P]`.
     #[inline(always)]
     fn unpack<const P: usize>(&self, panel: usize, groups: &Range<usize>, unpacked: &mut [Aligned]) {
-        let mut lines = unpacked.iter_mut();
-        for group in groups.clone() {
-            let blocks: [&A::Block; P] = std::array::from_fn(|p| A::block(self.panel(panel + p), group));
-            for at in 0..A::LOADS {
-                for block in blocks {
-                    let loaded = self.arm.load(block, at);
-                    for step in 0..A::STEPS_PER_LOAD {
-                        lines.next().expect("as many lines as steps").put(A::step(&loaded, step));
-                    }
+        let loads = unpacked.chunks_exact_mut(A::STEPS_PER_LOAD * P);
+        for (load, lines) in loads.take(groups.len() * A::LOADS).enumerate() {
+            for p in 0..P {
+                let block = A::block(self.panel(panel + p), groups.start + load / A::LOADS);
+                let loaded = self.arm.load(block, load % A::LOADS);
+                for step in 0..A::STEPS_PER_LOAD {
+                    lines[step * P + p].put(A::step(&loaded, step));
                 }
             }
         }
@@ -236,17 +227,16 @@ impl<A: Arm> Stripe<'_, A> {
 
     /// `M` rows × `P` panels over one block of groups. The sums of a group stay in registers.
     #[inline(always)]
-    fn tile<const M: usize, const P: usize>(
+    fn tile<const M: usize, const P: usize, const SHARED: bool>(
         &self,
         row: usize,
         panel: usize,
         groups: &Range<usize>,
-        unpacked: Option<&[Aligned]>,
+        unpacked: &[Aligned],
     ) {
         let (arm, lanes) = (self.arm, self.arm.lanes());
         let x: [&[A::Inputs]; M] = std::array::from_fn(|m| &self.x[(row + m) * self.groups..][groups.clone()]);
         let panels: [&[Line]; P] = std::array::from_fn(|p| self.panel(panel + p));
-        // Where it fits the registers, the compiler keeps it there.
         let mut done = [[[0.0; LANES]; P]; M];
         if groups.start > 0 {
             self.out.read(row, panel, &mut done);
@@ -257,36 +247,40 @@ impl<A: Arm> Stripe<'_, A> {
                 totals[m][p] = lanes.load(&done[m][p]);
             }
         }
-        let steps = A::LOADS * A::STEPS_PER_LOAD;
         for (at, group) in groups.clone().enumerate() {
             let inputs: [&A::Inputs; M] = std::array::from_fn(|m| &x[m][at]);
-            let mut sums = inputs.map(|inputs| [arm.start(inputs); P]);
-            match unpacked {
-                Some(unpacked) => {
-                    let lines = &unpacked[at * steps * P..][..steps * P];
-                    for load in 0..A::LOADS {
-                        for step in 0..A::STEPS_PER_LOAD {
-                            for p in 0..P {
-                                let weights = lines[(load * P + p) * A::STEPS_PER_LOAD + step].get::<A::Weights>();
-                                for m in 0..M {
-                                    let step = load * A::STEPS_PER_LOAD + step;
-                                    sums[m][p] = arm.dot(sums[m][p], inputs[m], step, weights);
-                                }
-                            }
+            // Plain loops from here on instead of closures: until they are inlined, those are functions without the instruction
+            // set, and an array of registers that one of them sees lives in memory.
+            let mut sums = [[arm.start(inputs[0]); P]; M];
+            for m in 1..M {
+                sums[m] = [arm.start(inputs[m]); P];
+            }
+            if SHARED {
+                let steps = A::LOADS * A::STEPS_PER_LOAD;
+                let lines = &unpacked.as_chunks::<P>().0[at * steps..][..steps];
+                for step in 0..steps {
+                    let mut weights = [lines[step][0].get::<A::Weights>(); P];
+                    for p in 1..P {
+                        weights[p] = lines[step][p].get::<A::Weights>();
+                    }
+                    for m in 0..M {
+                        for p in 0..P {
+                            sums[m][p] = arm.dot(sums[m][p], inputs[m], step, weights[p]);
                         }
                     }
                 }
-                None => {
-                    let blocks: [&A::Block; P] = std::array::from_fn(|p| A::block(panels[p], group));
-                    for load in 0..A::LOADS {
-                        let loaded: [A::Loaded; P] = std::array::from_fn(|p| arm.load(blocks[p], load));
-                        for step in 0..A::STEPS_PER_LOAD {
-                            for m in 0..M {
-                                for p in 0..P {
-                                    let weights = A::step(&loaded[p], step);
-                                    let step = load * A::STEPS_PER_LOAD + step;
-                                    sums[m][p] = arm.dot(sums[m][p], inputs[m], step, weights);
-                                }
+            } else {
+                let blocks: [&A::Block; P] = std::array::from_fn(|p| A::block(panels[p], group));
+                for load in 0..A::LOADS {
+                    let mut loaded = [arm.load(blocks[0], load); P];
+                    for p in 1..P {
+                        loaded[p] = arm.load(blocks[p], load);
+                    }
+                    for step in 0..A::STEPS_PER_LOAD {
+                        for m in 0..M {
+                            for p in 0..P {
+                                let weights = A::step(&loaded[p], step);
+                                sums[m][p] = arm.dot(sums[m][p], inputs[m], load * A::STEPS_PER_LOAD + step, weights);
                             }
                         }
                     }
@@ -301,8 +295,10 @@ impl<A: Arm> Stripe<'_, A> {
         let complete = groups.end == self.groups;
         for m in 0..M {
             for p in 0..P {
-                let total = if complete { arm.finish(totals[m][p], panels[p]) } else { totals[m][p] };
-                lanes.store(total, &mut done[m][p]);
+                if complete {
+                    totals[m][p] = arm.finish(totals[m][p], panels[p]);
+                }
+                lanes.store(totals[m][p], &mut done[m][p]);
             }
         }
         self.out.write(row, panel, &done, complete);

@@ -11,6 +11,8 @@ mod int8;
 mod nf4;
 #[cfg(target_arch = "x86_64")]
 mod pairs;
+#[cfg(test)]
+mod quantized_tests;
 mod vectors;
 
 pub(crate) use format::{Format, PanelRows};
