@@ -3,7 +3,7 @@
 use crate::memory::Memory;
 use crate::ops::linear::{Format, PanelRows};
 use crate::simd::LANES;
-use crate::{DType, Device, Error, MatrixView, Result};
+use crate::{DType, Device, Error, MatrixView, Result, WeightType};
 
 /// One or several matrices stacked along N, ready for [`ops::linear`](crate::ops::linear()).
 pub struct LinearWeight {
@@ -25,14 +25,15 @@ impl LinearWeight {
         if let Some(other) = matrices.iter().find(|matrix| matrix.dtype != dtype) {
             return Err(Error::DType { op: "pack", arg: "matrices", expected: dtype, actual: other.dtype });
         }
-        LinearWeight::pack_as(device, matrices, dtype)
+        LinearWeight::pack_as(device, matrices, WeightType::Float(dtype))
     }
 
-    /// [`pack`](LinearWeight::pack), rounding every element to `dtype`; the matrices may differ in type.
+    /// [`pack`](LinearWeight::pack), rounding or quantising every element to `weight_type`; the matrices may differ
+    /// in type.
     ///
     /// # Errors
     /// As [`pack`](LinearWeight::pack), but for [`Error::DType`].
-    pub fn pack_as(device: &Device, matrices: &[MatrixView<'_>], dtype: DType) -> Result<LinearWeight> {
+    pub fn pack_as(device: &Device, matrices: &[MatrixView<'_>], weight_type: WeightType) -> Result<LinearWeight> {
         let k = matrices.first().map_or(0, |matrix| matrix.cols);
         for matrix in matrices {
             if matrix.cols != k || !matrix.is_inside() {
@@ -41,7 +42,7 @@ impl LinearWeight {
             }
         }
         let n = matrices.iter().map(|matrix| matrix.rows).sum::<usize>();
-        let format = Format::choose(device, dtype);
+        let format = Format::choose(device, weight_type);
         let panel_bytes = format.panel_bytes(k);
         let mut panels = Memory::new(device, n.div_ceil(LANES) * panel_bytes, "weights")?;
         if let Device::Cpu(cpu) = device {
@@ -64,6 +65,11 @@ impl LinearWeight {
         self.k
     }
 
+    /// The name of the layout of its panels, with a version: bytes of another name mean something else.
+    pub fn format_name(&self) -> &'static str {
+        self.format.name()
+    }
+
     /// The memory it takes, in bytes.
     pub fn bytes(&self) -> usize {
         self.panels.bytes()
@@ -72,6 +78,11 @@ impl LinearWeight {
     /// Where it lives.
     pub fn device(&self) -> &Device {
         self.panels.device()
+    }
+
+    /// Bytes of a panel.
+    pub(crate) fn panel_bytes(&self) -> usize {
+        self.format.panel_bytes(self.k)
     }
 
     /// How it is stored, and so what computes with it.

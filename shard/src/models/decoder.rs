@@ -221,7 +221,7 @@ impl Decoder {
         };
         spec.dtype = Some(dtype);
 
-        let loader = Loader::new(&checkpoint, device, partition, dtype);
+        let loader = Loader::new(&checkpoint, device, partition, dtype, spec.quantization);
         let head_name = if spec.tie_word_embeddings { names.embed_tokens } else { names.lm_head };
         let (dim, positions, factor) = (spec.head_dim, spec.max_position_embeddings, spec.rope.attention_factor());
         let rope = match spec.rope.depends_on_position() {

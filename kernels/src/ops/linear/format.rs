@@ -7,11 +7,11 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::pairs;
-use super::{Outputs, vectors};
+use super::{Outputs, fp8, int8, nf4, vectors};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::Avx512Bf16;
 use crate::simd::LANES;
-use crate::{Cpu, DType, Device, LinearWeight, MatrixView};
+use crate::{Cpu, DType, Device, LinearWeight, MatrixView, WeightType};
 
 /// A format, one variant per arm.
 #[derive(Clone, Copy)]
@@ -21,24 +21,53 @@ pub(crate) enum Format {
     /// bf16 pairs, for these dot products.
     #[cfg(target_arch = "x86_64")]
     Pairs(Avx512Bf16),
+    /// 8-bit integers, for dot products of bytes.
+    Int8,
+    /// FP8, widened to f32, or to bf16 pairs.
+    Fp8(fp8::Order),
+    /// 4-bit levels, looked up for dot products of bytes.
+    Nf4,
 }
 
 impl Format {
-    /// The format of weights of type `dtype` on `device`.
-    pub(crate) fn choose(device: &Device, dtype: DType) -> Format {
-        match device {
+    /// The format of weights of `weight_type` on `device`.
+    pub(crate) fn choose(device: &Device, weight_type: WeightType) -> Format {
+        match (weight_type, device) {
             #[cfg(target_arch = "x86_64")]
-            Device::Cpu(cpu) if dtype == DType::Bf16 => {
+            (WeightType::Float(dtype @ DType::Bf16), Device::Cpu(cpu)) => {
                 cpu.isa.bf16_dots().map_or(Format::Vectors(dtype), Format::Pairs)
             }
-            _ => Format::Vectors(dtype),
+            (WeightType::Float(dtype), _) => Format::Vectors(dtype),
+            (WeightType::Int8, _) => Format::Int8,
+            #[cfg(target_arch = "x86_64")]
+            (WeightType::Fp8, Device::Cpu(cpu)) => {
+                Format::Fp8(cpu.isa.bf16_dots().map_or(fp8::Order::Vectors, fp8::Order::Pairs))
+            }
+            (WeightType::Fp8, _) => Format::Fp8(fp8::Order::Vectors),
+            (WeightType::Nf4, _) => Format::Nf4,
         }
     }
 
-    /// The type to which the arm rounds its inputs.
+    /// The name of the bytes of its panels, for whoever keeps them: another layout is another name.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Format::Vectors(DType::F32) => "vectors-f32-v1",
+            Format::Vectors(DType::F16) => "vectors-f16-v1",
+            Format::Vectors(DType::Bf16) => "vectors-bf16-v1",
+            #[cfg(target_arch = "x86_64")]
+            Format::Pairs(_) => "pairs-v1",
+            Format::Int8 => "int8-v1",
+            Format::Fp8(fp8::Order::Vectors) => "fp8-vectors-v1",
+            #[cfg(target_arch = "x86_64")]
+            Format::Fp8(fp8::Order::Pairs(_)) => "fp8-pairs-v1",
+            Format::Nf4 => "nf4-v1",
+        }
+    }
+
+    /// The type to which the arm of a float format rounds its inputs.
     pub(crate) fn input_dtype(self) -> DType {
         match self {
-            Format::Vectors(_) => DType::F32,
+            Format::Vectors(_) | Format::Int8 | Format::Fp8(_) | Format::Nf4 => DType::F32,
             #[cfg(target_arch = "x86_64")]
             Format::Pairs(_) => DType::Bf16,
         }
@@ -50,6 +79,9 @@ impl Format {
             Format::Vectors(dtype) => vectors::panel_bytes(dtype, k),
             #[cfg(target_arch = "x86_64")]
             Format::Pairs(_) => pairs::panel_bytes(k),
+            Format::Int8 => int8::panel_bytes(k),
+            Format::Fp8(_) => fp8::panel_bytes(k),
+            Format::Nf4 => nf4::panel_bytes(k),
         }
     }
 
@@ -59,6 +91,9 @@ impl Format {
             Format::Vectors(dtype) => vectors::pack_panel(panel, rows, dtype),
             #[cfg(target_arch = "x86_64")]
             Format::Pairs(_) => pairs::pack_panel(panel, rows),
+            Format::Int8 => int8::pack_panel(panel, rows),
+            Format::Fp8(order) => fp8::pack_panel(panel, rows, order),
+            Format::Nf4 => nf4::pack_panel(panel, rows),
         }
     }
 
@@ -68,6 +103,9 @@ impl Format {
             Format::Vectors(dtype) => vectors::run(cpu, x, w, dtype, out),
             #[cfg(target_arch = "x86_64")]
             Format::Pairs(simd) => pairs::run(cpu, x, w, simd, out),
+            Format::Int8 => int8::run(cpu, x, w, out),
+            Format::Fp8(order) => fp8::run(cpu, x, w, order, out),
+            Format::Nf4 => nf4::run(cpu, x, w, out),
         }
     }
 }

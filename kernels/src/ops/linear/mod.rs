@@ -3,9 +3,16 @@
 //! One arm per [`Format`] of the weight, a file each. Every arm has one order of additions per output element, whatever the
 //! number of rows and threads.
 
+mod bytes;
 mod format;
+mod fp8;
+mod grouped;
+mod int8;
+mod nf4;
 #[cfg(target_arch = "x86_64")]
 mod pairs;
+#[cfg(test)]
+mod quantized_tests;
 mod vectors;
 
 pub(crate) use format::{Format, PanelRows};
@@ -134,7 +141,7 @@ mod tests {
 
     fn pack(device: &Device, values: &[f32], n: usize, k: usize, dtype: DType) -> LinearWeight {
         let view = MatrixView::dense(bytemuck::cast_slice(values), DType::F32, n, k);
-        LinearWeight::pack_as(device, &[view], dtype).unwrap()
+        LinearWeight::pack_as(device, &[view], crate::WeightType::Float(dtype)).unwrap()
     }
 
     fn is_pairs(weight: &LinearWeight) -> bool {
