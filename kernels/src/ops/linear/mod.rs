@@ -4,6 +4,7 @@
 //! number of rows and threads.
 
 mod format;
+mod interleave;
 #[cfg(target_arch = "x86_64")]
 mod pairs;
 mod vectors;
