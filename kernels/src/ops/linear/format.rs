@@ -36,6 +36,27 @@ impl Format {
         }
     }
 
+    /// The name of the bytes of its panels, for whoever keeps them: another layout is another name.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Format::Vectors(DType::F32) => "vectors-f32-v1",
+            Format::Vectors(DType::F16) => "vectors-f16-v1",
+            Format::Vectors(DType::Bf16) => "vectors-bf16-v1",
+            #[cfg(target_arch = "x86_64")]
+            Format::Pairs(_) => "pairs-v1",
+        }
+    }
+
+    /// If a panel holds its elements as they are: their type, and how many of a lane lie beside each other; a panel is then
+    /// `[ceil(K / group)][16][group]` of them.
+    pub(crate) fn elements(self) -> Option<(DType, usize)> {
+        match self {
+            Format::Vectors(dtype) => Some((dtype, 1)),
+            #[cfg(target_arch = "x86_64")]
+            Format::Pairs(_) => Some((DType::Bf16, 2)),
+        }
+    }
+
     /// The type to which the arm rounds its inputs.
     pub(crate) fn input_dtype(self) -> DType {
         match self {
