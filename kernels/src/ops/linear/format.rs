@@ -5,6 +5,7 @@
 //! file each, with the bytes of a panel, their packing and the computation. A weight keeps its format for good, so its bits
 //! depend on the type of the machine only.
 
+use super::interleave::{LaneRows, interleave};
 #[cfg(target_arch = "x86_64")]
 use super::pairs;
 use super::{Outputs, fp8, int8, nf4, vectors};
@@ -61,6 +62,17 @@ impl Format {
             #[cfg(target_arch = "x86_64")]
             Format::Fp8(fp8::Order::Pairs(_)) => "fp8-pairs-v1",
             Format::Nf4 => "nf4-v1",
+        }
+    }
+
+    /// If a panel holds its elements as they are: their type, and how many of a lane lie beside each other; a panel is then
+    /// `[ceil(K / group)][16][group]` of them.
+    pub(crate) fn elements(self) -> Option<(DType, usize)> {
+        match self {
+            Format::Vectors(dtype) => Some((dtype, 1)),
+            #[cfg(target_arch = "x86_64")]
+            Format::Pairs(_) => Some((DType::Bf16, 2)),
+            Format::Int8 | Format::Fp8(_) | Format::Nf4 => None,
         }
     }
 
@@ -131,25 +143,40 @@ impl<'a> PanelRows<'a> {
         None
     }
 
-    /// Writes every element, rounded to `dtype`, as element number `place(k, lane)` of the panel.
-    pub(super) fn write(&self, panel: &mut [u8], dtype: DType, place: impl Fn(usize, usize) -> usize) {
-        for lane in 0..LANES {
-            let Some((source_dtype, source)) = self.row(lane) else { return };
-            match (source_dtype == dtype, dtype.size_bytes()) {
-                (true, 2) => copy(panel.as_chunks_mut::<2>().0, source.as_chunks::<2>().0, |k| place(k, lane)),
-                (true, _) => copy(panel.as_chunks_mut::<4>().0, source.as_chunks::<4>().0, |k| place(k, lane)),
-                (false, _) => {
-                    for (k, element) in source.chunks_exact(source_dtype.size_bytes()).enumerate() {
-                        dtype.encode_at(panel, place(k, lane), source_dtype.decode(element));
-                    }
-                }
+    /// Writes every element, rounded to `dtype`, `group` of a lane beside each other: `[ceil(K / group)][16][group]`.
+    pub(super) fn write(&self, panel: &mut [u8], dtype: DType, group: usize) {
+        let unit = group * dtype.size_bytes();
+        let rows: [Option<(DType, &[u8])>; LANES] = std::array::from_fn(|lane| self.row(lane));
+        if rows.iter().flatten().all(|(source_dtype, _)| *source_dtype == dtype) {
+            return interleave_units(panel, &rows.map(|row| row.map_or(&[][..], |(_, bytes)| bytes)), unit);
+        }
+        // Rounded piece by piece, so that the rounded rows stay in the first-level cache.
+        let mut rounded = [[0; ROUNDED_BYTES]; LANES];
+        let piece_len = ROUNDED_BYTES / dtype.size_bytes();
+        for (piece, panel) in panel.chunks_mut(ROUNDED_BYTES * LANES).enumerate() {
+            let mut pieces: LaneRows<'_> = [&[]; LANES];
+            for ((row, rounded), out) in rows.iter().zip(&mut rounded).zip(&mut pieces) {
+                let Some((source_dtype, bytes)) = row else { continue };
+                let size = source_dtype.size_bytes();
+                let bytes = &bytes[piece * piece_len * size..];
+                let bytes = &bytes[..bytes.len().min(piece_len * size)];
+                let rounded = &mut rounded[..bytes.len() / size * dtype.size_bytes()];
+                source_dtype.convert(bytes, dtype, rounded);
+                *out = rounded;
             }
+            interleave_units(panel, &pieces, unit);
         }
     }
 }
 
-fn copy<const B: usize>(panel: &mut [[u8; B]], source: &[[u8; B]], place: impl Fn(usize) -> usize) {
-    for (k, element) in source.iter().enumerate() {
-        panel[place(k)] = *element;
+/// Bytes of a row that are rounded at a time: sixteen rows of them and the part of the panel they become are 32 KiB.
+const ROUNDED_BYTES: usize = 1024;
+
+/// [`interleave`] for the units that groups of elements make.
+fn interleave_units(panel: &mut [u8], rows: &LaneRows<'_>, unit: usize) {
+    match unit {
+        2 => interleave::<2>(panel, rows),
+        4 => interleave::<4>(panel, rows),
+        _ => unreachable!("formats group one element of two or four bytes, or two of two"),
     }
 }

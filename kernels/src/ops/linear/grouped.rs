@@ -183,12 +183,7 @@ impl<A: Arm> Stripe<'_, A> {
 
     /// All rows, in tiles of eight and fewer. `SHARED`: the block is unpacked.
     #[inline(always)]
-    fn row_tiles<const P: usize, const SHARED: bool>(
-        &self,
-        panel: usize,
-        groups: &Range<usize>,
-        unpacked: &[Aligned],
-    ) {
+    fn row_tiles<const P: usize, const SHARED: bool>(&self, panel: usize, groups: &Range<usize>, unpacked: &[Aligned]) {
         let mut row = 0;
         if A::Lanes::ACCUMULATORS >= 24 {
             while row + 8 <= self.m {

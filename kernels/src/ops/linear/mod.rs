@@ -8,6 +8,7 @@ mod format;
 mod fp8;
 mod grouped;
 mod int8;
+mod interleave;
 mod nf4;
 #[cfg(target_arch = "x86_64")]
 mod pairs;
