@@ -208,7 +208,7 @@ mod tests {
                     let stack = [slice, MatrixView { rows: rows.min(2), ..slice }];
                     let stacked = rows + rows.min(2);
                     let heard = Heard::default();
-                    let weight = LinearWeight::pack_from(&device, &stack, dtype, &heard).unwrap();
+                    let weight = LinearWeight::pack_from(&device, &stack, WeightType::Float(dtype), &heard).unwrap();
                     let context = format!("{} {source} as {dtype}, {rows} x {cols}", device.describe());
                     let [begun, ended] = *heard.0.lock().unwrap();
                     assert!(begun == ended && begun >= stacked * cols * source.size_bytes(), "{context}");

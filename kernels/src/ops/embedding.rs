@@ -147,7 +147,7 @@ mod tests {
                     // Two rows more than the table has: padding of the last rank.
                     let longer = [&values[..], &vec![7.0; 2 * cols]].concat();
                     let source = MatrixView::dense(bytemuck::cast_slice(&longer), DType::F32, 7, cols);
-                    let head = LinearWeight::pack_as(&device, &[source], dtype).unwrap();
+                    let head = LinearWeight::pack_as(&device, &[source], crate::WeightType::Float(dtype)).unwrap();
                     let row = |id: u32| match id {
                         10..15 => values[(id as usize - 10) * cols..][..cols].to_vec(),
                         _ => vec![0.0; cols],
