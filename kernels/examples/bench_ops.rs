@@ -1,9 +1,12 @@
 //! Prints what the operations reach beside what the machine can do: `just bench [threads] [filter]`.
 //!
 //! Medians of several runs. "roof" is the larger of bytes / read bandwidth and FLOPs / peak, the time no implementation
-//! can beat; the last column is roof / measured.
+//! can beat; the last column is roof / measured. Linears are measured with weights that no cache holds, each round beside the
+//! roofs of the same moment; quartiles of the share stand in brackets.
 
-use kernels::machine::{fma_peak, median_duration, read_bandwidth};
+use std::time::{Duration, Instant};
+
+use kernels::machine::{ReadBuffer, ReadPattern, bf16_peak, fma_peak, median_duration};
 use kernels::ops::{
     AttentionRows, RopeTable, SequenceRows, add_rms_norm, attention, linear, rope_and_store_kv, sample, silu_mul,
 };
@@ -12,6 +15,8 @@ use kernels::{BLOCK_SIZE, DType, Device, KvCache, LinearWeight, MatrixView, Resu
 struct Bench {
     device: Device,
     filter: String,
+    memory: ReadBuffer,
+    pattern: ReadPattern,
     bandwidth: f64,
     peak: f64,
 }
@@ -21,14 +26,19 @@ fn main() -> Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
     let threads = args.next().and_then(|arg| arg.parse().ok()).unwrap_or(cores);
     let device = Device::cpu(threads);
-    let bandwidth = read_bandwidth(&device, 512 << 20)?.expect("a processor reads");
-    let cached = read_bandwidth(&device, 512 << 10)?.expect("a processor reads");
-    let peak = fma_peak(&device).expect("a processor computes");
+    let memory = ReadBuffer::new(&device, 512 << 20)?;
+    let (pattern, bandwidth) = memory.bandwidth().expect("a processor reads");
+    let (_, cached) = ReadBuffer::new(&device, 512 << 10)?.bandwidth().expect("a processor reads");
+    let best = |peak: fn(&Device) -> Option<f64>| (0..15).filter_map(|_| peak(&device)).max_by(f64::total_cmp);
+    let peak = best(fma_peak).expect("a processor computes");
     println!("{}", device.describe());
-    println!("memory {:.1} GB/s, cache (512 KiB) {:.1} GB/s", bandwidth / 1e9, cached / 1e9);
-    println!("fused multiply-add {:.1} GFLOP/s\n", peak / 1e9);
-    println!("{:<44} {:>10} {:>9} {:>9} {:>6}", "operation", "time", "GB/s", "GFLOP/s", "roof");
-    let bench = Bench { device, filter: args.next().unwrap_or_default(), bandwidth, peak };
+    println!("memory {:.1} GB/s ({pattern:?}), cache (512 KiB) {:.1} GB/s", bandwidth / 1e9, cached / 1e9);
+    println!("fused multiply-add {:.1} GFLOP/s", peak / 1e9);
+    if let Some(peak) = best(bf16_peak) {
+        println!("bf16 dot products {:.1} GFLOP/s", peak / 1e9);
+    }
+    println!("\n{:<44} {:>10} {:>9} {:>9} {:>6}", "operation", "time", "GB/s", "GFLOP/s", "roof");
+    let bench = Bench { device, filter: args.next().unwrap_or_default(), memory, pattern, bandwidth, peak };
     bench.linears()?;
     bench.attentions()?;
     bench.rows()?;
@@ -46,25 +56,79 @@ impl Bench {
         println!("{name:<44} {:>7.1} µs {rate:>9.1} {speed:>9.1} {:>5.0}%", seconds * 1e6, 100.0 * roof / seconds);
     }
 
-    /// The demo model's shapes, then those of a model of one billion parameters.
+    /// The shapes of the demo model, of SmolLM2-135M and of Llama-3.2-1B, with the rows of decode and prefill.
     fn linears(&self) -> Result<()> {
-        let shapes =
-            [(768, 256), (256, 256), (1024, 256), (256, 512), (2048, 256), (3072, 2048), (16384, 2048), (2048, 8192)];
-        for (n, k) in shapes {
+        let demo = [(768, 256), (256, 256), (1024, 256), (256, 512), (2048, 256)];
+        let small = [(960, 576), (576, 576), (3072, 576), (576, 1536), (49152, 576)];
+        let large = [(3072, 2048), (2048, 2048), (16384, 2048), (2048, 8192), (128_256, 2048)];
+        for (n, k) in demo.into_iter().chain(small).chain(large) {
             for dtype in [DType::Bf16, DType::F32] {
-                let bytes = vec![0u8; n * k * dtype.size_bytes()];
-                let weight = LinearWeight::pack(&self.device, &[MatrixView::dense(&bytes, dtype, n, k)])?;
-                for m in [1, 4, 8, 64, 512] {
-                    let x = Tensor::zeros(&self.device, &[m, k], DType::F32)?;
-                    let mut out = Tensor::zeros(&self.device, &[m, n], DType::F32)?;
-                    let bytes = weight.bytes() + x.bytes() + out.bytes();
-                    self.report(&format!("linear {dtype} M={m} N={n} K={k}"), bytes, 2 * m * n * k, || {
-                        linear(&mut out, &x, &weight, None).expect("the shapes agree");
-                    });
+                let name = |m| format!("linear {dtype} M={m} N={n} K={k}");
+                let rows = [1, 2, 4, 8, 16, 32, 64, 512, 2048];
+                // Logits are computed for the last row of a prompt only.
+                let rows = rows.into_iter().filter(|m| name(*m).contains(&self.filter) && (n < 1 << 15 || *m <= 64));
+                let rows: Vec<usize> = rows.collect();
+                if !rows.is_empty() {
+                    self.linear(&rows, n, k, dtype, name)?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Every round measures the linear between two looks at the roofs: on a machine that is not alone, they move from one
+    /// tenth of a second to the next. Calls take copies of the weight in turn, so that no cache serves them.
+    fn linear(&self, rows: &[usize], n: usize, k: usize, dtype: DType, name: impl Fn(usize) -> String) -> Result<()> {
+        const COPIES_BYTES: usize = 256 << 20;
+        const BATCH: Duration = Duration::from_millis(3);
+        const ROUNDS: usize = 15;
+        let source: Vec<u8> = (0..n * k * dtype.size_bytes()).map(|byte| (byte % 60) as u8).collect();
+        let pack = || LinearWeight::pack(&self.device, &[MatrixView::dense(&source, dtype, n, k)]);
+        let copies = COPIES_BYTES.div_ceil(source.len());
+        let weights = (0..copies).map(|_| pack()).collect::<Result<Vec<_>>>()?;
+        for &m in rows {
+            let x = Tensor::zeros(&self.device, &[m, k], DType::F32)?;
+            let mut out = Tensor::zeros(&self.device, &[m, n], DType::F32)?;
+            let mut turn = weights.iter().cycle();
+            let mut run = |calls: usize| {
+                let start = Instant::now();
+                for weight in turn.by_ref().take(calls) {
+                    linear(&mut out, &x, weight, None).expect("the shapes agree");
+                }
+                start.elapsed() / calls as u32
+            };
+            let calls = (BATCH.as_secs_f64() / run(copies).as_secs_f64()).ceil() as usize;
+            let (bytes, flops) = (weights[0].bytes() + x.bytes() + m * n * 4, 2 * m * n * k);
+            let mut times = Vec::new();
+            let mut shares = Vec::new();
+            for round in 0..ROUNDS {
+                let roofs = || (self.memory_pass(round), self.peak_pass(dtype));
+                let (before, seconds, after) = (roofs(), run(calls).as_secs_f64(), roofs());
+                let roof = |(bandwidth, peak): (f64, f64)| (bytes as f64 / bandwidth).max(flops as f64 / peak);
+                times.push(seconds);
+                shares.push((roof(before) + roof(after)) / 2.0 / seconds);
+            }
+            times.sort_by(f64::total_cmp);
+            shares.sort_by(f64::total_cmp);
+            let seconds = times[ROUNDS / 2];
+            let (rate, speed) = (bytes as f64 / seconds / 1e9, flops as f64 / seconds / 1e9);
+            let [low, median, high] = [ROUNDS / 4, ROUNDS / 2, ROUNDS - 1 - ROUNDS / 4].map(|at| 100.0 * shares[at]);
+            let (name, micros) = (name(m), seconds * 1e6);
+            println!("{name:<44} {micros:>7.1} µs {rate:>9.1} {speed:>9.1} {median:>5.0}% [{low:.0}, {high:.0}]");
+        }
+        Ok(())
+    }
+
+    /// Bytes per second of one pass over a part of the buffer.
+    fn memory_pass(&self, round: usize) -> f64 {
+        const PARTS: usize = 8;
+        self.memory.pass(self.pattern, round % PARTS, PARTS).expect("a processor reads")
+    }
+
+    /// FLOPs per second of the multiply-adds that a linear with weights of `dtype` is made of.
+    fn peak_pass(&self, dtype: DType) -> f64 {
+        let pairs = if dtype == DType::Bf16 { bf16_peak(&self.device) } else { None };
+        pairs.or_else(|| fma_peak(&self.device)).expect("a processor computes")
     }
 
     fn attentions(&self) -> Result<()> {

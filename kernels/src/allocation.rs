@@ -4,8 +4,11 @@
 //! is a miss of the translation buffer, which costs a decode step of many rows more than its arithmetic. Mapped memory is
 //! also zero without being written, so a large cache costs no time at start-up.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::marker::PhantomData;
 use std::ptr::NonNull;
+
+use bytemuck::Pod;
 
 use crate::limits::{ALIGNMENT, HUGE_PAGE_BYTES};
 
@@ -83,6 +86,34 @@ impl Drop for Allocation {
                 libc::munmap(base.as_ptr(), len);
             },
         }
+    }
+}
+
+/// Elements that an operation writes and reads within one call, kept for the next: as many as the largest call needed.
+pub(crate) struct Scratch<T> {
+    allocation: Allocation,
+    len: usize,
+    element: PhantomData<T>,
+}
+
+impl<T: Pod> Scratch<T> {
+    /// The first `len` elements, with whatever the call before left in them.
+    pub(crate) fn at_least(&mut self, len: usize) -> &mut [T] {
+        if len > self.len {
+            let layout = Layout::array::<T>(len).expect("a tensor of as many elements was allocated");
+            self.allocation = Allocation::zeroed(layout.size()).unwrap_or_else(|| handle_alloc_error(layout));
+            self.len = len;
+        }
+        // SAFETY: the allocation holds self.len >= len elements, zeroed or written as T, for which all bits are values, and
+        // `&mut self` is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.allocation.start().as_ptr().cast(), len) }
+    }
+}
+
+impl<T> Default for Scratch<T> {
+    fn default() -> Scratch<T> {
+        let allocation = Allocation { start: NonNull::<Line>::dangling().cast(), owner: Owner::Nobody };
+        Scratch { allocation, len: 0, element: PhantomData }
     }
 }
 

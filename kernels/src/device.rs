@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::Mutex;
 
 use crate::DType;
+#[cfg(target_arch = "x86_64")]
+use crate::allocation::Scratch;
 use crate::ledger::Ledger;
 use crate::limits::{MAX_THREADS, MIN_WORK_PER_THREAD};
 use crate::ops::linear::Format;
@@ -91,7 +93,7 @@ pub struct Cpu {
     pub(crate) pool: Pool,
     /// The activations of the linear at work, rounded: as large as the largest of them (rows of a step × inputs), then kept.
     #[cfg(target_arch = "x86_64")]
-    pub(crate) pairs: Mutex<Vec<Pair>>,
+    pub(crate) pairs: Mutex<Scratch<Pair>>,
 }
 
 impl Cpu {

@@ -16,7 +16,7 @@ mod math;
 mod portable;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx512_bf16::{Avx512Bf16, Pair, PairKernel, RoundToPairs};
+pub(crate) use avx512_bf16::{Avx512Bf16, PackPairs, Pair, PairKernel};
 pub(crate) use element::{Element, with_element};
 pub(crate) use math::{exp, silu};
 
@@ -198,6 +198,19 @@ pub(crate) fn prefetch<T>(x: &[T]) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = x;
+}
+
+/// Asks for the cache line at `address`, which may be any, ahead of its use, in the second-level cache.
+#[inline(always)]
+pub(crate) fn prefetch_line<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a prefetch faults on no address, and the instruction is part of SSE, which every x86-64 machine has.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
 }
 
 /// Loads up to sixteen elements into the first lanes, `fill` into the others.

@@ -5,6 +5,8 @@
 
 mod format;
 #[cfg(target_arch = "x86_64")]
+mod grid;
+#[cfg(target_arch = "x86_64")]
 mod pairs;
 mod vectors;
 
