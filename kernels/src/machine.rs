@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::device::Cpu;
 use crate::memory::Memory;
 #[cfg(target_arch = "x86_64")]
-use crate::simd::{Avx512Bf16, PairKernel};
+use crate::simd::{Avx512Bf16, PairKernel, TILE_PAIRS, TILE_ROWS, TileKernel, Tiles};
 use crate::simd::{Kernel, LANES, Lanes, Simd, prefetch_line};
 use crate::{Device, Result};
 
@@ -90,16 +90,22 @@ impl ReadBuffer {
 /// a device that computes nothing.
 pub fn fma_peak(device: &Device) -> Option<f64> {
     let Device::Cpu(cpu) = device else { return None };
-    Some(peak(cpu, 2 * LANES, || cpu.isa.run(Spin { steps: black_box(STEPS) })))
+    Some(peak(cpu, STEPS * CHAINS * 2 * LANES, || cpu.isa.run(Spin { steps: black_box(STEPS) })))
 }
 
-/// FLOPs per second of dot products of bf16 pairs (four per lane) in registers, as [`fma_peak`]. None on a device without them.
+/// FLOPs per second of bf16 in registers, products of tiles or dot products of pairs, as [`fma_peak`]. None on a device without
+/// them.
 pub fn bf16_peak(device: &Device) -> Option<f64> {
     match device {
         #[cfg(target_arch = "x86_64")]
         Device::Cpu(cpu) => {
+            if let Some(amx) = cpu.isa.tiles() {
+                let steps = black_box(STEPS / TILE_ROWS);
+                let flops = steps * 4 * TILE_ROWS * TILE_PAIRS * LANES * 4;
+                return Some(peak(cpu, flops, || amx.run(SpinTiles { steps })));
+            }
             let simd = cpu.isa.bf16_dots()?;
-            Some(peak(cpu, 4 * LANES, || simd.vectorize(SpinPairs { steps: black_box(STEPS) })))
+            Some(peak(cpu, STEPS * CHAINS * 4 * LANES, || simd.vectorize(SpinPairs { steps: black_box(STEPS) })))
         }
         _ => None,
     }
@@ -108,12 +114,12 @@ pub fn bf16_peak(device: &Device) -> Option<f64> {
 /// Steps of a chain: about 0.3 ms.
 const STEPS: usize = 1 << 16;
 
-/// FLOPs per second of `spin` on every thread; `flops` of one instruction.
+/// FLOPs per second of `spin`, `flops` each, on every thread.
 fn peak(cpu: &Cpu, flops: usize, spin: impl Fn() + Sync) -> f64 {
     let pieces = 4 * cpu.pool.threads();
     let start = Instant::now();
     cpu.pool.run(pieces, |_| spin());
-    (STEPS * CHAINS * flops * pieces) as f64 / start.elapsed().as_secs_f64()
+    (flops * pieces) as f64 / start.elapsed().as_secs_f64()
 }
 
 /// Independent chains: more than latency × ports (4 × 2 on AVX-512 and AVX2 cores, 6 × 1 of bf16 pairs); with its operand each
@@ -198,5 +204,34 @@ impl PairKernel for SpinPairs {
             }
         }
         black_box(chains.map(|chain| lanes.sum(chain)));
+    }
+}
+
+/// Four products of full tiles a step, each into sums of its own.
+#[cfg(target_arch = "x86_64")]
+struct SpinTiles {
+    steps: usize,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl TileKernel for SpinTiles {
+    #[inline(always)]
+    fn run(self, tiles: &mut impl Tiles) {
+        let rows = [[0x3f80_3f80; TILE_PAIRS]; TILE_ROWS];
+        tiles.configure(TILE_ROWS, TILE_ROWS);
+        tiles.zero::<0>();
+        tiles.zero::<1>();
+        tiles.zero::<2>();
+        tiles.zero::<3>();
+        tiles.load::<4>(&rows);
+        tiles.load::<5>(&rows);
+        tiles.load::<6>(&rows);
+        tiles.load::<7>(&rows);
+        for _ in 0..self.steps {
+            tiles.dot::<0, 4, 6>();
+            tiles.dot::<1, 4, 7>();
+            tiles.dot::<2, 5, 6>();
+            tiles.dot::<3, 5, 7>();
+        }
     }
 }

@@ -58,7 +58,7 @@ impl Avx512Bf16 {
 
     /// Rounds 32 inputs to pairs, to nearest, ties to even.
     #[inline(always)]
-    fn round(self, x: &[f32; 2 * LANES], pairs: &mut [Pair; LANES]) {
+    pub(crate) fn round(self, x: &[f32; 2 * LANES], pairs: &mut [Pair; LANES]) {
         // SAFETY: `self` proves the instruction set; unaligned loads of the halves of an array of 32, and an unaligned store
         // to a whole array of 16 pairs, which is what 32 bf16 are.
         unsafe {
@@ -132,7 +132,8 @@ impl PackPairs<'_> {
     }
 }
 
-fn round_pair(x: &[f32]) -> Pair {
+/// Rounds one or two inputs to a pair, to nearest, ties to even.
+pub(crate) fn round_pair(x: &[f32]) -> Pair {
     let round = |x: f32| Pair::from(bf16::from_f32(x).to_bits());
     round(x[0]) | x.get(1).map_or(0, |x| round(*x) << 16)
 }

@@ -6,6 +6,8 @@
 //! linears use them.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -16,7 +18,9 @@ mod math;
 mod portable;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx512_bf16::{Avx512Bf16, PackPairs, Pair, PairKernel};
+pub(crate) use amx::{Amx, TILE_PAIRS, TILE_ROWS, TileKernel, TileRow, Tiles};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512_bf16::{Avx512Bf16, PackPairs, Pair, PairKernel, round_pair};
 pub(crate) use element::{Element, with_element};
 pub(crate) use math::{exp, silu};
 
@@ -103,6 +107,9 @@ pub(crate) trait Kernel {
 /// The instruction sets by name.
 #[derive(Clone, Copy)]
 pub(crate) enum Isa {
+    /// [`Isa::Avx512Bf16`] with products of tiles, which linears use; all else is the same.
+    #[cfg(target_arch = "x86_64")]
+    Amx(amx::Amx),
     /// [`Isa::Avx512`] with dot products of bf16 pairs, which linears use; all else is the same.
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16(avx512_bf16::Avx512Bf16),
@@ -128,6 +135,7 @@ impl Isa {
         let mut all = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
+            all.extend(amx::Amx::detect().map(Isa::Amx));
             all.extend(avx512_bf16::Avx512Bf16::detect().map(Isa::Avx512Bf16));
             all.extend(avx512::Avx512::detect().map(Isa::Avx512));
             all.extend(avx2::Avx2::detect().map(Isa::Avx2));
@@ -138,6 +146,8 @@ impl Isa {
 
     pub(crate) fn name(self) -> &'static str {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx(_) => "AMX-BF16",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16(_) => "AVX512-BF16",
             #[cfg(target_arch = "x86_64")]
@@ -150,6 +160,8 @@ impl Isa {
 
     fn key(self) -> &'static str {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx(_) => "amx",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16(_) => "avx512-bf16",
             #[cfg(target_arch = "x86_64")]
@@ -164,14 +176,37 @@ impl Isa {
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn bf16_dots(self) -> Option<Avx512Bf16> {
         match self {
+            Isa::Amx(amx) => amx.pairs(),
             Isa::Avx512Bf16(simd) => Some(simd),
             _ => None,
         }
     }
 
+    /// The products of tiles, if it has them.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn tiles(self) -> Option<Amx> {
+        match self {
+            Isa::Amx(amx) => Some(amx),
+            _ => None,
+        }
+    }
+
+    /// Why the machine's best is not used although it is there.
+    pub(crate) fn refusal() -> Option<&'static str> {
+        #[cfg(target_arch = "x86_64")]
+        return amx::refusal();
+        #[cfg(not(target_arch = "x86_64"))]
+        None
+    }
+
     /// Runs `kernel` compiled for this instruction set.
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx(amx) => match amx.pairs() {
+                Some(simd) => simd.plain().vectorize(kernel),
+                None => portable::Portable.vectorize(kernel),
+            },
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16(simd) => simd.plain().vectorize(kernel),
             #[cfg(target_arch = "x86_64")]

@@ -5,12 +5,12 @@
 //! file each, with the bytes of a panel, their packing and the computation. A weight keeps its format for good, so its bits
 //! depend on the type of the machine only.
 
-#[cfg(target_arch = "x86_64")]
-use super::pairs;
 use super::{Outputs, vectors};
 #[cfg(target_arch = "x86_64")]
-use crate::simd::Avx512Bf16;
+use super::{pairs, tiles};
 use crate::simd::LANES;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{Amx, Avx512Bf16};
 use crate::{Cpu, DType, Device, LinearWeight, MatrixView};
 
 /// A format, one variant per arm.
@@ -21,6 +21,9 @@ pub(crate) enum Format {
     /// bf16 pairs, for these dot products.
     #[cfg(target_arch = "x86_64")]
     Pairs(Avx512Bf16),
+    /// bf16 pairs, for these products of tiles.
+    #[cfg(target_arch = "x86_64")]
+    Tiles(Amx),
 }
 
 impl Format {
@@ -28,9 +31,11 @@ impl Format {
     pub(crate) fn choose(device: &Device, dtype: DType) -> Format {
         match device {
             #[cfg(target_arch = "x86_64")]
-            Device::Cpu(cpu) if dtype == DType::Bf16 => {
-                cpu.isa.bf16_dots().map_or(Format::Vectors(dtype), Format::Pairs)
-            }
+            Device::Cpu(cpu) if dtype == DType::Bf16 => match (cpu.isa.tiles(), cpu.isa.bf16_dots()) {
+                (Some(amx), _) => Format::Tiles(amx),
+                (None, Some(simd)) => Format::Pairs(simd),
+                (None, None) => Format::Vectors(dtype),
+            },
             _ => Format::Vectors(dtype),
         }
     }
@@ -40,7 +45,7 @@ impl Format {
         match self {
             Format::Vectors(_) => DType::F32,
             #[cfg(target_arch = "x86_64")]
-            Format::Pairs(_) => DType::Bf16,
+            Format::Pairs(_) | Format::Tiles(_) => DType::Bf16,
         }
     }
 
@@ -50,6 +55,8 @@ impl Format {
             Format::Vectors(dtype) => vectors::panel_bytes(dtype, k),
             #[cfg(target_arch = "x86_64")]
             Format::Pairs(_) => pairs::panel_bytes(k),
+            #[cfg(target_arch = "x86_64")]
+            Format::Tiles(_) => tiles::panel_bytes(k),
         }
     }
 
@@ -59,6 +66,8 @@ impl Format {
             Format::Vectors(dtype) => vectors::pack_panel(panel, rows, dtype),
             #[cfg(target_arch = "x86_64")]
             Format::Pairs(_) => pairs::pack_panel(panel, rows),
+            #[cfg(target_arch = "x86_64")]
+            Format::Tiles(_) => tiles::pack_panel(panel, rows),
         }
     }
 
@@ -68,6 +77,8 @@ impl Format {
             Format::Vectors(dtype) => vectors::run(cpu, x, w, dtype, out),
             #[cfg(target_arch = "x86_64")]
             Format::Pairs(simd) => pairs::run(cpu, x, w, simd, out),
+            #[cfg(target_arch = "x86_64")]
+            Format::Tiles(amx) => tiles::run(cpu, x, w, amx, out),
         }
     }
 }

@@ -73,6 +73,27 @@ impl Grid {
     }
 }
 
+/// Which weights a tile asks for while it computes with a block of them, in steps along K from the beginning of the block.
+pub(super) struct Ahead {
+    /// This tile and the number of tiles that work on the block one after the other.
+    pub(super) tile: usize,
+    pub(super) tiles: usize,
+    /// How many steps a single tile looks ahead.
+    pub(super) steps: usize,
+}
+
+impl Ahead {
+    /// The weights to ask for before step `step` of `steps` is done lie before this step, which may be one of the next block: a
+    /// single tile runs a little ahead of itself, several share the next block.
+    #[inline(always)]
+    pub(super) fn position(&self, step: usize, steps: usize) -> usize {
+        match self.tiles {
+            1 => step + self.steps,
+            tiles => steps + (self.tile * steps + step) / tiles,
+        }
+    }
+}
+
 const CACHE_LINE_BYTES: usize = 64;
 
 #[cfg(test)]

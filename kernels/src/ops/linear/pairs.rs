@@ -12,7 +12,7 @@
 use std::ops::Range;
 use std::sync::PoisonError;
 
-use super::grid::{Grid, RowTiles};
+use super::grid::{Ahead, Grid, RowTiles};
 use super::{Outputs, PanelRows};
 use crate::simd::{Avx512Bf16, LANES, PackPairs, Pair, PairKernel, Simd, prefetch_line};
 use crate::{Cpu, DType, LinearWeight};
@@ -112,29 +112,6 @@ const CHUNK: usize = 2;
 /// How far ahead a single tile asks for its weights, in vectors of all its panels: 8 KiB. Half and twice as much were slower.
 const AHEAD: usize = 128;
 
-/// The weights that the tiles of a block ask for while they compute.
-struct Ahead {
-    /// The first vector of the next block's first panel.
-    next: usize,
-    /// This tile and the number of tiles.
-    tile: usize,
-    tiles: usize,
-    /// How many steps a single tile looks ahead.
-    steps: usize,
-}
-
-impl Ahead {
-    /// The steps of block and next block to ask for while step `step` of `steps` is done: a single tile runs a little ahead
-    /// of itself, several share the next block.
-    #[inline(always)]
-    fn position(&self, step: usize, steps: usize) -> usize {
-        match self.tiles {
-            1 => step + self.steps,
-            tiles => steps + (self.tile * steps + step) / tiles,
-        }
-    }
-}
-
 impl Stripe<'_> {
     /// The tiles of the piece over one block of weights.
     #[inline(always)]
@@ -142,17 +119,17 @@ impl Stripe<'_> {
         let tiles = self.tiles_of_piece.len();
         for (at, tile) in self.tiles_of_piece.clone().enumerate() {
             let rows = self.tiles.rows(tile);
-            let ahead = Ahead { next, tile: at, tiles, steps: AHEAD / P };
+            let ahead = Ahead { tile: at, tiles, steps: AHEAD / P };
             let x = &self.x[tile * self.tiles.largest() * self.k..];
             match rows.len() {
-                1 => self.tile::<1, P>(simd, x, rows.start, panel, ks, &ahead),
-                2 => self.tile::<2, P>(simd, x, rows.start, panel, ks, &ahead),
-                3 => self.tile::<3, P>(simd, x, rows.start, panel, ks, &ahead),
-                4 => self.tile::<4, P>(simd, x, rows.start, panel, ks, &ahead),
-                5 => self.tile::<5, P>(simd, x, rows.start, panel, ks, &ahead),
-                6 => self.tile::<6, P>(simd, x, rows.start, panel, ks, &ahead),
-                7 => self.tile::<7, P>(simd, x, rows.start, panel, ks, &ahead),
-                _ => self.tile::<8, P>(simd, x, rows.start, panel, ks, &ahead),
+                1 => self.tile::<1, P>(simd, x, rows.start, panel, ks, next, &ahead),
+                2 => self.tile::<2, P>(simd, x, rows.start, panel, ks, next, &ahead),
+                3 => self.tile::<3, P>(simd, x, rows.start, panel, ks, next, &ahead),
+                4 => self.tile::<4, P>(simd, x, rows.start, panel, ks, next, &ahead),
+                5 => self.tile::<5, P>(simd, x, rows.start, panel, ks, next, &ahead),
+                6 => self.tile::<6, P>(simd, x, rows.start, panel, ks, next, &ahead),
+                7 => self.tile::<7, P>(simd, x, rows.start, panel, ks, next, &ahead),
+                _ => self.tile::<8, P>(simd, x, rows.start, panel, ks, next, &ahead),
             }
         }
     }
@@ -166,6 +143,7 @@ impl Stripe<'_> {
         row: usize,
         panel: usize,
         ks: &Range<usize>,
+        next: usize,
         ahead: &Ahead,
     ) {
         let steps = ks.len();
@@ -191,7 +169,7 @@ impl Stripe<'_> {
                 for p in 0..P {
                     let vector = match position < steps {
                         true => first[p] + position,
-                        false => ahead.next + p * self.k + position - steps,
+                        false => next + p * self.k + position - steps,
                     };
                     prefetch_line(self.panels.as_ptr().wrapping_add(vector));
                 }
