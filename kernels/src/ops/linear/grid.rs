@@ -73,24 +73,34 @@ impl Grid {
     }
 }
 
-/// Which weights a tile asks for while it computes with a block of them, in steps along K from the beginning of the block.
+/// Which weights a tile asks for while it computes with a block of them, in steps along K from the beginning of the block; those
+/// beyond its end are steps of the next block. A single tile runs a little ahead of itself, several share the next block.
 pub(super) struct Ahead {
-    /// This tile and the number of tiles that work on the block one after the other.
-    pub(super) tile: usize,
-    pub(super) tiles: usize,
-    /// How many steps a single tile looks ahead.
-    pub(super) steps: usize,
+    /// The first step that this tile asks for.
+    pub(super) first: usize,
+    /// Steps of computation between two looks ahead: with many more, so many lines would be asked for at once that loads wait
+    /// behind them.
+    pub(super) every: usize,
+    /// Steps that are asked for at a look.
+    pub(super) count: usize,
 }
 
 impl Ahead {
-    /// The weights to ask for before step `step` of `steps` is done lie before this step, which may be one of the next block: a
-    /// single tile runs a little ahead of itself, several share the next block.
-    #[inline(always)]
-    pub(super) fn position(&self, step: usize, steps: usize) -> usize {
-        match self.tiles {
-            1 => step + self.steps,
-            tiles => steps + (self.tile * steps + step) / tiles,
+    /// For tile number `tile` of `tiles` that work one after the other on a block of `steps` steps; a single one looks `single`
+    /// steps ahead. `every`: the fewest steps between two looks that cost little.
+    pub(super) fn new(tile: usize, tiles: usize, steps: usize, single: usize, every: usize) -> Ahead {
+        match tiles {
+            1 => Ahead { first: single, every, count: every },
+            _ => {
+                let count = (2 * every / tiles).max(1);
+                Ahead { first: steps + tile * steps / tiles, every: count * tiles, count }
+            }
         }
+    }
+
+    /// For a tile that leaves it to the processor to see the pattern.
+    pub(super) fn none(steps: usize) -> Ahead {
+        Ahead { first: 0, every: steps, count: 0 }
     }
 }
 

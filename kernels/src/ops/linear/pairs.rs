@@ -60,10 +60,14 @@ const PIECE_TILES: usize = 16;
 /// Steps over pairs of one block: with three panels 96 KiB, which the row tiles read from the second-level cache.
 const K_BLOCK: usize = 512;
 
-/// Panels of a tile. Three with eight rows, four if those fit: the fewer streams through memory the better, but one row
-/// needs four chains to hide their latency.
+/// Panels of a tile: eight for one row, whose chains would not hide their latency with fewer; four for some; with seven rows and
+/// eight, three panels are what fits.
 fn tile_panels(tiles: RowTiles) -> usize {
-    if tiles.m <= 6 { 4 } else { 3 }
+    match tiles.m {
+        1 => 8,
+        2..=6 => 4,
+        _ => 3,
+    }
 }
 
 /// The outputs of some neighbouring panels, for some neighbouring row tiles.
@@ -88,38 +92,56 @@ impl PairKernel for Stripe<'_> {
         let k_block = if self.tiles_of_piece.len() == 1 { self.k } else { K_BLOCK };
         for first_k in (0..self.k).step_by(k_block) {
             let ks = first_k..self.k.min(first_k + k_block);
-            for panel in self.panels_of_piece.clone().step_by(most) {
-                // Where the weights after these begin. After the last come those of the next piece, most likely this thread's.
-                let next = match panel + most {
-                    next if next < self.panels_of_piece.end => next * self.k + ks.start,
-                    _ if ks.end < self.k => self.panels_of_piece.start * self.k + ks.end,
-                    next => next * self.k,
-                };
-                match most.min(self.panels_of_piece.end - panel) {
-                    4 => self.row_tiles::<4>(simd, panel, &ks, next),
+            let mut panel = self.panels_of_piece.start;
+            while panel < self.panels_of_piece.end {
+                let (left, next) = (most.min(self.panels_of_piece.end - panel), self.next(panel + most, &ks));
+                panel += match left {
+                    8 => {
+                        self.tile::<1, 8>(simd, self.x, 0, panel, &ks, next, &Ahead::none(ks.len()));
+                        8
+                    }
+                    4.. => self.row_tiles::<4>(simd, panel, &ks, next),
                     3 => self.row_tiles::<3>(simd, panel, &ks, next),
                     2 => self.row_tiles::<2>(simd, panel, &ks, next),
                     _ => self.row_tiles::<1>(simd, panel, &ks, next),
-                }
+                };
             }
         }
     }
 }
 
-/// Steps between two looks ahead. Sixteen, which are cheaper, ask for so many lines at once that loads wait behind them.
-const CHUNK: usize = 2;
+/// Steps between two looks ahead of a single tile. Sixteen, which are cheaper, ask for too many lines at once.
+const EVERY: usize = 4;
+
+/// Rows up to which nothing is asked for ahead: there is so little to compute that the loads themselves run far ahead. One row was
+/// 1.2 times as slow with looks ahead.
+const FEW_ROWS: usize = 3;
 
 /// How far ahead a single tile asks for its weights, in vectors of all its panels: 8 KiB. Half and twice as much were slower.
 const AHEAD: usize = 128;
 
 impl Stripe<'_> {
-    /// The tiles of the piece over one block of weights.
+    /// Where the weights of the block that begins with `panel` are, or of the one that comes instead if that lies beyond the
+    /// piece: after the last come those of the next piece, most likely this thread's.
     #[inline(always)]
-    fn row_tiles<const P: usize>(&self, simd: Avx512Bf16, panel: usize, ks: &Range<usize>, next: usize) {
+    fn next(&self, panel: usize, ks: &Range<usize>) -> usize {
+        match panel {
+            panel if panel < self.panels_of_piece.end => panel * self.k + ks.start,
+            _ if ks.end < self.k => self.panels_of_piece.start * self.k + ks.end,
+            panel => panel * self.k,
+        }
+    }
+
+    /// The tiles of the piece over one block of weights. Returns `P`.
+    #[inline(always)]
+    fn row_tiles<const P: usize>(&self, simd: Avx512Bf16, panel: usize, ks: &Range<usize>, next: usize) -> usize {
         let tiles = self.tiles_of_piece.len();
         for (at, tile) in self.tiles_of_piece.clone().enumerate() {
             let rows = self.tiles.rows(tile);
-            let ahead = Ahead { tile: at, tiles, steps: AHEAD / P };
+            let ahead = match self.tiles.m {
+                0..=FEW_ROWS => Ahead::none(ks.len()),
+                _ => Ahead::new(at, tiles, ks.len(), AHEAD / P, EVERY),
+            };
             let x = &self.x[tile * self.tiles.largest() * self.k..];
             match rows.len() {
                 1 => self.tile::<1, P>(simd, x, rows.start, panel, ks, next, &ahead),
@@ -132,6 +154,7 @@ impl Stripe<'_> {
                 _ => self.tile::<8, P>(simd, x, rows.start, panel, ks, next, &ahead),
             }
         }
+        P
     }
 
     /// `M` rows × `P` panels over one block of pairs: the chains stay in registers.
@@ -163,9 +186,9 @@ impl Stripe<'_> {
                 sums[m][p] = lanes.load(&done[m][p]);
             }
         }
-        for chunk in (0..steps).step_by(CHUNK) {
-            let end = steps.min(chunk + CHUNK);
-            for position in ahead.position(chunk, steps)..ahead.position(end, steps) {
+        let (mut done_steps, mut asked) = (0, ahead.first);
+        while done_steps < steps {
+            for position in asked..asked + ahead.count {
                 for p in 0..P {
                     let vector = match position < steps {
                         true => first[p] + position,
@@ -174,7 +197,9 @@ impl Stripe<'_> {
                     prefetch_line(self.panels.as_ptr().wrapping_add(vector));
                 }
             }
-            for step in chunk..end {
+            asked += ahead.count;
+            let end = steps.min(done_steps + ahead.every);
+            for step in done_steps..end {
                 let w: [_; P] = std::array::from_fn(|p| simd.load(&panels[p][step]));
                 for m in 0..M {
                     let x = simd.splat(x[step][m]);
@@ -183,6 +208,7 @@ impl Stripe<'_> {
                     }
                 }
             }
+            done_steps = end;
         }
         for m in 0..M {
             for p in 0..P {

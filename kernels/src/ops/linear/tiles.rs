@@ -115,7 +115,7 @@ impl Stripe<'_> {
         let uppers = self.tiles_of_piece.clone().step_by(2);
         let pairs = uppers.len();
         for (at, upper) in uppers.enumerate() {
-            let ahead = Ahead { tile: at, tiles: pairs, steps: AHEAD };
+            let ahead = Ahead::new(at, pairs, ks.len(), AHEAD, 1);
             let block = Block { panel, upper, ks, next, ahead };
             match (upper + 1 < self.tiles_of_piece.end, both) {
                 (true, true) => self.block::<true, true>(tiles, &block),
@@ -184,7 +184,11 @@ impl Stripe<'_> {
     #[inline(always)]
     fn ask_for<const RIGHT: bool>(&self, block: &Block<'_>, step: usize) {
         let (at, steps) = (step - block.ks.start, block.ks.len());
-        for position in block.ahead.position(at, steps)..block.ahead.position(at + 1, steps) {
+        if !at.is_multiple_of(block.ahead.every) {
+            return;
+        }
+        let first = block.ahead.first + at / block.ahead.every * block.ahead.count;
+        for position in first..first + block.ahead.count {
             let (first_panel, step) = match position < steps {
                 true => (block.panel * self.steps, block.ks.start + position),
                 false => (block.next, position - steps),
