@@ -102,7 +102,7 @@ impl PairKernel for PackPairs<'_> {
             let mut places = self.pairs[at..].iter_mut().step_by(self.rows);
             for x in vectors {
                 simd.round(x, &mut rounded);
-                places.by_ref().zip(&rounded).for_each(|(place, pair)| *place = *pair);
+                rounded.iter().zip(places.by_ref()).for_each(|(pair, place)| *place = *pair);
             }
             places.zip(rest.chunks(2)).for_each(|(place, x)| *place = round_pair(x));
         }

@@ -256,7 +256,7 @@ impl PackTile<'_> {
         for (at, row) in self.x.chunks_exact(self.row_len).enumerate() {
             let mut places = self.tile[at..].iter_mut().step_by(self.rows);
             let (whole, rest) = row.as_chunks();
-            places.by_ref().zip(whole).for_each(|(place, x)| round(x, place));
+            whole.iter().zip(places.by_ref()).for_each(|(x, place)| round(x, place));
             if let (Some(place), false) = (places.next(), rest.is_empty()) {
                 let mut filled = [0.0; 2 * TILE_PAIRS];
                 filled[..rest.len()].copy_from_slice(rest);
