@@ -6,11 +6,11 @@
 
 use std::time::{Duration, Instant};
 
-use kernels::machine::{ReadBuffer, ReadPattern, bf16_peak, fma_peak, median_duration};
+use kernels::machine::{ReadBuffer, ReadPattern, bf16_pass, bf16_peak, fma_pass, fma_peak, median_duration};
 use kernels::ops::{
     AttentionRows, RopeTable, SequenceRows, add_rms_norm, attention, linear, rope_and_store_kv, sample, silu_mul,
 };
-use kernels::{BLOCK_SIZE, DType, Device, KvCache, LinearWeight, MatrixView, Result, Tensor};
+use kernels::{BLOCK_SIZE, DType, Device, KvCache, LinearWeight, MatrixView, Result, Tensor, WeightType};
 
 struct Bench {
     device: Device,
@@ -29,12 +29,11 @@ fn main() -> Result<()> {
     let memory = ReadBuffer::new(&device, 512 << 20)?;
     let (pattern, bandwidth) = memory.bandwidth().expect("a processor reads");
     let (_, cached) = ReadBuffer::new(&device, 512 << 10)?.bandwidth().expect("a processor reads");
-    let best = |peak: fn(&Device) -> Option<f64>| (0..15).filter_map(|_| peak(&device)).max_by(f64::total_cmp);
-    let peak = best(fma_peak).expect("a processor computes");
+    let peak = fma_peak(&device).expect("a processor computes");
     println!("{}", device.describe());
     println!("memory {:.1} GB/s ({pattern:?}), cache (512 KiB) {:.1} GB/s", bandwidth / 1e9, cached / 1e9);
     println!("fused multiply-add {:.1} GFLOP/s", peak / 1e9);
-    if let Some(peak) = best(bf16_peak) {
+    if let Some(peak) = bf16_peak(&device) {
         println!("bf16 dot products {:.1} GFLOP/s", peak / 1e9);
     }
     println!("\n{:<44} {:>10} {:>9} {:>9} {:>6}", "operation", "time", "GB/s", "GFLOP/s", "roof");
@@ -62,14 +61,19 @@ impl Bench {
         let small = [(960, 576), (576, 576), (3072, 576), (576, 1536), (49152, 576)];
         let large = [(3072, 2048), (2048, 2048), (16384, 2048), (2048, 8192), (128_256, 2048)];
         for (n, k) in demo.into_iter().chain(small).chain(large) {
-            for dtype in [DType::Bf16, DType::F32] {
-                let name = |m| format!("linear {dtype} M={m} N={n} K={k}");
+            let floats = [DType::Bf16, DType::F32].map(WeightType::Float);
+            for weight_type in floats.into_iter().chain([WeightType::Int8, WeightType::Fp8, WeightType::Nf4]) {
+                let stored = match weight_type {
+                    WeightType::Float(dtype) => dtype.to_string(),
+                    quantised => format!("{quantised:?}").to_lowercase(),
+                };
+                let name = |m| format!("linear {stored} M={m} N={n} K={k}");
                 let rows = [1, 2, 4, 8, 16, 32, 64, 512, 2048];
                 // Logits are computed for the last row of a prompt only.
                 let rows = rows.into_iter().filter(|m| name(*m).contains(&self.filter) && (n < 1 << 15 || *m <= 64));
                 let rows: Vec<usize> = rows.collect();
                 if !rows.is_empty() {
-                    self.linear(&rows, n, k, dtype, name)?;
+                    self.linear(&rows, n, k, weight_type, name)?;
                 }
             }
         }
@@ -78,14 +82,23 @@ impl Bench {
 
     /// Every round measures the linear between two looks at the roofs: on a machine that is not alone, they move from one
     /// tenth of a second to the next. Calls take copies of the weight in turn, so that no cache serves them.
-    fn linear(&self, rows: &[usize], n: usize, k: usize, dtype: DType, name: impl Fn(usize) -> String) -> Result<()> {
+    fn linear(
+        &self,
+        rows: &[usize],
+        n: usize,
+        k: usize,
+        weight_type: WeightType,
+        name: impl Fn(usize) -> String,
+    ) -> Result<()> {
         const COPIES_BYTES: usize = 256 << 20;
         const BATCH: Duration = Duration::from_millis(3);
         const ROUNDS: usize = 15;
-        let source: Vec<u8> = (0..n * k * dtype.size_bytes()).map(|byte| (byte % 60) as u8).collect();
-        let pack = || LinearWeight::pack(&self.device, &[MatrixView::dense(&source, dtype, n, k)]);
-        let copies = COPIES_BYTES.div_ceil(source.len());
-        let weights = (0..copies).map(|_| pack()).collect::<Result<Vec<_>>>()?;
+        let source: Vec<u8> = (0..n * k * 2).map(|byte| (byte % 60) as u8).collect();
+        let matrix = MatrixView::dense(&source, DType::Bf16, n, k);
+        let pack = || LinearWeight::pack_as(&self.device, &[matrix], weight_type);
+        let first = pack()?;
+        let copies = COPIES_BYTES.div_ceil(first.bytes());
+        let weights = std::iter::once(Ok(first)).chain((1..copies).map(|_| pack())).collect::<Result<Vec<_>>>()?;
         for &m in rows {
             let x = Tensor::zeros(&self.device, &[m, k], DType::F32)?;
             let mut out = Tensor::zeros(&self.device, &[m, n], DType::F32)?;
@@ -102,7 +115,7 @@ impl Bench {
             let mut times = Vec::new();
             let mut shares = Vec::new();
             for round in 0..ROUNDS {
-                let roofs = || (self.memory_pass(round), self.peak_pass(dtype));
+                let roofs = || (self.memory_pass(round), self.peak_pass(weight_type));
                 let (before, seconds, after) = (roofs(), run(calls).as_secs_f64(), roofs());
                 let roof = |(bandwidth, peak): (f64, f64)| (bytes as f64 / bandwidth).max(flops as f64 / peak);
                 times.push(seconds);
@@ -125,10 +138,14 @@ impl Bench {
         self.memory.pass(self.pattern, round % PARTS, PARTS).expect("a processor reads")
     }
 
-    /// FLOPs per second of the multiply-adds that a linear with weights of `dtype` is made of.
-    fn peak_pass(&self, dtype: DType) -> f64 {
-        let pairs = if dtype == DType::Bf16 { bf16_peak(&self.device) } else { None };
-        pairs.or_else(|| fma_peak(&self.device)).expect("a processor computes")
+    /// FLOPs per second of the multiply-adds that a linear with weights of `weight_type` is made of. Dot products of bytes have no
+    /// roof here: with them, many rows may be faster than the one that is taken.
+    fn peak_pass(&self, weight_type: WeightType) -> f64 {
+        let pairs = match weight_type {
+            WeightType::Float(DType::Bf16) | WeightType::Fp8 => bf16_pass(&self.device),
+            _ => None,
+        };
+        pairs.or_else(|| fma_pass(&self.device)).expect("a processor computes")
     }
 
     fn attentions(&self) -> Result<()> {

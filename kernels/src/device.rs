@@ -1,11 +1,8 @@
 //! Where tensors live and operations run.
 
 use std::ops::Range;
-use std::sync::Arc;
-#[cfg(target_arch = "x86_64")]
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
-use crate::DType;
 #[cfg(target_arch = "x86_64")]
 use crate::allocation::Scratch;
 use crate::ledger::Ledger;
@@ -15,6 +12,7 @@ use crate::pool::Pool;
 use crate::simd::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::Pair;
+use crate::{DType, WeightType};
 
 /// A device. Cloning it gives another handle on the same one.
 #[derive(Clone)]
@@ -41,6 +39,7 @@ impl Device {
             pool,
             #[cfg(target_arch = "x86_64")]
             pairs: Mutex::default(),
+            inputs: Mutex::default(),
         }))
     }
 
@@ -73,7 +72,7 @@ impl Device {
 
     /// The type to which linears round their inputs where their weights are of `dtype`.
     pub fn linear_input_dtype(&self, dtype: DType) -> DType {
-        Format::choose(self, dtype).input_dtype()
+        Format::choose(self, WeightType::Float(dtype)).input_dtype()
     }
 
     /// The books of a plan device.
@@ -100,6 +99,8 @@ pub struct Cpu {
     /// The activations of the linear at work, rounded: as large as the largest of them (rows of a step × inputs), then kept.
     #[cfg(target_arch = "x86_64")]
     pub(crate) pairs: Mutex<Scratch<Pair>>,
+    /// The same for linears with quantised weights, as words.
+    pub(crate) inputs: Mutex<Vec<u32>>,
 }
 
 impl Cpu {

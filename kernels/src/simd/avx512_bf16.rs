@@ -49,6 +49,23 @@ impl Avx512Bf16 {
         unsafe { _mm512_dpbf16_ps(sum, x, w) }
     }
 
+    /// Two pairs of FP8 E4M3 weights for each of sixteen outputs, as 2^-120 of what they are: those in the lower bytes of an
+    /// output's two words, then those in the upper ones. Sign, exponent and mantissa move to their places in a bf16.
+    #[inline(always)]
+    pub(crate) fn load_e4m3(self, w: &[u8; 4 * LANES]) -> [__m512bh; 2] {
+        // SAFETY: `self` proves AVX-512F and BW; the load is an unaligned one through a reference to the whole array, and the casts
+        // reinterpret 512 bits.
+        unsafe {
+            let upper = _mm512_loadu_si512(w.as_ptr().cast());
+            let lower = _mm512_slli_epi16::<8>(upper);
+            let places = _mm512_set1_epi16(0x87f0_u16.cast_signed());
+            [
+                std::mem::transmute::<__m512i, __m512bh>(_mm512_and_si512(_mm512_srai_epi16::<4>(lower), places)),
+                std::mem::transmute::<__m512i, __m512bh>(_mm512_and_si512(_mm512_srai_epi16::<4>(upper), places)),
+            ]
+        }
+    }
+
     /// One pair of inputs for sixteen outputs.
     #[inline(always)]
     pub(crate) fn splat(self, x: Pair) -> __m512bh {
@@ -93,9 +110,25 @@ pub(crate) struct PackPairs<'a> {
 impl PairKernel for PackPairs<'_> {
     #[inline(always)]
     fn run(self, simd: Avx512Bf16) {
-        if self.rows == 8 {
-            return self.pack_eight(simd);
+        match self.rows {
+            1 => self.pack_one(simd),
+            8 => self.pack_eight(simd),
+            _ => self.pack_some(simd),
         }
+    }
+}
+
+impl PackPairs<'_> {
+    #[inline(always)]
+    fn pack_one(self, simd: Avx512Bf16) {
+        let (vectors, rest) = self.x.as_chunks();
+        let (whole, last) = self.pairs.as_chunks_mut();
+        vectors.iter().zip(whole).for_each(|(x, pairs)| simd.round(x, pairs));
+        last.iter_mut().zip(rest.chunks(2)).for_each(|(pair, x)| *pair = round_pair(x));
+    }
+
+    #[inline(always)]
+    fn pack_some(self, simd: Avx512Bf16) {
         let mut rounded = [0; LANES];
         for (at, row) in self.x.chunks_exact(self.row_len).enumerate() {
             let (vectors, rest) = row.as_chunks::<{ 2 * LANES }>();
@@ -107,9 +140,7 @@ impl PairKernel for PackPairs<'_> {
             places.zip(rest.chunks(2)).for_each(|(place, x)| *place = round_pair(x));
         }
     }
-}
 
-impl PackPairs<'_> {
     /// Eight rows are most of the rows there are: sixteen pairs of each at a time, turned in the first-level cache.
     #[inline(always)]
     fn pack_eight(self, simd: Avx512Bf16) {

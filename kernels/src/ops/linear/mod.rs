@@ -3,11 +3,19 @@
 //! One arm per [`Format`] of the weight, a file each. Every arm has one order of additions per output element, whatever the
 //! number of rows and threads.
 
+mod bytes;
 mod format;
+mod fp8;
 #[cfg(target_arch = "x86_64")]
 mod grid;
+mod grouped;
+mod int8;
+mod interleave;
+mod nf4;
 #[cfg(target_arch = "x86_64")]
 mod pairs;
+#[cfg(test)]
+mod quantized_tests;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 mod vectors;
@@ -149,7 +157,7 @@ mod tests {
 
     fn pack(device: &Device, values: &[f32], n: usize, k: usize, dtype: DType) -> LinearWeight {
         let view = MatrixView::dense(bytemuck::cast_slice(values), DType::F32, n, k);
-        LinearWeight::pack_as(device, &[view], dtype).unwrap()
+        LinearWeight::pack_as(device, &[view], crate::WeightType::Float(dtype)).unwrap()
     }
 
     /// Which bits to expect: each arm has its own, on all instruction sets and threads alike.
@@ -160,6 +168,7 @@ mod tests {
             Format::Pairs(_) => 1,
             #[cfg(target_arch = "x86_64")]
             Format::Tiles(_) => 2,
+            Format::Int8 | Format::Fp8(_) | Format::Nf4 => unreachable!("these tests pack floats"),
         }
     }
 

@@ -23,7 +23,7 @@ pub(super) fn panel_bytes(k: usize) -> usize {
 }
 
 pub(super) fn pack_panel(panel: &mut [u8], rows: &PanelRows<'_>) {
-    rows.write(panel, DType::Bf16, |k, lane| (k / 2 * LANES + lane) * 2 + k % 2);
+    rows.write(panel, DType::Bf16, 2);
 }
 
 pub(super) fn run(cpu: &Cpu, x: &[f32], w: &LinearWeight, simd: Avx512Bf16, out: Outputs<'_>) {

@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::sync::PoisonError;
 
 use super::grid::{Ahead, Grid, RowTiles};
-use super::{Outputs, PanelRows};
+use super::{Outputs, PanelRows, pairs};
 use crate::simd::{
     Amx, Avx512Bf16, LANES, Lanes, Pair, PairKernel, TILE_PAIRS, TILE_ROWS, TileKernel, TileRow, Tiles, prefetch_line,
     round_pair,
@@ -25,7 +25,8 @@ pub(super) fn panel_bytes(k: usize) -> usize {
 }
 
 pub(super) fn pack_panel(panel: &mut [u8], rows: &PanelRows<'_>) {
-    rows.write(panel, DType::Bf16, |k, lane| (k / 2 * LANES + lane) * 2 + k % 2);
+    let k = rows.matrices.first().map_or(0, |matrix| matrix.cols);
+    rows.write(&mut panel[..pairs::panel_bytes(k)], DType::Bf16, 2);
 }
 
 /// Products of tiles along `k` inputs.
