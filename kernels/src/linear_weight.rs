@@ -173,7 +173,7 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::ops::testing::{cpus, random};
+    use crate::ops::testing::{cpus_and_models, random};
 
     /// What [`SourcePages`] heard, as lengths.
     #[derive(Default)]
@@ -192,7 +192,7 @@ mod tests {
     #[test]
     fn panels_hold_the_rounded_elements_of_every_slice() {
         let values = random(7, 40 * 1100);
-        for device in cpus() {
+        for device in cpus_and_models() {
             for (source, dtype) in [DType::F32, DType::F16, DType::Bf16]
                 .iter()
                 .flat_map(|a| [DType::F32, DType::F16, DType::Bf16].map(|b| (*a, b)))

@@ -76,7 +76,7 @@ fn of_panels<T: Element>(
 ) {
     let (_, group) = head.format().elements().expect("checked by the caller");
     let line = group * LANES;
-    let panel_len = head.k().div_ceil(group) * line;
+    let panel_len = head.panel_bytes() / size_of::<T>();
     let panels = head.panels::<T>();
     for_ids(cpu, out, ids, first_id, num_rows, |out, row| {
         let panel = &panels[row / LANES * panel_len..][..panel_len];

@@ -6,12 +6,12 @@
 //! depend on the type of the machine only.
 
 use super::interleave::{LaneRows, interleave};
-#[cfg(target_arch = "x86_64")]
-use super::pairs;
 use super::{Outputs, fp8, int8, nf4, vectors};
 #[cfg(target_arch = "x86_64")]
-use crate::simd::Avx512Bf16;
+use super::{pairs, tiles};
 use crate::simd::LANES;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{Amx, Avx512Bf16};
 use crate::{Cpu, DType, Device, LinearWeight, MatrixView, WeightType};
 
 /// A format, one variant per arm.
@@ -22,6 +22,9 @@ pub(crate) enum Format {
     /// bf16 pairs, for these dot products.
     #[cfg(target_arch = "x86_64")]
     Pairs(Avx512Bf16),
+    /// bf16 pairs, for these products of tiles.
+    #[cfg(target_arch = "x86_64")]
+    Tiles(Amx),
     /// 8-bit integers, for dot products of bytes.
     Int8,
     /// FP8, widened to f32, or to bf16 pairs.
@@ -36,7 +39,11 @@ impl Format {
         match (weight_type, device) {
             #[cfg(target_arch = "x86_64")]
             (WeightType::Float(dtype @ DType::Bf16), Device::Cpu(cpu)) => {
-                cpu.isa.bf16_dots().map_or(Format::Vectors(dtype), Format::Pairs)
+                match (cpu.isa.tiles(), cpu.isa.bf16_dots()) {
+                    (Some(amx), _) => Format::Tiles(amx),
+                    (None, Some(simd)) => Format::Pairs(simd),
+                    (None, None) => Format::Vectors(dtype),
+                }
             }
             (WeightType::Float(dtype), _) => Format::Vectors(dtype),
             (WeightType::Int8, _) => Format::Int8,
@@ -57,6 +64,8 @@ impl Format {
             Format::Vectors(DType::Bf16) => "vectors-bf16-v1",
             #[cfg(target_arch = "x86_64")]
             Format::Pairs(_) => "pairs-v1",
+            #[cfg(target_arch = "x86_64")]
+            Format::Tiles(_) => "tiles-v1",
             Format::Int8 => "int8-v1",
             Format::Fp8(fp8::Order::Vectors) => "fp8-vectors-v1",
             #[cfg(target_arch = "x86_64")]
@@ -65,13 +74,13 @@ impl Format {
         }
     }
 
-    /// If a panel holds its elements as they are: their type, and how many of a lane lie beside each other; a panel is then
-    /// `[ceil(K / group)][16][group]` of them.
+    /// If a panel holds its elements as they are: their type, and how many of a lane lie beside each other; a panel then
+    /// begins with `[ceil(K / group)][16][group]` of them.
     pub(crate) fn elements(self) -> Option<(DType, usize)> {
         match self {
             Format::Vectors(dtype) => Some((dtype, 1)),
             #[cfg(target_arch = "x86_64")]
-            Format::Pairs(_) => Some((DType::Bf16, 2)),
+            Format::Pairs(_) | Format::Tiles(_) => Some((DType::Bf16, 2)),
             Format::Int8 | Format::Fp8(_) | Format::Nf4 => None,
         }
     }
@@ -81,7 +90,7 @@ impl Format {
         match self {
             Format::Vectors(_) | Format::Int8 | Format::Fp8(_) | Format::Nf4 => DType::F32,
             #[cfg(target_arch = "x86_64")]
-            Format::Pairs(_) => DType::Bf16,
+            Format::Pairs(_) | Format::Tiles(_) => DType::Bf16,
         }
     }
 
@@ -91,6 +100,8 @@ impl Format {
             Format::Vectors(dtype) => vectors::panel_bytes(dtype, k),
             #[cfg(target_arch = "x86_64")]
             Format::Pairs(_) => pairs::panel_bytes(k),
+            #[cfg(target_arch = "x86_64")]
+            Format::Tiles(_) => tiles::panel_bytes(k),
             Format::Int8 => int8::panel_bytes(k),
             Format::Fp8(_) => fp8::panel_bytes(k),
             Format::Nf4 => nf4::panel_bytes(k),
@@ -103,6 +114,8 @@ impl Format {
             Format::Vectors(dtype) => vectors::pack_panel(panel, rows, dtype),
             #[cfg(target_arch = "x86_64")]
             Format::Pairs(_) => pairs::pack_panel(panel, rows),
+            #[cfg(target_arch = "x86_64")]
+            Format::Tiles(_) => tiles::pack_panel(panel, rows),
             Format::Int8 => int8::pack_panel(panel, rows),
             Format::Fp8(order) => fp8::pack_panel(panel, rows, order),
             Format::Nf4 => nf4::pack_panel(panel, rows),
@@ -115,6 +128,8 @@ impl Format {
             Format::Vectors(dtype) => vectors::run(cpu, x, w, dtype, out),
             #[cfg(target_arch = "x86_64")]
             Format::Pairs(simd) => pairs::run(cpu, x, w, simd, out),
+            #[cfg(target_arch = "x86_64")]
+            Format::Tiles(amx) => tiles::run(cpu, x, w, amx, out),
             Format::Int8 => int8::run(cpu, x, w, out),
             Format::Fp8(order) => fp8::run(cpu, x, w, order, out),
             Format::Nf4 => nf4::run(cpu, x, w, out),
