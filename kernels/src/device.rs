@@ -3,7 +3,6 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use crate::{DType, WeightType};
 use crate::ledger::Ledger;
 use crate::limits::{MAX_THREADS, MIN_WORK_PER_THREAD};
 use crate::ops::linear::Format;
@@ -11,6 +10,7 @@ use crate::pool::Pool;
 use crate::simd::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::Pair;
+use crate::{DType, WeightType};
 
 /// A device. Cloning it gives another handle on the same one.
 #[derive(Clone)]

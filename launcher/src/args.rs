@@ -300,7 +300,10 @@ mod tests {
         for name in "awq compressed-tensors eetq exl2 gptq marlin bitsandbytes bitsandbytes-nf4 bitsandbytes-fp4 fp8"
             .split_whitespace()
         {
-            assert!(parse_words(&format!("launcher --quantize {name}")).unwrap().args.model.quantize.is_some(), "{name}");
+            assert!(
+                parse_words(&format!("launcher --quantize {name}")).unwrap().args.model.quantize.is_some(),
+                "{name}"
+            );
         }
         assert!(parse_words("launcher --quantize int8").unwrap_err().to_string().contains("eetq"));
     }

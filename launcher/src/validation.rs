@@ -272,7 +272,9 @@ mod tests {
         let mut warnings = Vec::new();
         assert_eq!(quantize(Quantize::Bitsandbytes, &mut warnings).unwrap(), Quantize::Eetq);
         assert_eq!(warnings.len(), 1);
-        assert!(check("--quantize gptq").unwrap_err().contains("`gptq`, which needs a checkpoint quantised beforehand"));
+        assert!(
+            check("--quantize gptq").unwrap_err().contains("`gptq`, which needs a checkpoint quantised beforehand")
+        );
         assert!(check("--quantize bitsandbytes-fp4").unwrap_err().contains("`bitsandbytes-nf4` takes as much memory"));
     }
 

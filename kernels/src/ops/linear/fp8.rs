@@ -140,12 +140,7 @@ impl<S: Simd> Arm for Vectors<S> {
     #[inline(always)]
     fn load(self, block: &[Line; LINES], at: usize) -> [S::V; 4] {
         let (parts, simd) = (block[at].as_chunks::<LANES>().0, self.0);
-        [
-            simd.load_e4m3(&parts[0]),
-            simd.load_e4m3(&parts[1]),
-            simd.load_e4m3(&parts[2]),
-            simd.load_e4m3(&parts[3]),
-        ]
+        [simd.load_e4m3(&parts[0]), simd.load_e4m3(&parts[1]), simd.load_e4m3(&parts[2]), simd.load_e4m3(&parts[3])]
     }
 
     #[inline(always)]
