@@ -218,7 +218,7 @@ impl Isa {
     pub(crate) fn with_byte_dots(self, call: impl ByteCall) {
         #[cfg(target_arch = "x86_64")]
         {
-            if matches!(self, Isa::Amx(_) | Isa::Avx512Bf16(_) | Isa::Avx512(_))
+            if !matches!(self, Isa::Avx2(_) | Isa::Portable(_))
                 && let Some(simd) = avx512_vnni::Avx512Vnni::detect()
             {
                 return call.call(simd);
