@@ -2,6 +2,7 @@
 //! understood (or refused) cannot mean something else to a child.
 
 use std::ffi::OsString;
+use std::path::Path;
 
 use clap::ValueEnum;
 use router::api_key::ApiKey;
@@ -32,6 +33,13 @@ impl Argv {
 
     fn number(self, name: &str, value: impl ToString) -> Argv {
         self.value(name, value.to_string())
+    }
+
+    fn path(self, name: &str, path: Option<&Path>) -> Argv {
+        match path {
+            Some(path) => self.value(name, path),
+            None => self,
+        }
     }
 
     fn option(self, name: &str, value: Option<impl ToString>) -> Argv {
@@ -67,6 +75,7 @@ pub(crate) fn shard(
         .option("rope-factor", factor)
         .option("max-batch-total-tokens", settings.router.max_batch_total_tokens)
         .option("max-total-tokens", settings.router.max_total_tokens)
+        .path("packed-weights-cache", shard.packed_weights_cache.as_deref())
         .flag("json-output")
         .0
 }
@@ -133,7 +142,7 @@ mod tests {
         crate::validation::settings(crate::args::parse(argv).unwrap().args, &mut Vec::new()).unwrap()
     }
 
-    const EVERYTHING: &str = "--num-shard 2 --dtype bfloat16 --rope-scaling dynamic --rope-factor 2.5 --port 8080 \
+    const EVERYTHING: &str = "--num-shard 2 --dtype bfloat16 --packed-weights-cache /w --rope-scaling dynamic --rope-factor 2.5 --port 8080 \
         --max-input-tokens 100 --max-total-tokens 200 --max-batch-total-tokens 4000 --max-batch-size 8 \
         --cors-allow-origin http://a --cors-allow-origin http://b --tokenizer-config-path /t.json --request-timeout 60 \
         --api-key sk-1 --api-key sk-2 --aip-predict-route /p --aip-health-route /h --aip-http-port 9090 \
@@ -156,7 +165,14 @@ mod tests {
     #[test]
     fn values_are_passed_on() {
         let argv = shard(&settings(EVERYTHING), &model(), "/run/tgi", 1, 2, "name");
-        for word in ["--rank=1", "--world-size=2", "--dtype=bfloat16", "--rope-scaling=dynamic", "--rope-factor=2.5"] {
+        for word in [
+            "--rank=1",
+            "--world-size=2",
+            "--dtype=bfloat16",
+            "--packed-weights-cache=/w",
+            "--rope-scaling=dynamic",
+            "--rope-factor=2.5",
+        ] {
             assert!(argv.contains(&word.into()), "{word} in {argv:?}");
         }
         let argv = router(&settings(EVERYTHING), &model(), "/run/tgi");

@@ -1,6 +1,7 @@
 //! From the command line to a [`Settings`] that holds together: TGI's rules, in TGI's order and words.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use router::api_key::{self, ApiKey};
@@ -35,6 +36,8 @@ pub(crate) struct Settings {
 pub(crate) struct ShardSettings {
     /// Type to convert the weights to.
     pub(crate) dtype: Option<Dtype>,
+    /// Folder for packed weights.
+    pub(crate) packed_weights_cache: Option<PathBuf>,
     /// Forced RoPE scaling and its factor.
     pub(crate) rope: Option<(RopeScaling, f32)>,
     /// Rows that can be live.
@@ -139,6 +142,7 @@ pub(crate) fn settings(args: Args, warnings: &mut Vec<String>) -> Result<Setting
         grace: Duration::from_secs(operation.graceful_termination_timeout),
         shard: ShardSettings {
             dtype: model.dtype,
+            packed_weights_cache: model.packed_weights_cache,
             rope: match (model.rope_scaling, model.rope_factor) {
                 (None, None) => None,
                 (scaling, factor) => Some((scaling.unwrap_or(RopeScaling::Linear), factor.unwrap_or(1.0))),

@@ -86,7 +86,11 @@ pub fn start_with(args: &Args, comm: Arc<dyn Comm>) -> Result<Started, StartErro
     let began = Instant::now();
     let threads = args.compute_threads();
     let device = Device::cpu(threads);
-    let options = ModelOptions { dtype: args.dtype.map(dtype), rope_scaling: rope_override(args) };
+    let options = ModelOptions {
+        dtype: args.dtype.map(dtype),
+        rope_scaling: rope_override(args),
+        packed_weights_cache: args.packed_weights_cache.clone(),
+    };
     let model = Model::load(&args.model_dir, &device, comm.clone(), &options)?;
 
     let (max_slots, max_step_tokens) = (args.max_batch_size.get(), args.max_step_tokens.get());

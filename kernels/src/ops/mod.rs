@@ -13,7 +13,7 @@ mod rope;
 pub mod sample;
 mod silu_mul;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use add::add;
 pub use attention::{AttentionRows, SequenceRows, attention};

@@ -7,7 +7,7 @@ use kernels::{DType, Device, LinearWeight, MatrixView, SourcePages, Tensor};
 
 use super::Partition;
 use crate::error::Result;
-use crate::weights::{Checkpoint, CheckpointTensor};
+use crate::weights::{Checkpoint, CheckpointTensor, PackedWeights};
 
 /// What a layer needs in order to load itself.
 pub struct Loader<'a> {
@@ -20,6 +20,7 @@ pub struct Loader<'a> {
     /// The element type of the model; tensors of another one are rounded to it.
     pub dtype: DType,
     pages: &'a dyn SourcePages,
+    packed: RefCell<PackedWeights>,
     bytes: Cell<u64>,
     /// What was asked for, in this order.
     sources: RefCell<Vec<&'a [u8]>>,
@@ -34,7 +35,29 @@ impl<'a> Loader<'a> {
         dtype: DType,
         pages: &'a dyn SourcePages,
     ) -> Loader<'a> {
-        Loader { checkpoint, device, partition, dtype, pages, bytes: Cell::default(), sources: RefCell::default() }
+        Loader {
+            checkpoint,
+            device,
+            partition,
+            dtype,
+            pages,
+            packed: RefCell::new(PackedWeights::Off),
+            bytes: Cell::default(),
+            sources: RefCell::default(),
+        }
+    }
+
+    /// The same, taking packed weights from a file or keeping them in one.
+    pub fn with_packed_weights(self, packed: PackedWeights) -> Loader<'a> {
+        Loader { packed: RefCell::new(packed), ..self }
+    }
+
+    /// All weights were loaded: those that were to be kept are complete.
+    pub fn finish_packed_weights(&self) {
+        if let PackedWeights::Write(writer) = self.packed.replace(PackedWeights::Off) {
+            // Nobody waits for the disk.
+            drop(writer.finish());
+        }
     }
 
     /// The parts of the checkpoint that large weights were made of, in the order of loading. With a loader for the `plan`
@@ -62,9 +85,31 @@ impl<'a> Loader<'a> {
     }
 
     fn pack(&self, slices: &[MatrixView<'_>]) -> Result<LinearWeight> {
-        let weight = LinearWeight::pack_from(self.device, slices, self.dtype, self.pages)?;
+        let weight = match self.restore(slices)? {
+            Some(weight) => weight,
+            None => LinearWeight::pack_from(self.device, slices, self.dtype, self.pages)?,
+        };
+        if let PackedWeights::Write(writer) = &mut *self.packed.borrow_mut() {
+            writer.push(self.device, weight.panel_shape(), weight.panel_bytes());
+        }
         self.count(weight.bytes());
         Ok(weight)
+    }
+
+    /// The next packed weight of the file; `None` without a file, or if it turns out to be worthless.
+    fn restore(&self, slices: &[MatrixView<'_>]) -> Result<Option<LinearWeight>> {
+        let mut packed = self.packed.borrow_mut();
+        let PackedWeights::Read(reader) = &mut *packed else { return Ok(None) };
+        match LinearWeight::restore(self.device, slices, self.dtype, |shape, out| reader.next(self.device, shape, out))?
+        {
+            Ok(weight) => Ok(Some(weight)),
+            Err(reason) => {
+                let path = reader.path().display();
+                tracing::warn!("the packed weights {path} are damaged ({reason}): removed, the rest is packed anew");
+                *packed = PackedWeights::Off;
+                Ok(None)
+            }
+        }
     }
 
     /// A dense matrix in the model's element type.
