@@ -90,6 +90,14 @@ impl Device {
             Device::Plan(_) => (0..count).for_each(f),
         }
     }
+
+    /// Calls `f(index, part)` on parts of `part_len` elements (the last may be shorter), spread over the device's threads.
+    pub fn for_each_part<T: Send>(&self, out: &mut [T], part_len: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+        match self {
+            Device::Cpu(cpu) => cpu.pool.for_parts(out, part_len, f),
+            Device::Plan(_) => out.chunks_mut(part_len).enumerate().for_each(|(index, part)| f(index, part)),
+        }
+    }
 }
 
 /// The processor: its instruction set and its threads.

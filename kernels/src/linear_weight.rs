@@ -53,6 +53,22 @@ impl LinearWeight {
         weight.pack_panels(matrices, pages)
     }
 
+    /// The weight that packing would make, with panels that somebody kept: `fill` is told what they must be and writes them. The
+    /// inner result is that of `fill`.
+    ///
+    /// # Errors
+    /// As [`pack_as`](LinearWeight::pack_as).
+    pub fn restore<E>(
+        device: &Device,
+        matrices: &[MatrixView<'_>],
+        weight_type: WeightType,
+        fill: impl FnOnce(PanelShape, &mut [u8]) -> Result<(), E>,
+    ) -> Result<Result<LinearWeight, E>> {
+        let mut weight = LinearWeight::unpacked(device, matrices, weight_type)?;
+        let shape = weight.panel_shape();
+        Ok(fill(shape, weight.panels.as_mut_slice()).map(|()| weight))
+    }
+
     /// Of the right size and format, with panels of zeros.
     fn unpacked(device: &Device, matrices: &[MatrixView<'_>], weight_type: WeightType) -> Result<LinearWeight> {
         let k = matrices.first().map_or(0, |matrix| matrix.cols);
@@ -101,9 +117,14 @@ impl LinearWeight {
         self.format.elements().is_some()
     }
 
-    /// The name of the layout of its panels, with a version: bytes of another name mean something else.
-    pub fn format_name(&self) -> &'static str {
-        self.format.name()
+    /// What its panels are, for whoever keeps them.
+    pub fn panel_shape(&self) -> PanelShape {
+        PanelShape { format: self.format.name(), n: self.n, k: self.k }
+    }
+
+    /// Its panels, to be [restored](LinearWeight::restore) later. Not on the `plan` device.
+    pub fn packed_bytes(&self) -> &[u8] {
+        self.panels()
     }
 
     /// The memory it takes, in bytes.
@@ -130,6 +151,17 @@ impl LinearWeight {
     pub(crate) fn panels<T: bytemuck::Pod>(&self) -> &[T] {
         self.panels.as_slice()
     }
+}
+
+/// What panels are: bytes of another shape or format mean something else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PanelShape {
+    /// The name of their layout, with a version.
+    pub format: &'static str,
+    /// Outputs.
+    pub n: usize,
+    /// Inputs.
+    pub k: usize,
 }
 
 /// Bytes of panels that a thread packs between two words with [`SourcePages`]. 2 MiB: thousands of times what a word costs, and

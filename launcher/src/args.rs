@@ -5,6 +5,7 @@
 use clap::builder::BoolishValueParser;
 use clap::{ArgAction, CommandFactory, FromArgMatches, ValueEnum};
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use router::api_key::ApiKey;
 use router::limits::{MAX_GRACE_SECONDS, MAX_REQUEST_TIMEOUT_SECONDS};
@@ -50,6 +51,10 @@ pub(crate) struct Model {
     /// [default: not].
     #[arg(long, env, value_name = "MODE", hide_possible_values = true)]
     pub(crate) quantize: Option<Quantize>,
+    /// Folder that keeps the weights as they are packed for this machine, so that a restart need not pack them again. As large
+    /// as the weights; its files are replaced when the model changes.
+    #[arg(long, env, value_name = "FOLDER")]
+    pub(crate) packed_weights_cache: Option<PathBuf>,
     /// RoPE scaling instead of the one in config.json.
     #[arg(long, env)]
     pub(crate) rope_scaling: Option<RopeScaling>,

@@ -2,6 +2,7 @@
 //! understood (or refused) cannot mean something else to a child.
 
 use std::ffi::OsString;
+use std::path::Path;
 
 use clap::ValueEnum;
 use router::api_key::ApiKey;
@@ -32,6 +33,13 @@ impl Argv {
 
     fn number(self, name: &str, value: impl ToString) -> Argv {
         self.value(name, value.to_string())
+    }
+
+    fn path(self, name: &str, path: Option<&Path>) -> Argv {
+        match path {
+            Some(path) => self.value(name, path),
+            None => self,
+        }
     }
 
     fn option(self, name: &str, value: Option<impl ToString>) -> Argv {
@@ -68,6 +76,7 @@ pub(crate) fn shard(
         .option("rope-factor", factor)
         .option("max-batch-total-tokens", settings.router.max_batch_total_tokens)
         .option("max-total-tokens", settings.router.max_total_tokens)
+        .path("packed-weights-cache", shard.packed_weights_cache.as_deref())
         .flag("json-output")
         .0
 }
@@ -134,7 +143,8 @@ mod tests {
         crate::validation::settings(crate::args::parse(argv).unwrap().args, &mut Vec::new()).unwrap()
     }
 
-    const EVERYTHING: &str = "--num-shard 2 --dtype bfloat16 --quantize bitsandbytes-nf4 --rope-scaling dynamic --rope-factor 2.5 --port 8080 \
+    const EVERYTHING: &str = "--num-shard 2 --dtype bfloat16 --quantize bitsandbytes-nf4 --packed-weights-cache /w \
+        --rope-scaling dynamic --rope-factor 2.5 --port 8080 \
         --max-input-tokens 100 --max-total-tokens 200 --max-batch-total-tokens 4000 --max-batch-size 8 \
         --cors-allow-origin http://a --cors-allow-origin http://b --tokenizer-config-path /t.json --request-timeout 60 \
         --api-key sk-1 --api-key sk-2 --aip-predict-route /p --aip-health-route /h --aip-http-port 9090 \
@@ -162,6 +172,7 @@ mod tests {
             "--world-size=2",
             "--dtype=bfloat16",
             "--quantize=bitsandbytes-nf4",
+            "--packed-weights-cache=/w",
             "--rope-scaling=dynamic",
             "--rope-factor=2.5",
         ] {

@@ -1,6 +1,7 @@
 //! From the command line to a [`Settings`] that holds together: TGI's rules, in TGI's order and words.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -38,6 +39,8 @@ pub(crate) struct ShardSettings {
     pub(crate) dtype: Option<Dtype>,
     /// How to quantise them: one of the modes that a shard knows.
     pub(crate) quantize: Option<Quantize>,
+    /// Folder for packed weights.
+    pub(crate) packed_weights_cache: Option<PathBuf>,
     /// Forced RoPE scaling and its factor.
     pub(crate) rope: Option<(RopeScaling, f32)>,
     /// Rows that can be live.
@@ -144,6 +147,7 @@ pub(crate) fn settings(args: Args, warnings: &mut Vec<String>) -> Result<Setting
         shard: ShardSettings {
             dtype: model.dtype,
             quantize,
+            packed_weights_cache: model.packed_weights_cache,
             rope: match (model.rope_scaling, model.rope_factor) {
                 (None, None) => None,
                 (scaling, factor) => Some((scaling.unwrap_or(RopeScaling::Linear), factor.unwrap_or(1.0))),

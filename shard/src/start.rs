@@ -90,6 +90,7 @@ pub fn start_with(args: &Args, comm: Arc<dyn Comm>) -> Result<Started, StartErro
         dtype: args.dtype.map(dtype),
         quantization: args.quantize.map(quantization),
         rope_scaling: rope_override(args),
+        packed_weights_cache: args.packed_weights_cache.clone(),
     };
     let model = Model::load(&args.model_dir, &device, comm.clone(), &options)?;
 

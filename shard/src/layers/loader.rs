@@ -8,7 +8,7 @@ use kernels::{DType, Device, LinearWeight, MatrixView, SourcePages, Tensor, Weig
 use super::Partition;
 use crate::config::{Quantization, weight_types};
 use crate::error::Result;
-use crate::weights::{Checkpoint, CheckpointTensor};
+use crate::weights::{Checkpoint, CheckpointTensor, PackedWeights};
 
 /// What a layer needs in order to load itself.
 pub struct Loader<'a> {
@@ -25,6 +25,7 @@ pub struct Loader<'a> {
     /// The same for the output head.
     head_type: WeightType,
     pages: &'a dyn SourcePages,
+    packed: RefCell<PackedWeights>,
     bytes: Cell<u64>,
     /// What was asked for, in this order.
     sources: RefCell<Vec<&'a [u8]>>,
@@ -41,8 +42,31 @@ impl<'a> Loader<'a> {
         pages: &'a dyn SourcePages,
     ) -> Loader<'a> {
         let (linear_type, head_type) = weight_types(dtype, quantization);
-        let (bytes, sources) = (Cell::default(), RefCell::default());
-        Loader { checkpoint, device, partition, dtype, linear_type, head_type, pages, bytes, sources }
+        Loader {
+            checkpoint,
+            device,
+            partition,
+            dtype,
+            linear_type,
+            head_type,
+            pages,
+            packed: RefCell::new(PackedWeights::Off),
+            bytes: Cell::default(),
+            sources: RefCell::default(),
+        }
+    }
+
+    /// The same, taking packed weights from a file or keeping them in one.
+    pub fn with_packed_weights(self, packed: PackedWeights) -> Loader<'a> {
+        Loader { packed: RefCell::new(packed), ..self }
+    }
+
+    /// All weights were loaded: those that were to be kept are complete.
+    pub fn finish_packed_weights(&self) {
+        if let PackedWeights::Write(writer) = self.packed.replace(PackedWeights::Off) {
+            // Nobody waits for the disk.
+            drop(writer.finish());
+        }
     }
 
     /// The parts of the checkpoint that large weights were made of, in the order of loading. With a loader for the `plan`
@@ -71,9 +95,32 @@ impl<'a> Loader<'a> {
     }
 
     fn pack(&self, slices: &[MatrixView<'_>], weight_type: WeightType) -> Result<LinearWeight> {
-        let weight = LinearWeight::pack_from(self.device, slices, weight_type, self.pages)?;
+        let weight = match self.restore(slices, weight_type)? {
+            Some(weight) => weight,
+            None => LinearWeight::pack_from(self.device, slices, weight_type, self.pages)?,
+        };
+        if let PackedWeights::Write(writer) = &mut *self.packed.borrow_mut() {
+            writer.push(self.device, weight.panel_shape(), weight.packed_bytes());
+        }
         self.count(weight.bytes());
         Ok(weight)
+    }
+
+    /// The next packed weight of the file; `None` without a file, or if it turns out to be worthless.
+    fn restore(&self, slices: &[MatrixView<'_>], weight_type: WeightType) -> Result<Option<LinearWeight>> {
+        let mut packed = self.packed.borrow_mut();
+        let PackedWeights::Read(reader) = &mut *packed else { return Ok(None) };
+        match LinearWeight::restore(self.device, slices, weight_type, |shape, out| {
+            reader.next(self.device, shape, out)
+        })? {
+            Ok(weight) => Ok(Some(weight)),
+            Err(reason) => {
+                let path = reader.path().display();
+                tracing::warn!("the packed weights {path} are damaged ({reason}): removed, the rest is packed anew");
+                *packed = PackedWeights::Off;
+                Ok(None)
+            }
+        }
     }
 
     /// A dense matrix in the model's element type.

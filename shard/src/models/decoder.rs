@@ -22,7 +22,7 @@ use crate::error::Result;
 use crate::layers::{
     ColumnParallelLinear, LmHead, Loader, Partition, Projection, RmsNorm, RowParallelLinear, VocabParallelEmbedding,
 };
-use crate::weights::{Checkpoint, ReadAhead};
+use crate::weights::{Checkpoint, PackedWeights, ReadAhead};
 
 /// This rank's part of a decoder.
 pub(super) struct Decoder {
@@ -211,6 +211,7 @@ impl Decoder {
         comm: Arc<dyn Comm>,
         mut spec: DecoderSpec,
         names: &TensorNames,
+        packed_weights_cache: Option<&Path>,
     ) -> Result<Decoder> {
         let partition = Partition::new(&spec, comm.rank(), comm.world_size())?;
         let checkpoint = Checkpoint::open(dir)?;
@@ -227,9 +228,15 @@ impl Decoder {
         let planner = Loader::new(&checkpoint, &plan, partition, dtype, spec.quantization, &AlwaysThere);
         Parts::load(&planner, &comm, &spec, names)?;
         let pages = ReadAhead::new(&checkpoint, planner.into_sources());
+        let layout = spec.quantization.map_or(dtype.to_string(), |mode| format!("{dtype}-{}", mode.name()));
+        let cache = packed_weights_cache.and_then(|folder| checkpoint.packed_cache(folder, &comm, layout));
+        let packed = PackedWeights::of(cache.as_ref());
+        let is_packed = matches!(packed, PackedWeights::Read(_));
         let loader = Loader::new(&checkpoint, device, partition, dtype, spec.quantization, &pages);
-        let Parts { embed_tokens, layers, norm, lm_head } =
-            pages.during(|| Parts::load(&loader, &comm, &spec, names))?;
+        let loader = loader.with_packed_weights(packed);
+        let load = || Parts::load(&loader, &comm, &spec, names);
+        let Parts { embed_tokens, layers, norm, lm_head } = if is_packed { load()? } else { pages.during(load)? };
+        loader.finish_packed_weights();
 
         let (dim, positions, factor) = (spec.head_dim, spec.max_position_embeddings, spec.rope.attention_factor());
         let rope = match spec.rope.depends_on_position() {

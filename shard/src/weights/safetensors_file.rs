@@ -64,6 +64,11 @@ impl SafetensorsFile {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// The header, with its length.
+    pub(super) fn header(&self) -> &[u8] {
+        &self.map[..self.data_start]
+    }
+
     /// Whether these bytes lie in this map.
     pub(super) fn contains(&self, bytes: &[u8]) -> bool {
         let (map, bytes) = (self.map.as_ptr_range(), bytes.as_ptr_range());
