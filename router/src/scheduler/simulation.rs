@@ -444,18 +444,18 @@ fn grammars_survive_crashes_and_bad_rows() {
 /// Every step brings as many tokens as its drafts had right, which the plans in flight do not know.
 #[test]
 fn random_schedules_may_draft() {
-    let counters = simulate(60_000..62_000, Weather { speculation: true, ..CALM });
+    let counters = simulate(60_000..61_000, Weather { speculation: true, ..CALM });
     println!("{counters:?}");
-    assert!(counters.accepted_draft_tokens > 10_000, "{counters:?}");
-    assert!(counters.draft_tokens - counters.accepted_draft_tokens > 10_000, "{counters:?}");
-    assert!(counters.preemptions > 1_000 && counters.prefix_hit_tokens > 10_000, "{counters:?}");
+    assert!(counters.accepted_draft_tokens > 5_000, "{counters:?}");
+    assert!(counters.draft_tokens - counters.accepted_draft_tokens > 5_000, "{counters:?}");
+    assert!(counters.preemptions > 500 && counters.prefix_hit_tokens > 5_000, "{counters:?}");
 }
 
 #[test]
 fn drafts_survive_crashes_bad_rows_and_grammars_beside_them() {
     let all = Weather { speculation: true, crashes: true, bad_rows: true, grammars: true, ..CALM };
-    let counters = simulate(70_000..72_000, all);
-    assert!(counters.accepted_draft_tokens > 5_000, "{counters:?}");
+    let counters = simulate(70_000..70_800, all);
+    assert!(counters.accepted_draft_tokens > 2_000, "{counters:?}");
 }
 
 /// A request that kills the shards on sight fails after two crashes, alone; the others get their whole replies.
