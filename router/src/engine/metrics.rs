@@ -56,7 +56,7 @@ table! {
     PREEMPTIONS Counter "tgi_preemptions" "Requests sent back to the queue for want of KV blocks";
     PREFIX_HIT_TOKENS Counter "tgi_prefix_cache_hit_tokens" "Prompt tokens taken from the prefix cache";
     WASTED_ROWS Counter "tgi_wasted_rows" "Rows computed for requests that had already ended";
-    SKIPPED_TOKENS Histogram "tgi_request_skipped_tokens" "Speculated tokens per request and step that were right";
+    SKIPPED_TOKENS Histogram "tgi_request_skipped_tokens" "Speculated tokens per request";
     DRAFT_TOKENS Counter "tgi_speculation_draft_tokens" "Draft tokens computed";
     ACCEPTED_DRAFT_TOKENS Counter "tgi_speculation_accepted_tokens" "Draft tokens that became tokens of a reply";
     PLANS_IN_FLIGHT Histogram "tgi_plan_queue_depth" "Plans ahead of the shards when a result arrives; 0 means they starve";

@@ -106,7 +106,7 @@ pub(super) struct Candidate {
 
 /// What a step with drafts may take longer, until it is known what it did: kept with the plan.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Stake(f64);
+pub(super) struct Stake(Option<f64>);
 
 /// What a step without prompts did.
 #[derive(Clone, Copy, Debug)]
@@ -133,6 +133,8 @@ pub(super) struct Speculation {
     credit: f64,
     /// Stakes of plans in flight.
     staked: f64,
+    /// Plans in flight that have one.
+    in_flight: usize,
     /// Those of the step at hand, kept for its memory.
     candidates: Vec<Candidate>,
     /// Who got each draft token, in order.
@@ -147,6 +149,7 @@ impl Speculation {
             times: StepTimes::default(),
             credit: START_CREDIT,
             staked: 0.0,
+            in_flight: 0,
             candidates: Vec::new(),
             grants: Vec::new(),
         }
@@ -169,7 +172,7 @@ impl Speculation {
 
     /// The plans in flight are lost.
     pub(super) fn reset(&mut self) {
-        (self.credit, self.staked) = (self.credit.min(START_CREDIT), 0.0);
+        (self.credit, self.staked, self.in_flight) = (self.credit.min(START_CREDIT), 0.0, 0);
     }
 
     /// An empty list for [`Speculation::choose`], which takes it back.
@@ -191,7 +194,7 @@ impl Speculation {
         self.grants.clear();
         let (mut gains, mut longest, mut best) = (0.0, plain, (LEAST_SPEED_UP * rows as f64 / plain, 0, plain));
         // With one row nothing could ever be tried otherwise: at worst, two rows take twice as long.
-        let may_overdraw = self.staked == 0.0 && self.credit >= START_CREDIT;
+        let may_overdraw = self.in_flight == 0 && self.credit >= START_CREDIT;
         for drafted in 1..=budget.min(MAX_STEP_DRAFTS) {
             let open = candidates.iter_mut().enumerate().filter(|(_, row)| row.granted < row.room);
             let Some((index, row)) = open.max_by(|(_, one), (_, other)| one.gain.total_cmp(&other.gain)) else { break };
@@ -214,9 +217,13 @@ impl Speculation {
         for index in self.grants.drain(best.1..) {
             candidates[index].granted -= 1;
         }
+        if best.1 == 0 {
+            return Stake::default();
+        }
         let stake = (best.2 - plain) / plain;
         self.staked += stake;
-        Stake(stake)
+        self.in_flight += 1;
+        Stake(Some(stake))
     }
 
     /// A step without prompts is over.
@@ -232,7 +239,10 @@ impl Speculation {
 
     /// A plan is answered, or was no step of this kind after all.
     pub(super) fn forget(&mut self, stake: Stake) {
-        self.staked = (self.staked - stake.0).max(0.0);
+        let Stake(Some(stake)) = stake else { return };
+        self.in_flight -= 1;
+        // Rounding leaves a little when nothing is staked any more.
+        self.staked = if self.in_flight == 0 { 0.0 } else { self.staked - stake };
     }
 }
 
