@@ -1,7 +1,8 @@
 //! What `--speculate` is worth: a server with drafts against one without, in alternating rounds of one run.
 //!
-//! `just bench-speculation [demo|135m] [text] [streams]`: the demo model, or random weights of the shape of SmolLM2-135M in bf16; `repeats`
-//! (greedy, which falls into a loop) or `varies` (sampled); and how many streams at a time. Without arguments: the demo
+//! `just bench-speculation [demo|135m] [text] [streams] [tokens]`: the demo model, or random weights of the shape of SmolLM2-135M in bf16; `repeats`
+//! (greedy, which falls into a loop) or `varies` (sampled); how many
+//! streams at a time; and the longest draft (8; with 0 the two servers are the same, which shows what the machine's noise is). Without arguments: the demo
 //! model, a text that repeats itself at 1 stream, one that does not at 1, 8 and 32. Goals: faster where the text repeats
 //! itself, never more than 3 % slower.
 
@@ -13,7 +14,6 @@ use serde_json::{Value, json};
 
 const TOKENS: usize = 128;
 const ROUNDS: usize = 7;
-const DRAFT_TOKENS: &str = "8";
 
 /// What the model is made to say.
 #[derive(Clone, Copy, PartialEq)]
@@ -25,13 +25,14 @@ enum Text {
 #[tokio::main]
 async fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    let draft_tokens = args.get(3).map_or("8", String::as_str);
     let is_large = args.first().is_some_and(|model| model == "135m");
     let model = if is_large { smollm2_shape().write() } else { endless_demo_model() };
     let start = |more: &[&str]| {
         let same = ["--max-concurrent-requests", "64", "--dtype", "bfloat16"];
         Setup::new().model(model.path()).args(&same).args(more).start()
     };
-    let (plain, drafting) = (start(&[]), start(&["--speculate", DRAFT_TOKENS]));
+    let (plain, drafting) = (start(&[]), start(&["--speculate", draft_tokens]));
 
     let cases = match &args[..] {
         [_, text, streams, ..] => {
@@ -41,7 +42,7 @@ async fn main() {
         _ => vec![(Text::Repeats, 1), (Text::Varies, 1), (Text::Varies, 8), (Text::Varies, 32)],
     };
     println!(
-        "{}, --speculate {DRAFT_TOKENS}, {TOKENS} tokens per stream, tokens per second: medians (and ranges) of {ROUNDS} \
+        "{}, --speculate {draft_tokens}, {TOKENS} tokens per stream, tokens per second: medians (and ranges) of {ROUNDS} \
          alternating rounds",
         if is_large { "random weights of the shape of SmolLM2-135M" } else { "demo model" },
     );
@@ -93,7 +94,10 @@ async fn throughput(server: &Server, text: Text, streams: usize, round: usize) -
     let start = Instant::now();
     let tokens: usize = join_all((0..streams).map(|stream| async move {
         let number = round * 100 + stream;
-        let inputs = format!("<|user|>Tell me story number {number}.<|end|><|assistant|>");
+        let inputs = match text {
+            Text::Repeats => format!("{number}. {}", "The opposite of short is long. ".repeat(6)),
+            Text::Varies => format!("<|user|>Tell me story number {number}.<|end|><|assistant|>"),
+        };
         let body = json!({ "inputs": inputs, "parameters": parameters(text, number) });
         let stream = server.stream("/generate_stream", &body).await;
         assert_eq!(stream.status(), 200);
@@ -104,7 +108,8 @@ async fn throughput(server: &Server, text: Text, streams: usize, round: usize) -
     .into_iter()
     .sum();
     let seconds = start.elapsed().as_secs_f64();
-    assert_eq!(tokens, streams * TOKENS, "every stream is complete");
+    // A sampled reply may end before; on both servers at the same token.
+    assert!(tokens > 0 && tokens <= streams * TOKENS, "{tokens} tokens");
     tokens as f64 / seconds
 }
 
@@ -113,7 +118,7 @@ fn parameters(text: Text, number: usize) -> Value {
         Text::Repeats => json!({ "max_new_tokens": TOKENS }),
         // Four tokens to choose from: pairs come again, and what follows them is another token most of the time.
         Text::Varies => {
-            json!({ "max_new_tokens": TOKENS, "do_sample": true, "top_k": 4, "temperature": 5.0, "seed": number })
+            json!({ "max_new_tokens": TOKENS, "do_sample": true, "top_k": 4, "seed": number })
         }
     }
 }
