@@ -47,6 +47,10 @@ pub(crate) struct Model {
     /// Convert the weights to this type while loading [default: as in the checkpoint].
     #[arg(long, env)]
     pub(crate) dtype: Option<Dtype>,
+    /// Quantise the weights of linear layers while loading: `eetq` (8-bit integers), `fp8`, `bitsandbytes-nf4` (4 bits)
+    /// [default: not].
+    #[arg(long, env, value_name = "MODE", hide_possible_values = true)]
+    pub(crate) quantize: Option<Quantize>,
     /// RoPE scaling instead of the one in config.json.
     #[arg(long, env)]
     pub(crate) rope_scaling: Option<RopeScaling>,
@@ -204,6 +208,27 @@ pub(crate) enum Dtype {
     Float32,
 }
 
+/// TGI's modes of quantisation. The first four happen while loading; the others are formats of checkpoints, which are known by name
+/// only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Quantize {
+    /// 8-bit integers, a scale per output.
+    Eetq,
+    /// FP8 E4M3, a scale per output.
+    Fp8,
+    /// 4-bit NormalFloat, a scale per output and 64 inputs.
+    BitsandbytesNf4,
+    /// The older name of 8-bit integers.
+    Bitsandbytes,
+    /// 4-bit floats.
+    BitsandbytesFp4,
+    Awq,
+    CompressedTensors,
+    Exl2,
+    Gptq,
+    Marlin,
+}
+
 /// Scalings that can be forced from the command line. Those of config.json are more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum RopeScaling {
@@ -294,6 +319,19 @@ mod tests {
             let error = speculate(&format!("launcher --speculate={refused}")).unwrap_err().to_string();
             assert!(error.contains("from 0 to 32"), "{error}");
         }
+    }
+
+    #[test]
+    fn modes_of_quantisation_have_the_names_of_tgi() {
+        for name in "awq compressed-tensors eetq exl2 gptq marlin bitsandbytes bitsandbytes-nf4 bitsandbytes-fp4 fp8"
+            .split_whitespace()
+        {
+            assert!(
+                parse_words(&format!("launcher --quantize {name}")).unwrap().args.model.quantize.is_some(),
+                "{name}"
+            );
+        }
+        assert!(parse_words("launcher --quantize int8").unwrap_err().to_string().contains("eetq"));
     }
 
     #[test]
