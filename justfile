@@ -65,6 +65,10 @@ bench-grammar-load:
 bench-first-token:
     cargo run --release -p integration-tests --example first_token
 
+# What drafts are worth where a text repeats itself, and cost where it does not.
+bench-speculation *args:
+    cargo run --release -p integration-tests --example speculation -- {{ args }}
+
 # text-generation-benchmark: prefill and decode on shards, or with --url requests to a server.
 bench-load *args:
     cargo run --release -p benchmark -- {{ args }}

@@ -100,6 +100,7 @@ pub(crate) fn router(settings: &Settings, model: &Model, uds_prefix: &str) -> Ve
         .number("max-batch-prefill-tokens", router.max_batch_prefill_tokens)
         .option("max-batch-total-tokens", router.max_batch_total_tokens)
         .number("max-batch-size", router.max_batch_size)
+        .number("speculate", router.speculate)
         .number("validation-workers", router.validation_workers)
         .number("payload-limit", router.payload_limit)
         .number("max-client-batch-size", router.max_client_batch_size)
@@ -148,7 +149,7 @@ mod tests {
         --max-input-tokens 100 --max-total-tokens 200 --max-batch-total-tokens 4000 --max-batch-size 8 \
         --cors-allow-origin http://a --cors-allow-origin http://b --tokenizer-config-path /t.json --request-timeout 60 \
         --api-key sk-1 --api-key sk-2 --aip-predict-route /p --aip-health-route /h --aip-http-port 9090 \
-        --disable-grammar-support --watermark-gamma 0.25 --watermark-delta -1.5";
+        --speculate 7 --disable-grammar-support --watermark-gamma 0.25 --watermark-delta -1.5";
 
     fn model() -> Model {
         Model { dir: "/models/x".into(), id: "x".to_owned(), is_chat: false }
@@ -187,6 +188,7 @@ mod tests {
             "--aip-health-route=/h",
             "--cors-allow-origin=http://b",
             "--max-input-tokens=100",
+            "--speculate=7",
             "--tokenizer-config-path=/t.json",
         ] {
             assert!(argv.contains(&word.into()), "{word} in {argv:?}");
