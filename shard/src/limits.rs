@@ -75,6 +75,12 @@ pub const MAX_POSITIONS: usize = 1 << 24;
 /// Largest hidden, intermediate, head or vocabulary size. 2²⁴: beyond it products of two could overflow, and no model is.
 pub const MAX_DIMENSION: usize = 1 << 24;
 
+/// How far the disk reads ahead of packing, in bytes. 256 MiB: a tenth of a second of the fastest disks, so that none of them
+/// waits; and far below the memory of a machine that can hold a model, where pages read too early would be thrown away.
+pub const READ_AHEAD_BYTES: usize = 256 << 20;
+/// Bytes the disk is asked for at a time. 8 MiB: many requests of the largest size that disks take.
+pub const READ_AHEAD_STEP: usize = 8 << 20;
+
 // Collectives.
 
 /// Bytes of one of the two shared-memory buffers of a rank. 1 MiB: a decode step of 32 rows of 8192 values in one piece;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use kernels::{DType, MatrixView};
 use safetensors::Dtype;
 
-use super::safetensors_file::SafetensorsFile;
+use super::safetensors_file::{SafetensorsFile, Usage};
 use crate::config::ConfigFile;
 use crate::error::{Error, Result};
 use crate::limits::MAX_WEIGHT_FILES;
@@ -95,6 +95,13 @@ impl Checkpoint {
             checkpoint.files.push(file);
         }
         Ok(checkpoint)
+    }
+
+    /// Tells the kernel how bytes of these files are about to be used; of others, nothing.
+    pub(super) fn advise(&self, bytes: &[u8], usage: Usage) {
+        if let Some(file) = self.files.iter().find(|file| file.contains(bytes)) {
+            file.advise(bytes, usage);
+        }
     }
 
     /// Whether there is a tensor of that name.

@@ -12,7 +12,7 @@ use bytemuck::{Pod, Zeroable};
 use super::grouped::{self, Arm, GROUP, Line, V, absmax, floats, for_each_row, scale_and_inverse};
 use super::{Outputs, PanelRows};
 #[cfg(target_arch = "x86_64")]
-use crate::simd::{Avx512Bf16, Pair, PairKernel, RoundToPairs};
+use crate::simd::{Avx512Bf16, PackPairs, Pair, PairKernel};
 use crate::simd::{Kernel, LANES, Simd};
 use crate::{Cpu, LinearWeight};
 
@@ -211,7 +211,7 @@ impl Arm for Pairs {
     fn prepare(self, x: &[f32], inputs: &mut PairInputs) {
         let mut scaled = [0.0; GROUP];
         scaled.iter_mut().zip(x).for_each(|(scaled, x)| *scaled = x * HALF_FACTOR);
-        RoundToPairs { x: &scaled, pairs: &mut inputs.0 }.run(self.0);
+        PackPairs { x: &scaled, row_len: GROUP, rows: 1, pairs: &mut inputs.0 }.run(self.0);
     }
 
     #[inline(always)]
