@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::memory::Memory;
 use crate::ops::linear::{Format, PanelRows};
 use crate::simd::LANES;
-use crate::{DType, Device, Error, MatrixView, Result};
+use crate::{DType, Device, Error, MatrixView, Result, WeightType};
 
 /// One or several matrices stacked along N, ready for [`ops::linear`](crate::ops::linear()).
 pub struct LinearWeight {
@@ -27,15 +27,16 @@ impl LinearWeight {
         if let Some(other) = matrices.iter().find(|matrix| matrix.dtype != dtype) {
             return Err(Error::DType { op: "pack", arg: "matrices", expected: dtype, actual: other.dtype });
         }
-        LinearWeight::pack_as(device, matrices, dtype)
+        LinearWeight::pack_as(device, matrices, WeightType::Float(dtype))
     }
 
-    /// [`pack`](LinearWeight::pack), rounding every element to `dtype`; the matrices may differ in type.
+    /// [`pack`](LinearWeight::pack), rounding or quantising every element to `weight_type`; the matrices may differ
+    /// in type.
     ///
     /// # Errors
     /// As [`pack`](LinearWeight::pack), but for [`Error::DType`].
-    pub fn pack_as(device: &Device, matrices: &[MatrixView<'_>], dtype: DType) -> Result<LinearWeight> {
-        LinearWeight::pack_from(device, matrices, dtype, &AlwaysThere)
+    pub fn pack_as(device: &Device, matrices: &[MatrixView<'_>], weight_type: WeightType) -> Result<LinearWeight> {
+        LinearWeight::pack_from(device, matrices, weight_type, &AlwaysThere)
     }
 
     /// [`pack_as`](LinearWeight::pack_as) from `pages`, which are told what is read next and what is done with.
@@ -45,10 +46,10 @@ impl LinearWeight {
     pub fn pack_from(
         device: &Device,
         matrices: &[MatrixView<'_>],
-        dtype: DType,
+        weight_type: WeightType,
         pages: &dyn SourcePages,
     ) -> Result<LinearWeight> {
-        let weight = LinearWeight::unpacked(device, matrices, dtype)?;
+        let weight = LinearWeight::unpacked(device, matrices, weight_type)?;
         weight.pack_panels(matrices, pages)
     }
 
@@ -60,16 +61,16 @@ impl LinearWeight {
     pub fn restore<E>(
         device: &Device,
         matrices: &[MatrixView<'_>],
-        dtype: DType,
+        weight_type: WeightType,
         fill: impl FnOnce(PanelShape, &mut [u8]) -> Result<(), E>,
     ) -> Result<Result<LinearWeight, E>> {
-        let mut weight = LinearWeight::unpacked(device, matrices, dtype)?;
+        let mut weight = LinearWeight::unpacked(device, matrices, weight_type)?;
         let shape = weight.panel_shape();
         Ok(fill(shape, weight.panels.as_mut_slice()).map(|()| weight))
     }
 
     /// Of the right size and format, with panels of zeros.
-    fn unpacked(device: &Device, matrices: &[MatrixView<'_>], dtype: DType) -> Result<LinearWeight> {
+    fn unpacked(device: &Device, matrices: &[MatrixView<'_>], weight_type: WeightType) -> Result<LinearWeight> {
         let k = matrices.first().map_or(0, |matrix| matrix.cols);
         for matrix in matrices {
             if matrix.cols != k || !matrix.is_inside() {
@@ -78,7 +79,7 @@ impl LinearWeight {
             }
         }
         let n = matrices.iter().map(|matrix| matrix.rows).sum::<usize>();
-        let format = Format::choose(device, dtype);
+        let format = Format::choose(device, weight_type);
         let panels = Memory::new(device, n.div_ceil(LANES) * format.panel_bytes(k), "weights")?;
         Ok(LinearWeight { panels, format, n, k })
     }
@@ -122,7 +123,7 @@ impl LinearWeight {
     }
 
     /// Its panels, to be [restored](LinearWeight::restore) later. Not on the `plan` device.
-    pub fn panel_bytes(&self) -> &[u8] {
+    pub fn packed_bytes(&self) -> &[u8] {
         self.panels()
     }
 
@@ -134,6 +135,11 @@ impl LinearWeight {
     /// Where it lives.
     pub fn device(&self) -> &Device {
         self.panels.device()
+    }
+
+    /// Bytes of a panel.
+    pub(crate) fn panel_bytes(&self) -> usize {
+        self.format.panel_bytes(self.k)
     }
 
     /// How it is stored, and so what computes with it.
@@ -199,7 +205,7 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::ops::testing::{cpus, random};
+    use crate::ops::testing::{cpus_and_models, random};
 
     /// What [`SourcePages`] heard, as lengths.
     #[derive(Default)]
@@ -218,7 +224,7 @@ mod tests {
     #[test]
     fn panels_hold_the_rounded_elements_of_every_slice() {
         let values = random(7, 40 * 1100);
-        for device in cpus() {
+        for device in cpus_and_models() {
             for (source, dtype) in [DType::F32, DType::F16, DType::Bf16]
                 .iter()
                 .flat_map(|a| [DType::F32, DType::F16, DType::Bf16].map(|b| (*a, b)))
@@ -234,7 +240,7 @@ mod tests {
                     let stack = [slice, MatrixView { rows: rows.min(2), ..slice }];
                     let stacked = rows + rows.min(2);
                     let heard = Heard::default();
-                    let weight = LinearWeight::pack_from(&device, &stack, dtype, &heard).unwrap();
+                    let weight = LinearWeight::pack_from(&device, &stack, WeightType::Float(dtype), &heard).unwrap();
                     let context = format!("{} {source} as {dtype}, {rows} x {cols}", device.describe());
                     let [begun, ended] = *heard.0.lock().unwrap();
                     assert!(begun == ended && begun >= stacked * cols * source.size_bytes(), "{context}");

@@ -249,7 +249,7 @@ fn ticket(epoch: usize, pieces: usize) -> u64 {
 }
 
 /// The part of `0..units` that belongs to `owner` of `owners`.
-fn share(units: usize, owners: usize, owner: usize) -> Range<usize> {
+pub(crate) fn share(units: usize, owners: usize, owner: usize) -> Range<usize> {
     units * owner / owners..units * (owner + 1) / owners
 }
 

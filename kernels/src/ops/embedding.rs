@@ -76,7 +76,7 @@ fn of_panels<T: Element>(
 ) {
     let (_, group) = head.format().elements().expect("checked by the caller");
     let line = group * LANES;
-    let panel_len = head.k().div_ceil(group) * line;
+    let panel_len = head.panel_bytes() / size_of::<T>();
     let panels = head.panels::<T>();
     for_ids(cpu, out, ids, first_id, num_rows, |out, row| {
         let panel = &panels[row / LANES * panel_len..][..panel_len];
@@ -147,7 +147,7 @@ mod tests {
                     // Two rows more than the table has: padding of the last rank.
                     let longer = [&values[..], &vec![7.0; 2 * cols]].concat();
                     let source = MatrixView::dense(bytemuck::cast_slice(&longer), DType::F32, 7, cols);
-                    let head = LinearWeight::pack_as(&device, &[source], dtype).unwrap();
+                    let head = LinearWeight::pack_as(&device, &[source], crate::WeightType::Float(dtype)).unwrap();
                     let row = |id: u32| match id {
                         10..15 => values[(id as usize - 10) * cols..][..cols].to_vec(),
                         _ => vec![0.0; cols],

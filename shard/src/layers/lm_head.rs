@@ -30,7 +30,7 @@ impl LmHead {
         let weight = loader.checkpoint.matrix(&format!("{name}.weight"), vocab_size, hidden_size)?;
         let ids = loader.partition.vocab(vocab_size);
         let missing = loader.partition.vocab_stride(vocab_size) - ids.len();
-        let weight = loader.padded_linear_weight(weight.row_slice(ids), missing)?;
+        let weight = loader.head_weight(weight.row_slice(ids), missing)?;
         Ok(LmHead { weight: Arc::new(weight), vocab_size, comm: comm.clone() })
     }
 

@@ -3,9 +3,10 @@
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
 
-use kernels::{DType, Device, LinearWeight, MatrixView, SourcePages, Tensor};
+use kernels::{DType, Device, LinearWeight, MatrixView, SourcePages, Tensor, WeightType};
 
 use super::Partition;
+use crate::config::{Quantization, weight_types};
 use crate::error::Result;
 use crate::weights::{Checkpoint, CheckpointTensor, PackedWeights};
 
@@ -19,6 +20,10 @@ pub struct Loader<'a> {
     pub partition: Partition,
     /// The element type of the model; tensors of another one are rounded to it.
     pub dtype: DType,
+    /// What matrices of linear layers are packed as.
+    linear_type: WeightType,
+    /// The same for the output head.
+    head_type: WeightType,
     pages: &'a dyn SourcePages,
     packed: RefCell<PackedWeights>,
     bytes: Cell<u64>,
@@ -33,13 +38,17 @@ impl<'a> Loader<'a> {
         device: &'a Device,
         partition: Partition,
         dtype: DType,
+        quantization: Option<Quantization>,
         pages: &'a dyn SourcePages,
     ) -> Loader<'a> {
+        let (linear_type, head_type) = weight_types(dtype, quantization);
         Loader {
             checkpoint,
             device,
             partition,
             dtype,
+            linear_type,
+            head_type,
             pages,
             packed: RefCell::new(PackedWeights::Off),
             bytes: Cell::default(),
@@ -74,34 +83,36 @@ impl<'a> Loader<'a> {
     /// Packs slices of matrices, stacked along their rows.
     pub(super) fn linear_weight(&self, slices: &[MatrixView<'a>]) -> Result<LinearWeight> {
         self.sources.borrow_mut().extend(slices.iter().map(|slice| slice.data));
-        self.pack(slices)
+        self.pack(slices, self.linear_type)
     }
 
-    /// Packs a slice of a matrix, followed by rows of zeros.
-    pub(super) fn padded_linear_weight(&self, slice: MatrixView<'a>, missing: usize) -> Result<LinearWeight> {
+    /// Packs a slice of the output head, followed by rows of zeros.
+    pub(super) fn head_weight(&self, slice: MatrixView<'a>, missing: usize) -> Result<LinearWeight> {
         self.sources.borrow_mut().push(slice.data);
         let zeros = vec![0; missing * slice.cols * slice.dtype.size_bytes()];
-        self.pack(&[slice, MatrixView::dense(&zeros, slice.dtype, missing, slice.cols)])
+        let padding = MatrixView::dense(&zeros, slice.dtype, missing, slice.cols);
+        self.pack(&[slice, padding], self.head_type)
     }
 
-    fn pack(&self, slices: &[MatrixView<'_>]) -> Result<LinearWeight> {
-        let weight = match self.restore(slices)? {
+    fn pack(&self, slices: &[MatrixView<'_>], weight_type: WeightType) -> Result<LinearWeight> {
+        let weight = match self.restore(slices, weight_type)? {
             Some(weight) => weight,
-            None => LinearWeight::pack_from(self.device, slices, self.dtype, self.pages)?,
+            None => LinearWeight::pack_from(self.device, slices, weight_type, self.pages)?,
         };
         if let PackedWeights::Write(writer) = &mut *self.packed.borrow_mut() {
-            writer.push(self.device, weight.panel_shape(), weight.panel_bytes());
+            writer.push(self.device, weight.panel_shape(), weight.packed_bytes());
         }
         self.count(weight.bytes());
         Ok(weight)
     }
 
     /// The next packed weight of the file; `None` without a file, or if it turns out to be worthless.
-    fn restore(&self, slices: &[MatrixView<'_>]) -> Result<Option<LinearWeight>> {
+    fn restore(&self, slices: &[MatrixView<'_>], weight_type: WeightType) -> Result<Option<LinearWeight>> {
         let mut packed = self.packed.borrow_mut();
         let PackedWeights::Read(reader) = &mut *packed else { return Ok(None) };
-        match LinearWeight::restore(self.device, slices, self.dtype, |shape, out| reader.next(self.device, shape, out))?
-        {
+        match LinearWeight::restore(self.device, slices, weight_type, |shape, out| {
+            reader.next(self.device, shape, out)
+        })? {
             Ok(weight) => Ok(Some(weight)),
             Err(reason) => {
                 let path = reader.path().display();

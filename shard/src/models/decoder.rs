@@ -225,13 +225,15 @@ impl Decoder {
         // Once without reading anything: what is missing or misshapen is found now rather than after minutes of packing, and the
         // disk can be told what comes next.
         let plan = Device::plan();
-        let planner = Loader::new(&checkpoint, &plan, partition, dtype, &AlwaysThere);
+        let planner = Loader::new(&checkpoint, &plan, partition, dtype, spec.quantization, &AlwaysThere);
         Parts::load(&planner, &comm, &spec, names)?;
         let pages = ReadAhead::new(&checkpoint, planner.into_sources());
-        let cache = packed_weights_cache.and_then(|folder| checkpoint.packed_cache(folder, &comm, dtype));
+        let layout = spec.quantization.map_or(dtype.to_string(), |mode| format!("{dtype}-{}", mode.name()));
+        let cache = packed_weights_cache.and_then(|folder| checkpoint.packed_cache(folder, &comm, layout));
         let packed = PackedWeights::of(cache.as_ref());
         let is_packed = matches!(packed, PackedWeights::Read(_));
-        let loader = Loader::new(&checkpoint, device, partition, dtype, &pages).with_packed_weights(packed);
+        let loader = Loader::new(&checkpoint, device, partition, dtype, spec.quantization, &pages);
+        let loader = loader.with_packed_weights(packed);
         let load = || Parts::load(&loader, &comm, &spec, names);
         let Parts { embed_tokens, layers, norm, lm_head } = if is_packed { load()? } else { pages.during(load)? };
         loader.finish_packed_weights();

@@ -100,14 +100,14 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// Where a rank keeps these weights packed as `dtype`; `None`, with a warning, if it cannot.
-    pub fn packed_cache(&self, folder: &Path, comm: &Arc<dyn Comm>, dtype: DType) -> Option<PackedCache> {
+    /// Where a rank keeps these weights packed in `layout` (element type and quantisation); `None`, with a warning, if it cannot.
+    pub fn packed_cache(&self, folder: &Path, comm: &Arc<dyn Comm>, layout: String) -> Option<PackedCache> {
         let config = self.dir.join("config.json");
         let cache = || {
             let headers = self.files.iter().map(|file| (file.path().to_owned(), file.header().to_owned()));
             let files = std::iter::once((config.clone(), std::fs::read(&config)?)).chain(headers).collect();
             let rank = format!("{}-of-{}", comm.rank(), comm.world_size());
-            let identity = CheckpointIdentity { dir: self.dir.clone(), files, layout: dtype.to_string(), rank };
+            let identity = CheckpointIdentity { dir: self.dir.clone(), files, layout: layout.clone(), rank };
             PackedCache::new(folder, identity)
         };
         let warn =
