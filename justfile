@@ -34,8 +34,8 @@ deny:
 bench: bench-startup bench-concurrency bench-long-prompt bench-grammar-load bench-first-token
 
 # Time from start to the ready line.
-bench-startup:
-    cargo run --release -p integration-tests --example startup
+bench-startup *args:
+    cargo run --release -p integration-tests --example startup -- {{args}}
 
 # 64 concurrent streams against one.
 bench-concurrency:
