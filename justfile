@@ -45,6 +45,10 @@ bench-concurrency:
 bench-step *args:
     cargo run --release -p shard --example step_cost -- {{ args }}
 
+# What each mode of --quantize costs in quality, against bfloat16.
+bench-quality *args:
+    cargo run --release -p shard --example quality -- {{ args }}
+
 # Each operation against the machine's bandwidth and arithmetic.
 bench-ops *args:
     cargo run --release -p kernels --example bench_ops -- {{ args }}
@@ -60,6 +64,10 @@ bench-grammar-load:
 # Time to the first token on fresh and on kept connections.
 bench-first-token:
     cargo run --release -p integration-tests --example first_token
+
+# What drafts are worth where a text repeats itself, and cost where it does not.
+bench-speculation *args:
+    cargo run --release -p integration-tests --example speculation -- {{ args }}
 
 # text-generation-benchmark: prefill and decode on shards, or with --url requests to a server.
 bench-load *args:

@@ -26,6 +26,7 @@ pub mod ops;
 mod pool;
 mod simd;
 mod tensor;
+mod weight_type;
 
 pub use arena::{Arena, Mark};
 pub use device::{Cpu, Device};
@@ -34,7 +35,8 @@ pub use error::{Error, Result};
 pub use kv_cache::KvCache;
 pub use ledger::{Cost, Ledger};
 pub use limits::BLOCK_SIZE;
-pub use linear_weight::LinearWeight;
+pub use linear_weight::{AlwaysThere, LinearWeight, PanelShape, SourcePages};
 pub use matrix::MatrixView;
 pub use memory::{Values, ValuesMut};
 pub use tensor::Tensor;
+pub use weight_type::WeightType;
