@@ -72,3 +72,7 @@ bench-speculation *args:
 # text-generation-benchmark: prefill and decode on shards, or with --url requests to a server.
 bench-load *args:
     cargo run --release -p benchmark -- {{ args }}
+
+# This server, llama.cpp, transformers and vLLM in turn on the same weights: writes docs/performance.md (--quick: only prints).
+bench-peers *args:
+    python3 integration-tests/bench/run.py {{ args }}
