@@ -3,7 +3,7 @@
 //! A CPU arm is written once, generic over [`Simd`], and compiled for AVX-512, AVX2 and a portable form; the choice falls
 //! at run time. All three round alike (every multiply-add is fused, every reduction is the same tree), so the arms agree
 //! bit for bit, which the tests of the operations check. Dot products of bf16 pairs stand beside it: they round otherwise, and only
-//! linears use them.
+//! linears and attention use them.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -12,12 +12,16 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_bf16;
 mod element;
+mod float8;
 mod math;
 mod portable;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx512_bf16::{Avx512Bf16, Pair, PairKernel, RoundToPairs};
+pub(crate) use avx512::Avx512;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512_bf16::{Avx512Bf16, Pair, PairElement, PairKernel, RoundToPairs};
 pub(crate) use element::{Element, with_element};
+pub(crate) use float8::{E4m3, E5m2};
 pub(crate) use math::{exp, silu};
 
 use half::{bf16, f16};
@@ -44,6 +48,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn load(self, x: &Lanes) -> Self::V;
     fn load_bf16(self, x: &[bf16; LANES]) -> Self::V;
     fn load_f16(self, x: &[f16; LANES]) -> Self::V;
+    fn load_e4m3(self, x: &[E4m3; LANES]) -> Self::V;
+    fn load_e5m2(self, x: &[E5m2; LANES]) -> Self::V;
     fn store(self, x: Self::V, out: &mut Lanes);
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
@@ -103,7 +109,7 @@ pub(crate) trait Kernel {
 /// The instruction sets by name.
 #[derive(Clone, Copy)]
 pub(crate) enum Isa {
-    /// [`Isa::Avx512`] with dot products of bf16 pairs, which linears use; all else is the same.
+    /// [`Isa::Avx512`] with dot products of bf16 pairs, which linears and attention use; all else is the same.
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16(avx512_bf16::Avx512Bf16),
     #[cfg(target_arch = "x86_64")]
