@@ -45,6 +45,10 @@ bench-concurrency:
 bench-step *args:
     cargo run --release -p shard --example step_cost -- {{ args }}
 
+# What each mode of --quantize costs in quality, against bfloat16.
+bench-quality *args:
+    cargo run --release -p shard --example quality -- {{ args }}
+
 # Each operation against the machine's bandwidth and arithmetic.
 bench-ops *args:
     cargo run --release -p kernels --example bench_ops -- {{ args }}

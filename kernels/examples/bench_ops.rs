@@ -7,7 +7,7 @@ use kernels::machine::{fma_peak, median_duration, read_bandwidth};
 use kernels::ops::{
     AttentionRows, RopeTable, SequenceRows, add_rms_norm, attention, linear, rope_and_store_kv, sample, silu_mul,
 };
-use kernels::{BLOCK_SIZE, DType, Device, KvCache, KvDType, LinearWeight, MatrixView, Result, Tensor};
+use kernels::{BLOCK_SIZE, DType, Device, KvCache, KvDType, LinearWeight, MatrixView, Result, Tensor, WeightType};
 
 struct Bench {
     device: Device,
@@ -51,14 +51,17 @@ impl Bench {
         let shapes =
             [(768, 256), (256, 256), (1024, 256), (256, 512), (2048, 256), (3072, 2048), (16384, 2048), (2048, 8192)];
         for (n, k) in shapes {
-            for dtype in [DType::Bf16, DType::F32] {
-                let bytes = vec![0u8; n * k * dtype.size_bytes()];
-                let weight = LinearWeight::pack(&self.device, &[MatrixView::dense(&bytes, dtype, n, k)])?;
+            let floats = [DType::Bf16, DType::F32].map(WeightType::Float);
+            for weight_type in floats.into_iter().chain([WeightType::Int8, WeightType::Fp8, WeightType::Nf4]) {
+                let bytes = vec![0u8; n * k * 2];
+                let matrix = MatrixView::dense(&bytes, DType::Bf16, n, k);
+                let weight = LinearWeight::pack_as(&self.device, &[matrix], weight_type)?;
+                let format = weight.format_name();
                 for m in [1, 4, 8, 64, 512] {
                     let x = Tensor::zeros(&self.device, &[m, k], DType::F32)?;
                     let mut out = Tensor::zeros(&self.device, &[m, n], DType::F32)?;
                     let bytes = weight.bytes() + x.bytes() + out.bytes();
-                    self.report(&format!("linear {dtype} M={m} N={n} K={k}"), bytes, 2 * m * n * k, || {
+                    self.report(&format!("linear {format} M={m} N={n} K={k}"), bytes, 2 * m * n * k, || {
                         linear(&mut out, &x, &weight, None).expect("the shapes agree");
                     });
                 }

@@ -1,13 +1,12 @@
 //! Where tensors live and operations run.
 
 use std::ops::Range;
-use std::sync::Arc;
-#[cfg(target_arch = "x86_64")]
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
-use crate::DType;
+use crate::{DType, WeightType};
 use crate::ledger::Ledger;
 use crate::limits::{MAX_THREADS, MIN_WORK_PER_THREAD};
+use crate::ops::linear::Format;
 use crate::pool::Pool;
 use crate::simd::Isa;
 #[cfg(target_arch = "x86_64")]
@@ -38,6 +37,7 @@ impl Device {
             pool,
             #[cfg(target_arch = "x86_64")]
             pairs: Mutex::default(),
+            inputs: Mutex::default(),
         }))
     }
 
@@ -64,11 +64,7 @@ impl Device {
 
     /// The type to which linears round their inputs where their weights are of `dtype`.
     pub fn linear_input_dtype(&self, dtype: DType) -> DType {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Device::Cpu(cpu) if dtype == DType::Bf16 && cpu.isa.bf16_dots().is_some() => DType::Bf16,
-            _ => DType::F32,
-        }
+        Format::choose(self, WeightType::Float(dtype)).input_dtype()
     }
 
     /// The books of a plan device.
@@ -95,6 +91,8 @@ pub struct Cpu {
     /// The activations of the linear at work, rounded: as large as the largest of them (rows of a step × inputs), then kept.
     #[cfg(target_arch = "x86_64")]
     pub(crate) pairs: Mutex<Vec<Pair>>,
+    /// The same for linears with quantised weights, as words.
+    pub(crate) inputs: Mutex<Vec<u32>>,
 }
 
 impl Cpu {

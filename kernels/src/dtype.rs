@@ -31,6 +31,16 @@ impl DType {
         }
     }
 
+    /// Appends all elements of `bytes` to `values`.
+    pub(crate) fn decode_all(self, bytes: &[u8], values: &mut Vec<f32>) {
+        let pairs = || bytes.as_chunks::<2>().0.iter();
+        match self {
+            DType::F32 => values.extend(bytes.as_chunks::<4>().0.iter().map(|x| f32::from_le_bytes(*x))),
+            DType::F16 => values.extend(pairs().map(|x| half::f16::from_le_bytes(*x).to_f32())),
+            DType::Bf16 => values.extend(pairs().map(|x| half::bf16::from_le_bytes(*x).to_f32())),
+        }
+    }
+
     /// The bits of `value` rounded to this 16-bit type, to nearest, ties to even.
     pub(crate) fn encode16(self, value: f32) -> u16 {
         match self {

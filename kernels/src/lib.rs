@@ -26,6 +26,7 @@ pub mod ops;
 mod pool;
 mod simd;
 mod tensor;
+mod weight_type;
 
 pub use arena::{Arena, Mark};
 pub use device::{Cpu, Device};
@@ -38,3 +39,4 @@ pub use linear_weight::LinearWeight;
 pub use matrix::MatrixView;
 pub use memory::{Values, ValuesMut};
 pub use tensor::Tensor;
+pub use weight_type::WeightType;

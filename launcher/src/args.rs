@@ -46,6 +46,14 @@ pub(crate) struct Model {
     /// Convert the weights to this type while loading [default: as in the checkpoint].
     #[arg(long, env)]
     pub(crate) dtype: Option<Dtype>,
+    /// Quantise the weights of linear layers while loading: `eetq` (8-bit integers), `fp8`, `bitsandbytes-nf4` (4 bits)
+    /// [default: not].
+    #[arg(long, env, value_name = "MODE", hide_possible_values = true)]
+    pub(crate) quantize: Option<Quantize>,
+    /// Store keys and values in this type: `fp8_e4m3fn` and `fp8_e5m2` take half the memory of 16 bits, and of its traffic.
+    /// `auto`: the type of the weights before they are quantised.
+    #[arg(long, env, default_value = "auto")]
+    pub(crate) kv_cache_dtype: KvCacheDtype,
     /// RoPE scaling instead of the one in config.json.
     #[arg(long, env)]
     pub(crate) rope_scaling: Option<RopeScaling>,
@@ -191,6 +199,49 @@ pub(crate) enum Dtype {
     Float32,
 }
 
+/// Types of the KV cache: TGI's two, and those of weights, which other engines offer too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KvCacheDtype {
+    /// That of the weights.
+    Auto,
+    /// The upper half of a float32.
+    #[value(alias = "bfloat16")]
+    Bf16,
+    /// IEEE half precision.
+    #[value(alias = "float16")]
+    F16,
+    /// IEEE single precision.
+    #[value(alias = "float32")]
+    F32,
+    /// 8 bits, four of them exponent: up to 448.
+    #[value(name = "fp8_e4m3fn")]
+    Fp8E4m3fn,
+    /// 8 bits, five of them exponent: up to 57344, with fewer digits.
+    #[value(name = "fp8_e5m2")]
+    Fp8E5m2,
+}
+
+/// TGI's modes of quantisation. The first four happen while loading; the others are formats of checkpoints, which are known by name
+/// only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Quantize {
+    /// 8-bit integers, a scale per output.
+    Eetq,
+    /// FP8 E4M3, a scale per output.
+    Fp8,
+    /// 4-bit NormalFloat, a scale per output and 64 inputs.
+    BitsandbytesNf4,
+    /// The older name of 8-bit integers.
+    Bitsandbytes,
+    /// 4-bit floats.
+    BitsandbytesFp4,
+    Awq,
+    CompressedTensors,
+    Exl2,
+    Gptq,
+    Marlin,
+}
+
 /// Scalings that can be forced from the command line. Those of config.json are more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum RopeScaling {
@@ -268,6 +319,37 @@ mod tests {
             let args = parse_words(&format!("launcher --dtype {name}")).unwrap().args;
             assert_eq!(args.model.dtype, Some(dtype));
         }
+    }
+
+    #[test]
+    fn modes_of_quantisation_have_the_names_of_tgi() {
+        for name in "awq compressed-tensors eetq exl2 gptq marlin bitsandbytes bitsandbytes-nf4 bitsandbytes-fp4 fp8"
+            .split_whitespace()
+        {
+            assert!(
+                parse_words(&format!("launcher --quantize {name}")).unwrap().args.model.quantize.is_some(),
+                "{name}"
+            );
+        }
+        assert!(parse_words("launcher --quantize int8").unwrap_err().to_string().contains("eetq"));
+    }
+
+    #[test]
+    fn kv_cache_types_have_the_names_of_tgi_and_of_other_engines() {
+        let parsed = |name: &str| parse_words(&format!("launcher --kv-cache-dtype {name}")).map(|parsed| parsed.args);
+        for (name, dtype) in [
+            ("auto", KvCacheDtype::Auto),
+            ("bf16", KvCacheDtype::Bf16),
+            ("bfloat16", KvCacheDtype::Bf16),
+            ("f16", KvCacheDtype::F16),
+            ("f32", KvCacheDtype::F32),
+            ("fp8_e4m3fn", KvCacheDtype::Fp8E4m3fn),
+            ("fp8_e5m2", KvCacheDtype::Fp8E5m2),
+        ] {
+            assert_eq!(parsed(name).unwrap().model.kv_cache_dtype, dtype, "{name}");
+        }
+        let error = parsed("int8").unwrap_err().to_string();
+        assert!(error.contains("'int8'") && error.contains("fp8_e4m3fn, fp8_e5m2"), "{error}");
     }
 
     #[test]

@@ -63,6 +63,8 @@ pub(crate) fn shard(
         .number("max-step-tokens", shard.step_tokens)
         .value("comm-name", comm_name)
         .option("dtype", shard.dtype.map(name_of))
+        .option("quantize", shard.quantize.map(name_of))
+        .value("kv-cache-dtype", name_of(shard.kv_cache_dtype))
         .option("rope-scaling", scaling.map(name_of))
         .option("rope-factor", factor)
         .option("max-batch-total-tokens", settings.router.max_batch_total_tokens)
@@ -133,8 +135,8 @@ mod tests {
         crate::validation::settings(crate::args::parse(argv).unwrap().args, &mut Vec::new()).unwrap()
     }
 
-    const EVERYTHING: &str = "--num-shard 2 --dtype bfloat16 --rope-scaling dynamic --rope-factor 2.5 --port 8080 \
-        --max-input-tokens 100 --max-total-tokens 200 --max-batch-total-tokens 4000 --max-batch-size 8 \
+    const EVERYTHING: &str = "--num-shard 2 --dtype bfloat16 --quantize bitsandbytes-nf4 --kv-cache-dtype fp8_e4m3fn \
+        --rope-scaling dynamic --rope-factor 2.5 --port 8080 --max-input-tokens 100 --max-total-tokens 200 --max-batch-total-tokens 4000 --max-batch-size 8 \
         --cors-allow-origin http://a --cors-allow-origin http://b --tokenizer-config-path /t.json --request-timeout 60 \
         --api-key sk-1 --api-key sk-2 --aip-predict-route /p --aip-health-route /h --aip-http-port 9090 \
         --disable-grammar-support --watermark-gamma 0.25 --watermark-delta -1.5";
@@ -156,7 +158,15 @@ mod tests {
     #[test]
     fn values_are_passed_on() {
         let argv = shard(&settings(EVERYTHING), &model(), "/run/tgi", 1, 2, "name");
-        for word in ["--rank=1", "--world-size=2", "--dtype=bfloat16", "--rope-scaling=dynamic", "--rope-factor=2.5"] {
+        for word in [
+            "--rank=1",
+            "--world-size=2",
+            "--dtype=bfloat16",
+            "--quantize=bitsandbytes-nf4",
+            "--kv-cache-dtype=fp8_e4m3fn",
+            "--rope-scaling=dynamic",
+            "--rope-factor=2.5",
+        ] {
             assert!(argv.contains(&word.into()), "{word} in {argv:?}");
         }
         let argv = router(&settings(EVERYTHING), &model(), "/run/tgi");

@@ -41,8 +41,6 @@ pub(crate) const NO_EFFECT: &[Knob] = &[
 
 /// Refused: the server would not do what was asked.
 pub(crate) const NOT_SUPPORTED: &[Knob] = &[
-    knob("quantize", "QUANTIZE", "weights are served as f32, f16 or bf16"),
-    knob("kv-cache-dtype", "KV_CACHE_DTYPE", "the KV cache has the type of the weights"),
     knob("speculate", "SPECULATE", "there is no speculative decoding"),
     knob("lora-adapters", "LORA_ADAPTERS", "adapters cannot be loaded"),
     knob("weights-cache-override", "WEIGHTS_CACHE_OVERRIDE", "give the folder of the weights with --model-id"),
@@ -106,7 +104,7 @@ mod tests {
             flags(NO_EFFECT, "launcher --trust-remote-code --cuda-graphs 1,2"),
             ["trust-remote-code", "cuda-graphs"]
         );
-        assert_eq!(flags(NOT_SUPPORTED, "launcher --quantize eetq --ngrok"), ["quantize", "ngrok"]);
+        assert_eq!(flags(NOT_SUPPORTED, "launcher --speculate 2 --ngrok"), ["speculate", "ngrok"]);
         assert!(flags(NOT_SUPPORTED, "launcher --trust-remote-code").is_empty());
     }
 

@@ -7,7 +7,7 @@ mod add;
 mod attention;
 mod embedding;
 mod gather_rows;
-mod linear;
+pub(crate) mod linear;
 mod rms_norm;
 mod rope;
 pub mod sample;

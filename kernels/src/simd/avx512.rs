@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{E4m3, E5m2, Kernel, LANES, Lanes, Simd};
+use super::{E4M3_FACTOR, E4M3_IN_F32, E4m3, E5m2, Kernel, LANES, Lanes, Simd};
 
 /// Proof that the machine has AVX-512 F, BW and VL.
 #[derive(Clone, Copy)]
@@ -66,7 +66,16 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn load_e4m3(self, x: &[E4m3; LANES]) -> __m512 {
+    fn load_e4m3(self, x: &[u8; LANES]) -> __m512 {
+        avx512!({
+            let wide = _mm512_slli_epi32::<20>(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast())));
+            let bits = _mm512_and_si512(wide, _mm512_set1_epi32(E4M3_IN_F32.cast_signed()));
+            _mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(E4M3_FACTOR))
+        })
+    }
+
+    #[inline(always)]
+    fn load_e4m3_any(self, x: &[E4m3; LANES]) -> __m512 {
         // As f16 with the exponent's bias of f16 every code is its value / 256, subnormal or not, but for NaN: that becomes
         // 480 / 256, beyond the largest number.
         avx512!({

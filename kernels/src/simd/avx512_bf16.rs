@@ -52,6 +52,23 @@ impl Avx512Bf16 {
         unsafe { _mm512_dpbf16_ps(sum, x, w) }
     }
 
+    /// Two pairs of FP8 E4M3 weights for each of sixteen outputs, as 2^-120 of what they are: those in the lower bytes of an
+    /// output's two words, then those in the upper ones. Sign, exponent and mantissa move to their places in a bf16.
+    #[inline(always)]
+    pub(crate) fn load_e4m3(self, w: &[u8; 4 * LANES]) -> [__m512bh; 2] {
+        // SAFETY: `self` proves AVX-512F and BW; the load is an unaligned one through a reference to the whole array, and the casts
+        // reinterpret 512 bits.
+        unsafe {
+            let upper = _mm512_loadu_si512(w.as_ptr().cast());
+            let lower = _mm512_slli_epi16::<8>(upper);
+            let places = _mm512_set1_epi16(0x87f0_u16.cast_signed());
+            [
+                std::mem::transmute::<__m512i, __m512bh>(_mm512_and_si512(_mm512_srai_epi16::<4>(lower), places)),
+                std::mem::transmute::<__m512i, __m512bh>(_mm512_and_si512(_mm512_srai_epi16::<4>(upper), places)),
+            ]
+        }
+    }
+
     /// One pair of inputs for sixteen outputs.
     #[inline(always)]
     pub(crate) fn splat(self, x: Pair) -> __m512bh {

@@ -121,7 +121,7 @@ impl E5m2 {
 impl Element for E4m3 {
     #[inline(always)]
     fn load<S: Simd>(simd: S, x: &[E4m3; LANES]) -> S::V {
-        simd.load_e4m3(x)
+        simd.load_e4m3_any(x)
     }
 
     #[inline(always)]

@@ -11,6 +11,9 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_bf16;
+#[cfg(target_arch = "x86_64")]
+mod avx512_vnni;
+mod byte_dots;
 mod element;
 mod float8;
 mod math;
@@ -20,14 +23,22 @@ mod portable;
 pub(crate) use avx512::Avx512;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512_bf16::{Avx512Bf16, Pair, PairElement, PairKernel, RoundToPairs};
+pub(crate) use byte_dots::{ByteCall, ByteDots, CODE_BIAS, StepCodes};
 pub(crate) use element::{Element, with_element};
 pub(crate) use float8::{E4m3, E5m2};
 pub(crate) use math::{exp, silu};
 
 use half::{bf16, f16};
+use portable::Portable;
 
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
+
+/// Where sign, exponent and mantissa of an FP8 E4M3 byte lie in an f32 (the byte, sign-extended, 20 to the left).
+const E4M3_IN_F32: u32 = 0x87f0_0000;
+
+/// 2^120: the exponents' bias is 127 there and 7 here.
+const E4M3_FACTOR: f32 = f32::from_bits((127 + 120) << 23);
 
 /// One vector as it lies in memory.
 pub(crate) type Lanes = [f32; LANES];
@@ -48,7 +59,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn load(self, x: &Lanes) -> Self::V;
     fn load_bf16(self, x: &[bf16; LANES]) -> Self::V;
     fn load_f16(self, x: &[f16; LANES]) -> Self::V;
-    fn load_e4m3(self, x: &[E4m3; LANES]) -> Self::V;
+    /// FP8 E4M3, of which neither NaN nor subnormals occur.
+    fn load_e4m3(self, x: &[u8; LANES]) -> Self::V;
+    /// FP8 E4M3, every code.
+    fn load_e4m3_any(self, x: &[E4m3; LANES]) -> Self::V;
     fn load_e5m2(self, x: &[E5m2; LANES]) -> Self::V;
     fn store(self, x: Self::V, out: &mut Lanes);
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
@@ -116,7 +130,7 @@ pub(crate) enum Isa {
     Avx512(avx512::Avx512),
     #[cfg(target_arch = "x86_64")]
     Avx2(avx2::Avx2),
-    Portable(portable::Portable),
+    Portable(Portable),
 }
 
 impl Isa {
@@ -138,7 +152,7 @@ impl Isa {
             all.extend(avx512::Avx512::detect().map(Isa::Avx512));
             all.extend(avx2::Avx2::detect().map(Isa::Avx2));
         }
-        all.push(Isa::Portable(portable::Portable));
+        all.push(Isa::Portable(Portable));
         all
     }
 
@@ -173,6 +187,24 @@ impl Isa {
             Isa::Avx512Bf16(simd) => Some(simd),
             _ => None,
         }
+    }
+
+    /// Calls `call` with the best dot products of bytes that this set allows. Whichever they are, the bits are the same.
+    pub(crate) fn with_byte_dots(self, call: impl ByteCall) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if matches!(self, Isa::Avx512Bf16(_) | Isa::Avx512(_))
+                && let Some(simd) = avx512_vnni::Avx512Vnni::detect()
+            {
+                return call.call(simd);
+            }
+            if !matches!(self, Isa::Portable(_))
+                && let Some(simd) = avx2::Avx2::detect()
+            {
+                return call.call(simd);
+            }
+        }
+        call.call(Portable)
     }
 
     /// Runs `kernel` compiled for this instruction set.

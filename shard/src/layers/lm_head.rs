@@ -32,7 +32,7 @@ impl LmHead {
         let missing = loader.partition.vocab_stride(vocab_size) - ids.len();
         let zeros = vec![0; missing * hidden_size * weight.dtype().size_bytes()];
         let padding = MatrixView::dense(&zeros, weight.dtype(), missing, hidden_size);
-        Ok(LmHead { weight: loader.linear_weight(&[weight.row_slice(ids), padding])?, vocab_size, comm: comm.clone() })
+        Ok(LmHead { weight: loader.head_weight(&[weight.row_slice(ids), padding])?, vocab_size, comm: comm.clone() })
     }
 
     /// `logits`: `[S, vocab_size]`, equal on every rank; `x`: `[S, hidden_size]`.

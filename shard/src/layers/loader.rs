@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
-use kernels::{DType, Device, LinearWeight, MatrixView, Tensor};
+use kernels::{DType, Device, LinearWeight, MatrixView, Tensor, WeightType};
 
 use super::Partition;
+use crate::config::{Quantization, weight_types};
 use crate::error::Result;
 use crate::weights::{Checkpoint, CheckpointTensor};
 
@@ -18,13 +19,24 @@ pub struct Loader<'a> {
     pub partition: Partition,
     /// The element type of the model; tensors of another one are rounded to it.
     pub dtype: DType,
+    /// What matrices of linear layers are packed as.
+    linear_type: WeightType,
+    /// The same for the output head.
+    head_type: WeightType,
     bytes: std::cell::Cell<u64>,
 }
 
 impl<'a> Loader<'a> {
     /// A loader that has loaded nothing.
-    pub fn new(checkpoint: &'a Checkpoint, device: &'a Device, partition: Partition, dtype: DType) -> Loader<'a> {
-        Loader { checkpoint, device, partition, dtype, bytes: Default::default() }
+    pub fn new(
+        checkpoint: &'a Checkpoint,
+        device: &'a Device,
+        partition: Partition,
+        dtype: DType,
+        quantization: Option<Quantization>,
+    ) -> Loader<'a> {
+        let (linear_type, head_type) = weight_types(dtype, quantization);
+        Loader { checkpoint, device, partition, dtype, linear_type, head_type, bytes: Default::default() }
     }
 
     /// The memory that everything loaded so far takes on the device, in bytes.
@@ -34,7 +46,16 @@ impl<'a> Loader<'a> {
 
     /// Packs slices of matrices, stacked along their rows.
     pub(super) fn linear_weight(&self, slices: &[MatrixView<'_>]) -> Result<LinearWeight> {
-        let weight = LinearWeight::pack_as(self.device, slices, self.dtype)?;
+        self.pack(slices, self.linear_type)
+    }
+
+    /// Packs slices of the output head.
+    pub(super) fn head_weight(&self, slices: &[MatrixView<'_>]) -> Result<LinearWeight> {
+        self.pack(slices, self.head_type)
+    }
+
+    fn pack(&self, slices: &[MatrixView<'_>], weight_type: WeightType) -> Result<LinearWeight> {
+        let weight = LinearWeight::pack_as(self.device, slices, weight_type)?;
         self.count(weight.bytes());
         Ok(weight)
     }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use kernels::{Arena, Device, KvCache, Tensor};
 
-pub use crate::config::{DecoderSpec, ModelOptions, RopeKind, RopeOverride};
+pub use crate::config::{DecoderSpec, ModelOptions, Quantization, RopeKind, RopeOverride};
 pub use step::{SequenceSpan, StepInput};
 
 use crate::comm::Comm;

@@ -328,6 +328,7 @@ mod tests {
     use crate::KvDType;
     use crate::ops::testing::{assert_close, bits, cpus, random, random_tensor};
     use crate::ops::{RopeTable, rope_and_store_kv};
+    use crate::simd::Isa;
 
     /// A sequence whose first `length` positions are computed, cut into steps.
     struct Case {
@@ -346,30 +347,42 @@ mod tests {
             (self.heads + 2 * self.kv_heads) * self.dim
         }
 
-        /// Every position's queries, keys and values; exact in 16 bits, so that the cache loses nothing.
+        /// Every position's queries, keys and values.
         fn qkv(&self) -> Vec<f32> {
-            random(9, self.length * self.cols()).iter().map(|x| (x * 128.0).round() / 128.0).collect()
+            random(9, self.length * self.cols())
         }
 
-        /// What the op means: the whole row of scores at once, in f64.
-        fn definition(&self) -> Vec<f32> {
+        /// Whether queries and weights are rounded to bf16 on this device.
+        fn in_pairs(&self, device: &Device) -> bool {
+            KvCache::new(device, 0, 0, 1, 1, self.dtype).unwrap().shape.step == 2
+        }
+
+        /// What the op means: the whole row of scores at once, in f64, from keys and values as the cache rounds them and
+        /// queries as they are multiplied.
+        fn definition(&self, in_pairs: bool) -> Vec<f32> {
             let (qkv, cols, dim) = (self.qkv(), self.cols(), self.dim);
+            let part = |row: usize, head: usize| &qkv[row * cols + head * dim..][..dim];
+            let stored =
+                |row: usize, head: usize| part(row, head).iter().map(|x| rounded(self.dtype, *x)).collect::<Vec<_>>();
             let mut out = Vec::new();
             for t in 0..self.length {
                 for head in 0..self.heads {
                     let kv_head = head / (self.heads / self.kv_heads);
                     let first = self.window.map_or(0, |window| (t + 1).saturating_sub(window as usize));
-                    let part = |row: usize, head: usize| &qkv[row * cols + head * dim..][..dim];
+                    let query: Vec<f32> =
+                        part(t, head).iter().map(|x| if in_pairs { rounded(KvDType::Bf16, *x) } else { *x }).collect();
                     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| *a as f64 * *b as f64).sum::<f64>();
-                    let key = |j: usize| part(j, self.heads + kv_head);
-                    let value = |j: usize| part(j, self.heads + self.kv_heads + kv_head);
-                    let scores: Vec<f64> = (first..=t).map(|j| dot(part(t, head), key(j)) * SCALE as f64).collect();
+                    let key = |j: usize| stored(j, self.heads + kv_head);
+                    let value = |j: usize| stored(j, self.heads + self.kv_heads + kv_head);
+                    let scores: Vec<f64> = (first..=t).map(|j| dot(&query, &key(j)) * SCALE as f64).collect();
                     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                     let total: f64 = scores.iter().map(|score| (score - max).exp()).sum();
-                    for d in 0..dim {
-                        let weighted = (first..=t).map(|j| (scores[j - first] - max).exp() * value(j)[d] as f64);
-                        out.push((weighted.sum::<f64>() / total) as f32);
+                    let mut sums = vec![0.0; dim];
+                    for j in first..=t {
+                        let weight = (scores[j - first] - max).exp() / total;
+                        sums.iter_mut().zip(value(j)).for_each(|(sum, value)| *sum += weight * value as f64);
                     }
+                    out.extend(sums.into_iter().map(|sum| sum as f32));
                 }
             }
             out
@@ -378,7 +391,11 @@ mod tests {
         /// The same through the cache: the sequence in steps of these sizes, beside a second, shorter one in every step,
         /// with the blocks of both interleaved. Garbage fills what no position of the sequences owns.
         fn run(&self, device: &Device, steps: &[usize]) -> Vec<f32> {
-            let (cols, dim, qkv) = (self.cols(), self.dim, self.qkv());
+            self.run_with(device, steps, &self.qkv())
+        }
+
+        fn run_with(&self, device: &Device, steps: &[usize], qkv: &[f32]) -> Vec<f32> {
+            let (cols, dim) = (self.cols(), self.dim);
             let blocks = self.length.div_ceil(BLOCK_SIZE).max(1);
             let mut kv = KvCache::new(device, 2, 2 * blocks + 1, self.kv_heads, dim, self.dtype).unwrap();
             with_kv_element!(self.dtype, T => {
@@ -423,40 +440,68 @@ mod tests {
         }
     }
 
+    /// As the cache rounds it.
+    fn rounded(dtype: KvDType, x: f32) -> f32 {
+        struct First<T>([T; LANES]);
+
+        impl<T: Element> Kernel for First<T> {
+            type Output = f32;
+
+            #[inline(always)]
+            fn run<S: Simd>(self, simd: S) -> f32 {
+                simd.to_array(T::load(simd, &self.0))[0]
+            }
+        }
+
+        with_kv_element!(dtype, T => Isa::detect().run(First([T::from_f32(x); LANES])))
+    }
+
     fn cases() -> Vec<Case> {
         let case = |(heads, kv_heads, dim), dtype, length, window| Case { heads, kv_heads, dim, dtype, length, window };
         vec![
             case((1, 1, 1), KvDType::F32, 1, None),
+            case((1, 1, 1), KvDType::Bf16, 3, None),
             case((4, 2, 24), KvDType::F32, 40, None),
             case((3, 1, 64), KvDType::Bf16, 300, None),
             case((2, 2, 80), KvDType::F16, 33, Some(16)),
             case((4, 1, 128), KvDType::Bf16, 70, Some(7)),
             case((1, 1, 16), KvDType::F32, 600, Some(290)),
+            case((2, 2, 17), KvDType::Bf16, 540, Some(261)),
             case((20, 1, 8), KvDType::F16, 20, None),
+            case((14, 2, 32), KvDType::F8E4m3, 90, None),
+            case((6, 2, 64), KvDType::F8E5m2, 270, Some(33)),
         ]
     }
 
     #[test]
     fn arms_match_the_definition_and_each_other() {
         for case in cases() {
-            let expected = case.definition();
-            let mut first: Option<Vec<u32>> = None;
+            // By arm: whether it multiplies pairs, then the definition and the bits of the first device.
+            let mut arms: [Option<(Vec<f32>, Vec<u32>)>; 2] = [None, None];
             for device in cpus() {
                 let context =
                     format!("{} {}/{}x{} {}", device.describe(), case.heads, case.kv_heads, case.dim, case.dtype);
                 let out = case.run(&device, &[case.length]);
-                // Sums of up to 600 terms below one, in chains of at most 256, and exponentials good to 2e-7.
-                assert_close(&out, &expected, 5e-6, &context);
-                assert_eq!(*first.get_or_insert_with(|| bits(&out)), bits(&out), "{context}");
+                let in_pairs = case.in_pairs(&device);
+                let (expected, first) =
+                    arms[usize::from(in_pairs)].get_or_insert_with(|| (case.definition(in_pairs), bits(&out)));
+                // Sums of up to 600 terms below one, in chains of at most 256, and exponentials good to 2e-7. Rounding
+                // weights to 8 bits moves each by up to 2^-9 of itself, and values lie between -1 and 1.
+                let tolerance = if in_pairs { 1.0 / 512.0 } else { 5e-6 };
+                assert_close(&out, expected, tolerance, &context);
+                assert_eq!(*first, bits(&out), "{context}");
             }
         }
     }
 
+    /// One device of every instruction set, with two threads.
+    fn devices_of_two_threads() -> Vec<Device> {
+        cpus().into_iter().skip(1).step_by(3).collect()
+    }
+
     #[test]
     fn chunks_and_decode_give_the_bits_of_the_whole_prompt() {
-        let devices = cpus();
         for case in cases() {
-            let whole = bits(&case.run(&devices[0], &[case.length]));
             let decode = vec![1; case.length];
             let chunks: Vec<usize> = {
                 let mut left = case.length;
@@ -467,9 +512,58 @@ mod tests {
                 })
                 .collect()
             };
-            for device in [&devices[0], &devices[1]] {
+            for device in devices_of_two_threads() {
+                let whole = bits(&case.run(&device, &[case.length]));
                 for steps in [&decode, &chunks] {
-                    assert_eq!(bits(&case.run(device, steps)), whole, "{} heads {}", device.describe(), case.heads);
+                    assert_eq!(bits(&case.run(&device, steps)), whole, "{} heads {}", device.describe(), case.heads);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_few_long_rows_are_shared_by_the_threads() {
+        for (dtype, window) in [(KvDType::Bf16, None), (KvDType::F32, Some(1100))] {
+            let case = Case { heads: 3, kv_heads: 1, dim: 16, dtype, length: 1500, window };
+            let steps = [1490, 1, 3, 1, 5];
+            for devices in cpus().chunks(3) {
+                let [one, others @ ..] = devices else { unreachable!("there are three of each") };
+                let whole = bits(&case.run(one, &[case.length]));
+                for device in others {
+                    assert_eq!(bits(&case.run(device, &steps)), whole, "{} {dtype}", device.describe());
+                }
+            }
+        }
+        let shape = KvShape { num_blocks: 256, kv_heads: 1, head_dim: 64, step: 1 };
+        let sequence = SequenceRows { first_row: 0, num_rows: 1, start_position: 2047, block_table: &[] };
+        let mut plan = Plan::default();
+        for (threads, pieces, merges) in [(1, 1, 0), (2, 8, 1), (4, 8, 1)] {
+            plan.make(threads, &shape, 4, &AttentionRows { sequences: &[sequence] }, usize::MAX);
+            assert_eq!((plan.pieces.len(), plan.merges.len()), (pieces, merges), "{threads} threads");
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_harms_only_the_rows_that_see_it() {
+        const BAD: usize = 37;
+        for dtype in [KvDType::F32, KvDType::Bf16, KvDType::F8E4m3] {
+            for window in [None, Some(9)] {
+                let case = Case { heads: 3, kv_heads: 1, dim: 24, dtype, length: 70, window };
+                let mut qkv = case.qkv();
+                qkv[BAD * case.cols() + case.heads * case.dim..][..2 * case.dim].fill(f32::NAN);
+                let row = case.heads * case.dim;
+                for device in devices_of_two_threads() {
+                    let clean = case.run(&device, &[case.length]);
+                    let harmed = case.run_with(&device, &[case.length], &qkv);
+                    for t in 0..case.length {
+                        let [clean, harmed] = [&clean, &harmed].map(|out| &out[t * row..][..row]);
+                        let sees = t >= BAD && window.is_none_or(|window| t - BAD < window as usize);
+                        let context = format!("{} {dtype} {window:?}: position {t}", device.describe());
+                        match sees {
+                            true => assert!(harmed.iter().all(|x| x.is_nan()), "{context}"),
+                            false => assert_eq!(bits(harmed), bits(clean), "{context}"),
+                        }
+                    }
                 }
             }
         }

@@ -1,21 +1,25 @@
 //! The linear layer: activations times a packed weight.
 //!
-//! Two arms: `pairs` where the machine has dot products of bf16 pairs and the weight is bf16, `vectors` everywhere else. An arm
-//! belongs to a weight for good (it decides how the weight is packed), and each has one order of additions per output, so bits
-//! depend on the machine's type only.
+//! One arm per [`Format`] of the weight, a file each. Every arm has one order of additions per output element, whatever the
+//! number of rows and threads.
 
+mod bytes;
+mod format;
+mod fp8;
+mod grouped;
+mod int8;
+mod nf4;
 #[cfg(target_arch = "x86_64")]
 mod pairs;
+#[cfg(test)]
+mod quantized_tests;
 mod vectors;
 
-#[cfg(target_arch = "x86_64")]
-use std::sync::PoisonError;
+pub(crate) use format::{Format, PanelRows};
 
 use crate::contract::{expect_f32, expect_len, expect_matrix, expect_memory};
 use crate::pool::SendPtr;
-#[cfg(target_arch = "x86_64")]
-use crate::simd::{Avx512Bf16, Pair, RoundToPairs};
-use crate::simd::{Element, LANES, Lanes, with_element};
+use crate::simd::{LANES, Lanes};
 use crate::{Cpu, Device, Error, LinearWeight, Result, Tensor};
 
 /// `out = x · wᵀ (+ bias)`.
@@ -63,38 +67,7 @@ fn cpu_arm(cpu: &Cpu, out: &mut Tensor, x: &Tensor, w: &LinearWeight, bias: Opti
         return;
     }
     let base = SendPtr(values.as_mut_ptr());
-    let outputs = Outputs { base: &base, m, n, bias: bias.as_deref() };
-    #[cfg(target_arch = "x86_64")]
-    if let Some((simd, panels)) = w.pairs() {
-        return pair_arm(cpu, &x, k, simd, panels, outputs);
-    }
-    with_element!(w.dtype(), T => vector_arm::<T>(cpu, &x, w, outputs))
-}
-
-#[cfg(target_arch = "x86_64")]
-fn pair_arm(cpu: &Cpu, x: &[f32], k: usize, simd: Avx512Bf16, panels: &[[Pair; LANES]], out: Outputs<'_>) {
-    let (m, row_len, k) = (out.m, k, k.div_ceil(2));
-    // Rounded once for all panels. Another caller of the same device waits here.
-    let mut pairs = cpu.pairs.lock().unwrap_or_else(PoisonError::into_inner);
-    pairs.resize(m * k, 0);
-    cpu.for_rows(&mut pairs, k, k, |first, rows| {
-        for (x, pairs) in x[first * row_len..].chunks(row_len).zip(rows.chunks_exact_mut(k)) {
-            simd.vectorize(RoundToPairs { x, pairs });
-        }
-    });
-    let x = &pairs[..];
-    // One visit is a vector of weights or of dot products.
-    cpu.split(out.n.div_ceil(LANES), k * (1 + m), |range| {
-        simd.vectorize(pairs::Stripe { x, m, k, panels, range, out });
-    });
-}
-
-fn vector_arm<T: Element>(cpu: &Cpu, x: &[f32], w: &LinearWeight, out: Outputs<'_>) {
-    let (m, k, panels) = (out.m, w.k(), w.vectors::<T>());
-    // One visit is a vector of weights or of multiply-adds.
-    cpu.split(w.n().div_ceil(LANES), k * (1 + m), |range| {
-        cpu.isa.run(vectors::Stripe { x, m, k, panels, range, out });
-    });
+    w.format().run(cpu, &x, w, Outputs { base: &base, m, n, bias: bias.as_deref() });
 }
 
 /// Where an arm writes: `[M][N]`, in tiles of rows × panels that no other stripe touches.
@@ -168,14 +141,11 @@ mod tests {
 
     fn pack(device: &Device, values: &[f32], n: usize, k: usize, dtype: DType) -> LinearWeight {
         let view = MatrixView::dense(bytemuck::cast_slice(values), DType::F32, n, k);
-        LinearWeight::pack_as(device, &[view], dtype).unwrap()
+        LinearWeight::pack_as(device, &[view], crate::WeightType::Float(dtype)).unwrap()
     }
 
     fn is_pairs(weight: &LinearWeight) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        return weight.pairs().is_some();
-        #[cfg(not(target_arch = "x86_64"))]
-        false
+        weight.format().input_dtype() == DType::Bf16
     }
 
     #[test]

@@ -5,21 +5,49 @@
 //! of rows nor threads change a bit. The weights are read as they are stored: there is nothing to widen.
 
 use std::ops::Range;
+use std::sync::PoisonError;
 
-use super::Outputs;
-use crate::simd::{Avx512Bf16, LANES, Pair, PairKernel, Simd};
+use super::{Outputs, PanelRows};
+use crate::simd::{Avx512Bf16, LANES, Pair, PairKernel, RoundToPairs, Simd};
+use crate::{Cpu, DType, LinearWeight};
+
+/// A panel is `[ceil(K / 2)][16]` pairs.
+pub(super) fn panel_bytes(k: usize) -> usize {
+    k.div_ceil(2) * LANES * size_of::<Pair>()
+}
+
+pub(super) fn pack_panel(panel: &mut [u8], rows: &PanelRows<'_>) {
+    rows.write(panel, DType::Bf16, |k, lane| (k / 2 * LANES + lane) * 2 + k % 2);
+}
+
+pub(super) fn run(cpu: &Cpu, x: &[f32], w: &LinearWeight, simd: Avx512Bf16, out: Outputs<'_>) {
+    let (m, row_len, k) = (out.m, w.k(), w.k().div_ceil(2));
+    // Rounded once for all panels. Another caller of the same device waits here.
+    let mut pairs = cpu.pairs.lock().unwrap_or_else(PoisonError::into_inner);
+    pairs.resize(m * k, 0);
+    cpu.for_rows(&mut pairs, k, k, |first, rows| {
+        for (x, pairs) in x[first * row_len..].chunks(row_len).zip(rows.chunks_exact_mut(k)) {
+            simd.vectorize(RoundToPairs { x, pairs });
+        }
+    });
+    let (x, panels) = (&pairs[..], w.panels::<Pair>().as_chunks().0);
+    // One visit is a vector of weights or of dot products.
+    cpu.split(out.n.div_ceil(LANES), k * (1 + m), |range| {
+        simd.vectorize(Stripe { x, m, k, panels, range, out });
+    });
+}
 
 /// The outputs of some neighbouring panels, for all rows.
-pub(super) struct Stripe<'a> {
+struct Stripe<'a> {
     /// `[M][K / 2]`.
-    pub(super) x: &'a [Pair],
-    pub(super) m: usize,
+    x: &'a [Pair],
+    m: usize,
     /// Pairs of inputs.
-    pub(super) k: usize,
+    k: usize,
     /// `[ceil(N / 16)][K / 2]`.
-    pub(super) panels: &'a [[Pair; LANES]],
-    pub(super) range: Range<usize>,
-    pub(super) out: Outputs<'a>,
+    panels: &'a [[Pair; LANES]],
+    range: Range<usize>,
+    out: Outputs<'a>,
 }
 
 /// Steps over pairs of one block: with three panels 96 KiB, which several row tiles read from the second-level cache.

@@ -10,19 +10,41 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::Outputs;
-use crate::simd::{Element, Kernel, LANES, Lanes, Simd};
+use super::{Outputs, PanelRows};
+use crate::simd::{Element, Kernel, LANES, Lanes, Simd, with_element};
+use crate::{Cpu, DType, LinearWeight};
+
+/// A panel is `[K][16]` elements: a step over k reads sixteen neighbouring outputs as one vector.
+pub(super) fn panel_bytes(dtype: DType, k: usize) -> usize {
+    k * LANES * dtype.size_bytes()
+}
+
+pub(super) fn pack_panel(panel: &mut [u8], rows: &PanelRows<'_>, dtype: DType) {
+    rows.write(panel, dtype, |k, lane| k * LANES + lane);
+}
+
+pub(super) fn run(cpu: &Cpu, x: &[f32], w: &LinearWeight, dtype: DType, out: Outputs<'_>) {
+    with_element!(dtype, T => run_as::<T>(cpu, x, w, out))
+}
+
+fn run_as<T: Element>(cpu: &Cpu, x: &[f32], w: &LinearWeight, out: Outputs<'_>) {
+    let (m, k, panels) = (out.m, w.k(), w.panels::<T>().as_chunks().0);
+    // One visit is a vector of weights or of multiply-adds.
+    cpu.split(w.n().div_ceil(LANES), k * (1 + m), |range| {
+        cpu.isa.run(Stripe { x, m, k, panels, range, out });
+    });
+}
 
 /// The outputs of some neighbouring panels, for all rows.
-pub(super) struct Stripe<'a, T> {
+struct Stripe<'a, T> {
     /// `[M][K]`.
-    pub(super) x: &'a [f32],
-    pub(super) m: usize,
-    pub(super) k: usize,
+    x: &'a [f32],
+    m: usize,
+    k: usize,
     /// `[ceil(N / 16)][K]` vectors.
-    pub(super) panels: &'a [[T; LANES]],
-    pub(super) range: Range<usize>,
-    pub(super) out: Outputs<'a>,
+    panels: &'a [[T; LANES]],
+    range: Range<usize>,
+    out: Outputs<'a>,
 }
 
 /// Rows up to which the panels are read as they are. Beyond, widening once for all rows is cheaper than once per row tile.
