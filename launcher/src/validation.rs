@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use router::api_key::{self, ApiKey};
 
-use crate::args::{Args, Dtype, Quantize, RopeScaling};
+use crate::args::{Args, Dtype, KvCacheDtype, Quantize, RopeScaling};
 use crate::error::LauncherError;
 use crate::limits::{DEFAULT_STEP_TOKENS, MAX_DEFAULT_SLOTS, MAX_SHARDS};
 
@@ -41,6 +41,8 @@ pub(crate) struct ShardSettings {
     pub(crate) quantize: Option<Quantize>,
     /// Folder for packed weights.
     pub(crate) packed_weights_cache: Option<PathBuf>,
+    /// Type of the KV cache.
+    pub(crate) kv_cache_dtype: KvCacheDtype,
     /// Forced RoPE scaling and its factor.
     pub(crate) rope: Option<(RopeScaling, f32)>,
     /// Rows that can be live.
@@ -149,6 +151,7 @@ pub(crate) fn settings(args: Args, warnings: &mut Vec<String>) -> Result<Setting
             dtype: model.dtype,
             quantize,
             packed_weights_cache: model.packed_weights_cache,
+            kv_cache_dtype: model.kv_cache_dtype,
             rope: match (model.rope_scaling, model.rope_factor) {
                 (None, None) => None,
                 (scaling, factor) => Some((scaling.unwrap_or(RopeScaling::Linear), factor.unwrap_or(1.0))),
