@@ -34,8 +34,8 @@ deny:
 bench: bench-startup bench-concurrency bench-long-prompt bench-grammar-load bench-first-token
 
 # Time from start to the ready line.
-bench-startup:
-    cargo run --release -p integration-tests --example startup
+bench-startup *args:
+    cargo run --release -p integration-tests --example startup -- {{args}}
 
 # 64 concurrent streams against one.
 bench-concurrency:
@@ -65,6 +65,14 @@ bench-grammar-load:
 bench-first-token:
     cargo run --release -p integration-tests --example first_token
 
+# What drafts are worth where a text repeats itself, and cost where it does not.
+bench-speculation *args:
+    cargo run --release -p integration-tests --example speculation -- {{ args }}
+
 # text-generation-benchmark: prefill and decode on shards, or with --url requests to a server.
 bench-load *args:
     cargo run --release -p benchmark -- {{ args }}
+
+# This server, llama.cpp, transformers and vLLM in turn on the same weights: writes docs/performance.md (--quick: only prints).
+bench-peers *args:
+    python3 integration-tests/bench/run.py {{ args }}

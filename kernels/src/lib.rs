@@ -35,7 +35,7 @@ pub use error::{Error, Result};
 pub use kv_cache::{KvCache, KvDType};
 pub use ledger::{Cost, Ledger};
 pub use limits::BLOCK_SIZE;
-pub use linear_weight::LinearWeight;
+pub use linear_weight::{AlwaysThere, LinearWeight, PanelShape, SourcePages};
 pub use matrix::MatrixView;
 pub use memory::{Values, ValuesMut};
 pub use tensor::Tensor;

@@ -1,5 +1,7 @@
 //! The weight of a linear layer, packed once at load for the processor.
 
+use std::ops::Range;
+
 use crate::memory::Memory;
 use crate::ops::linear::{Format, PanelRows};
 use crate::simd::LANES;
@@ -34,6 +36,41 @@ impl LinearWeight {
     /// # Errors
     /// As [`pack`](LinearWeight::pack), but for [`Error::DType`].
     pub fn pack_as(device: &Device, matrices: &[MatrixView<'_>], weight_type: WeightType) -> Result<LinearWeight> {
+        LinearWeight::pack_from(device, matrices, weight_type, &AlwaysThere)
+    }
+
+    /// [`pack_as`](LinearWeight::pack_as) from `pages`, which are told what is read next and what is done with.
+    ///
+    /// # Errors
+    /// As [`pack_as`](LinearWeight::pack_as).
+    pub fn pack_from(
+        device: &Device,
+        matrices: &[MatrixView<'_>],
+        weight_type: WeightType,
+        pages: &dyn SourcePages,
+    ) -> Result<LinearWeight> {
+        let weight = LinearWeight::unpacked(device, matrices, weight_type)?;
+        weight.pack_panels(matrices, pages)
+    }
+
+    /// The weight that packing would make, with panels that somebody kept: `fill` is told what they must be and writes them. The
+    /// inner result is that of `fill`.
+    ///
+    /// # Errors
+    /// As [`pack_as`](LinearWeight::pack_as).
+    pub fn restore<E>(
+        device: &Device,
+        matrices: &[MatrixView<'_>],
+        weight_type: WeightType,
+        fill: impl FnOnce(PanelShape, &mut [u8]) -> Result<(), E>,
+    ) -> Result<Result<LinearWeight, E>> {
+        let mut weight = LinearWeight::unpacked(device, matrices, weight_type)?;
+        let shape = weight.panel_shape();
+        Ok(fill(shape, weight.panels.as_mut_slice()).map(|()| weight))
+    }
+
+    /// Of the right size and format, with panels of zeros.
+    fn unpacked(device: &Device, matrices: &[MatrixView<'_>], weight_type: WeightType) -> Result<LinearWeight> {
         let k = matrices.first().map_or(0, |matrix| matrix.cols);
         for matrix in matrices {
             if matrix.cols != k || !matrix.is_inside() {
@@ -43,16 +80,26 @@ impl LinearWeight {
         }
         let n = matrices.iter().map(|matrix| matrix.rows).sum::<usize>();
         let format = Format::choose(device, weight_type);
-        let panel_bytes = format.panel_bytes(k);
-        let mut panels = Memory::new(device, n.div_ceil(LANES) * panel_bytes, "weights")?;
-        if let Device::Cpu(cpu) = device {
-            cpu.for_rows(panels.as_mut_slice::<u8>(), panel_bytes, k * LANES, |first, part| {
-                for (at, panel) in part.chunks_exact_mut(panel_bytes).enumerate() {
-                    format.pack_panel(panel, &PanelRows { matrices, first: (first + at) * LANES });
-                }
-            });
-        }
+        let panels = Memory::new(device, n.div_ceil(LANES) * format.panel_bytes(k), "weights")?;
         Ok(LinearWeight { panels, format, n, k })
+    }
+
+    fn pack_panels(mut self, matrices: &[MatrixView<'_>], pages: &dyn SourcePages) -> Result<LinearWeight> {
+        let (format, panel_bytes) = (self.format, self.format.panel_bytes(self.k));
+        let Device::Cpu(cpu) = self.device().clone() else { return Ok(self) };
+        let panels_of_turn = (PACKED_BYTES_OF_TURN / panel_bytes.max(1)).max(1);
+        cpu.for_rows(self.panels.as_mut_slice::<u8>(), panel_bytes, self.k * LANES, |first, part| {
+            for (turn, part) in part.chunks_mut(panel_bytes * panels_of_turn).enumerate() {
+                let first_row = (first + turn * panels_of_turn) * LANES;
+                let sources = rows_of(matrices, first_row..first_row + part.len() / panel_bytes * LANES);
+                sources.iter().for_each(|source| pages.begin(source));
+                for (at, panel) in part.chunks_exact_mut(panel_bytes).enumerate() {
+                    format.pack_panel(panel, &PanelRows { matrices, first: first_row + at * LANES });
+                }
+                sources.iter().for_each(|source| pages.end(source));
+            }
+        });
+        Ok(self)
     }
 
     /// Outputs.
@@ -65,9 +112,19 @@ impl LinearWeight {
         self.k
     }
 
-    /// The name of the layout of its panels, with a version: bytes of another name mean something else.
-    pub fn format_name(&self) -> &'static str {
-        self.format.name()
+    /// Whether its rows can be read back as they were packed, so that it is an embedding table as well.
+    pub fn is_table(&self) -> bool {
+        self.format.elements().is_some()
+    }
+
+    /// What its panels are, for whoever keeps them.
+    pub fn panel_shape(&self) -> PanelShape {
+        PanelShape { format: self.format.name(), n: self.n, k: self.k }
+    }
+
+    /// Its panels, to be [restored](LinearWeight::restore) later. Not on the `plan` device.
+    pub fn packed_bytes(&self) -> &[u8] {
+        self.panels()
     }
 
     /// The memory it takes, in bytes.
@@ -93,5 +150,118 @@ impl LinearWeight {
     /// The panels as elements of a type that fits the format.
     pub(crate) fn panels<T: bytemuck::Pod>(&self) -> &[T] {
         self.panels.as_slice()
+    }
+}
+
+/// What panels are: bytes of another shape or format mean something else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PanelShape {
+    /// The name of their layout, with a version.
+    pub format: &'static str,
+    /// Outputs.
+    pub n: usize,
+    /// Inputs.
+    pub k: usize,
+}
+
+/// Bytes of panels that a thread packs between two words with [`SourcePages`]. 2 MiB: thousands of times what a word costs, and
+/// little enough to not count as memory.
+const PACKED_BYTES_OF_TURN: usize = 2 << 20;
+
+/// Where matrices come from, if it matters when their bytes are used: the pages of a mapped file.
+///
+/// Called from all threads that pack, each with bytes of its own; `begin` comes before the first access, `end` after the last.
+pub trait SourcePages: Sync {
+    /// These bytes are read next.
+    fn begin(&self, bytes: &[u8]);
+    /// These bytes are not needed again.
+    fn end(&self, bytes: &[u8]);
+}
+
+/// Memory that is simply there.
+pub struct AlwaysThere;
+
+impl SourcePages for AlwaysThere {
+    fn begin(&self, _bytes: &[u8]) {}
+    fn end(&self, _bytes: &[u8]) {}
+}
+
+/// The bytes of some rows of a stack of matrices; of a column slice, with the columns around it.
+fn rows_of<'a>(matrices: &[MatrixView<'a>], rows: Range<usize>) -> Vec<&'a [u8]> {
+    let mut parts = Vec::new();
+    let mut first = 0;
+    for matrix in matrices {
+        let (start, end) = (rows.start.max(first), rows.end.min(first + matrix.rows));
+        if start < end {
+            parts.push(matrix.rows_bytes(start - first..end - first));
+        }
+        first += matrix.rows;
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::ops::testing::{cpus_and_models, random};
+
+    /// What [`SourcePages`] heard, as lengths.
+    #[derive(Default)]
+    struct Heard(Mutex<[usize; 2]>);
+
+    impl SourcePages for Heard {
+        fn begin(&self, bytes: &[u8]) {
+            self.0.lock().unwrap()[0] += bytes.len();
+        }
+
+        fn end(&self, bytes: &[u8]) {
+            self.0.lock().unwrap()[1] += bytes.len();
+        }
+    }
+
+    #[test]
+    fn panels_hold_the_rounded_elements_of_every_slice() {
+        let values = random(7, 40 * 1100);
+        for device in cpus_and_models() {
+            for (source, dtype) in [DType::F32, DType::F16, DType::Bf16]
+                .iter()
+                .flat_map(|a| [DType::F32, DType::F16, DType::Bf16].map(|b| (*a, b)))
+            {
+                let mut bytes = vec![0; values.len() * source.size_bytes() + 1];
+                DType::F32.convert(bytemuck::cast_slice(&values), source, &mut bytes[1..]);
+                for (rows, cols, first_col) in
+                    [(1, 1, 0), (5, 7, 3), (16, 64, 0), (17, 513, 1), (33, 1100, 0), (40, 1031, 8)]
+                {
+                    let slice =
+                        MatrixView { data: &bytes[1..], dtype: source, rows, cols, row_stride: 1100, first_col };
+                    // The second begins within a panel.
+                    let stack = [slice, MatrixView { rows: rows.min(2), ..slice }];
+                    let stacked = rows + rows.min(2);
+                    let heard = Heard::default();
+                    let weight = LinearWeight::pack_from(&device, &stack, WeightType::Float(dtype), &heard).unwrap();
+                    let context = format!("{} {source} as {dtype}, {rows} x {cols}", device.describe());
+                    let [begun, ended] = *heard.0.lock().unwrap();
+                    assert!(begun == ended && begun >= stacked * cols * source.size_bytes(), "{context}");
+                    let (elements, group) = weight.format.elements().unwrap();
+                    assert_eq!(elements, dtype);
+                    let (panels, size) = (weight.panels::<u8>(), dtype.size_bytes());
+                    let panel_bytes = weight.format.panel_bytes(cols);
+                    for n in 0..weight.bytes() / panel_bytes * LANES {
+                        let mut expected = vec![0; cols * size];
+                        if n < stacked {
+                            let row = if n < rows { n } else { n - rows };
+                            source.convert(slice.row_bytes(row), dtype, &mut expected);
+                        }
+                        let element = |k: usize| {
+                            let at = ((k / group * LANES) + n % LANES) * group + k % group;
+                            &panels[n / LANES * panel_bytes + at * size..][..size]
+                        };
+                        assert!((0..cols).all(|k| *element(k) == expected[k * size..][..size]), "{context}, row {n}");
+                    }
+                }
+            }
+        }
     }
 }

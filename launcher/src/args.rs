@@ -5,7 +5,9 @@
 use clap::builder::BoolishValueParser;
 use clap::{ArgAction, CommandFactory, FromArgMatches, ValueEnum};
 use std::ffi::OsString;
+use std::path::PathBuf;
 
+use proto::MAX_DRAFT_TOKENS;
 use router::api_key::ApiKey;
 use router::limits::{MAX_GRACE_SECONDS, MAX_REQUEST_TIMEOUT_SECONDS};
 
@@ -54,6 +56,10 @@ pub(crate) struct Model {
     /// `auto`: the type of the weights before they are quantised.
     #[arg(long, env, default_value = "auto")]
     pub(crate) kv_cache_dtype: KvCacheDtype,
+    /// Folder that keeps the weights as they are packed for this machine, so that a restart need not pack them again. As large
+    /// as the weights; its files are replaced when the model changes.
+    #[arg(long, env, value_name = "FOLDER")]
+    pub(crate) packed_weights_cache: Option<PathBuf>,
     /// RoPE scaling instead of the one in config.json.
     #[arg(long, env)]
     pub(crate) rope_scaling: Option<RopeScaling>,
@@ -151,6 +157,11 @@ pub(crate) struct Limits {
     /// Rows one step may have [default: --max-concurrent-requests, at most 256].
     #[arg(long, env)]
     pub(crate) max_batch_size: Option<usize>,
+    /// Longest draft in tokens: what followed the same tokens earlier in prompt and reply is computed beside the next token and
+    /// kept as far as it is right, as many tokens as pay. Replies are the same with and without; those that repeat passages
+    /// come faster. Not for requests with a grammar [default: 0, no drafts].
+    #[arg(long, env, value_name = "TOKENS", value_parser = draft_tokens)]
+    pub(crate) speculate: Option<u8>,
     /// Refuse requests with a grammar.
     #[arg(long, env, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
     pub(crate) disable_grammar_support: bool,
@@ -184,6 +195,13 @@ pub(crate) struct Operation {
         value_parser = clap::value_parser!(u64).range(..=MAX_GRACE_SECONDS),
     )]
     pub(crate) graceful_termination_timeout: u64,
+}
+
+/// The value of `--speculate`. An empty variable, as Helm charts write it, asks for nothing.
+fn draft_tokens(value: &str) -> Result<u8, String> {
+    let value = if value.trim().is_empty() { "0" } else { value.trim() };
+    let tokens = value.parse().ok().filter(|tokens| *tokens <= MAX_DRAFT_TOKENS);
+    tokens.ok_or_else(|| format!("it is a number of tokens from 0 to {MAX_DRAFT_TOKENS}"))
 }
 
 /// Types that weights can be converted to.
@@ -318,6 +336,19 @@ mod tests {
         for (name, dtype) in [("float16", Dtype::Float16), ("bfloat16", Dtype::BFloat16), ("float32", Dtype::Float32)] {
             let args = parse_words(&format!("launcher --dtype {name}")).unwrap().args;
             assert_eq!(args.model.dtype, Some(dtype));
+        }
+    }
+
+    #[test]
+    fn drafts_have_a_longest_length_and_are_off_by_default() {
+        let speculate = |words: &str| parse_words(words).map(|parsed| parsed.args.limits.speculate);
+        assert_eq!(speculate("launcher").unwrap(), None);
+        assert_eq!(speculate("launcher --speculate 0").unwrap(), Some(0));
+        assert_eq!(speculate("launcher --speculate=").unwrap(), Some(0));
+        assert_eq!(speculate("launcher --speculate 32").unwrap(), Some(32));
+        for refused in ["33", "-1", "many"] {
+            let error = speculate(&format!("launcher --speculate={refused}")).unwrap_err().to_string();
+            assert!(error.contains("from 0 to 32"), "{error}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! From the command line to a [`Settings`] that holds together: TGI's rules, in TGI's order and words.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -40,6 +41,8 @@ pub(crate) struct ShardSettings {
     pub(crate) quantize: Option<Quantize>,
     /// Type of the KV cache.
     pub(crate) kv_cache_dtype: KvCacheDtype,
+    /// Folder for packed weights.
+    pub(crate) packed_weights_cache: Option<PathBuf>,
     /// Forced RoPE scaling and its factor.
     pub(crate) rope: Option<(RopeScaling, f32)>,
     /// Rows that can be live.
@@ -60,6 +63,7 @@ pub(crate) struct RouterSettings {
     pub(crate) max_batch_prefill_tokens: u32,
     pub(crate) max_batch_total_tokens: Option<u32>,
     pub(crate) max_batch_size: usize,
+    pub(crate) speculate: u8,
     pub(crate) max_client_batch_size: usize,
     pub(crate) disable_grammar_support: bool,
     pub(crate) watermark_gamma: f64,
@@ -147,6 +151,7 @@ pub(crate) fn settings(args: Args, warnings: &mut Vec<String>) -> Result<Setting
             dtype: model.dtype,
             quantize,
             kv_cache_dtype: model.kv_cache_dtype,
+            packed_weights_cache: model.packed_weights_cache,
             rope: match (model.rope_scaling, model.rope_factor) {
                 (None, None) => None,
                 (scaling, factor) => Some((scaling.unwrap_or(RopeScaling::Linear), factor.unwrap_or(1.0))),
@@ -165,6 +170,7 @@ pub(crate) fn settings(args: Args, warnings: &mut Vec<String>) -> Result<Setting
             max_batch_prefill_tokens: step_tokens,
             max_batch_total_tokens: limits.max_batch_total_tokens,
             max_batch_size: slots,
+            speculate: limits.speculate.unwrap_or(0),
             max_client_batch_size: limits.max_client_batch_size,
             disable_grammar_support: limits.disable_grammar_support,
             watermark_gamma: limits.watermark_gamma,

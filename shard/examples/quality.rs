@@ -35,10 +35,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let expected = texts.iter().map(|text| reference.logits(text, 0)).collect::<Result<Vec<_>, _>>()?;
         let modes = Quantization::ALL.map(Some);
         let float = ModelOptions { dtype: Some(DType::F32), ..ModelOptions::default() };
-        let rows = [("bfloat16", bf16), ("float32", float)].into_iter();
-        let quantized = modes.into_iter().flatten().map(|mode| {
-            (mode.name(), ModelOptions { quantization: Some(mode), ..bf16 })
-        });
+        let rows = [("bfloat16", bf16.clone()), ("float32", float)].into_iter();
+        let quantized =
+            modes.into_iter().flatten().map(|mode| (mode.name(), ModelOptions { quantization: Some(mode), ..bf16.clone() }));
         for (mode, options) in rows.chain(quantized) {
             let mut run = Run::load(&dir, &device, &options)?;
             let mut divergence = Divergence::default();
@@ -47,7 +46,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                     divergence.add(p, &q, text.get(at + 1).copied());
                 }
             }
-            println!("| {name} | {mode} | {:.2} | {} |", run.model.weights_bytes() as f64 / f64::from(1 << 20), divergence.row());
+            println!(
+                "| {name} | {mode} | {:.2} | {} |",
+                run.model.weights_bytes() as f64 / f64::from(1 << 20),
+                divergence.row()
+            );
         }
     }
     Ok(())
@@ -143,7 +146,11 @@ impl Divergence {
         let (count, mean) = (self.kl.len(), |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64);
         let (high, largest) = (self.kl[(count - 1) * 99 / 100], self.kl[count - 1]);
         let agreement = 100.0 * self.agreed as f64 / count as f64;
-        format!("{:.6} | {high:.5} | {largest:.4} | {agreement:.2} % | {:.4} | {count}", mean(&self.kl), mean(&self.nll))
+        format!(
+            "{:.6} | {high:.5} | {largest:.4} | {agreement:.2} % | {:.4} | {count}",
+            mean(&self.kl),
+            mean(&self.nll)
+        )
     }
 }
 

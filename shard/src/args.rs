@@ -53,6 +53,10 @@ pub struct Args {
     #[arg(long, default_value = "auto")]
     pub kv_cache_dtype: KvCacheDtype,
 
+    /// Folder that keeps packed weights from one start to the next [default: none].
+    #[arg(long)]
+    pub packed_weights_cache: Option<PathBuf>,
+
     /// KV capacity in tokens over all sequences [default: from the available memory].
     #[arg(long)]
     pub max_batch_total_tokens: Option<usize>,
@@ -147,8 +151,8 @@ mod tests {
     fn the_launchers_command_line_parses() {
         let line = "shard --model-dir /m --rank 1 --world-size 2 --uds-path /tmp/u --threads 3 --max-batch-size 8 \
                     --max-step-tokens 256 --comm-name /c --dtype bfloat16 --max-batch-total-tokens 4096 \
-                    --max-total-tokens 1024 --rope-scaling linear --rope-factor 2.5 --quantize bitsandbytes-nf4 \
-                    --kv-cache-dtype fp8_e5m2 --json-output";
+                    --packed-weights-cache /w --max-total-tokens 1024 --rope-scaling linear --rope-factor 2.5 \
+                    --quantize bitsandbytes-nf4 --kv-cache-dtype fp8_e5m2 --json-output";
         let args = Args::try_parse_from(line.split_whitespace()).unwrap();
         assert_eq!((args.rank, args.world_size.get(), args.compute_threads()), (1, 2, 3));
         assert_eq!((args.dtype, args.rope_scaling), (Some(Dtype::Bfloat16), Some(RopeScaling::Linear)));

@@ -91,6 +91,7 @@ pub fn start_with(args: &Args, comm: Arc<dyn Comm>) -> Result<Started, StartErro
         kv_dtype: kv_dtype(args.kv_cache_dtype),
         quantization: args.quantize.map(quantization),
         rope_scaling: rope_override(args),
+        packed_weights_cache: args.packed_weights_cache.clone(),
     };
     let model = Model::load(&args.model_dir, &device, comm.clone(), &options)?;
 

@@ -13,11 +13,11 @@ mod rope;
 pub mod sample;
 mod silu_mul;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use add::add;
 pub use attention::{AttentionRows, SequenceRows, attention};
-pub use embedding::embedding;
+pub use embedding::{EmbeddingTable, embedding};
 pub use gather_rows::gather_rows;
 pub use linear::linear;
 pub use rms_norm::{add_rms_norm, head_rms_norm, rms_norm, rms_norm_in_place};

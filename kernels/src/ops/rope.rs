@@ -1,5 +1,7 @@
 //! Rotary position embedding of queries and keys, fused with the write of keys and values into the paged cache.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use crate::contract::{expect_below, expect_entries, expect_f32};
 use crate::kv_cache::{KvShape, with_kv_element};
 use crate::limits::BLOCK_SIZE;
@@ -38,28 +40,43 @@ impl RopeTable {
     /// # Errors
     /// [`Error::Shape`] if a position has not `rotary_dim / 2` frequencies.
     pub fn per_position<F: AsRef<[f32]>>(
-        _device: &Device,
+        device: &Device,
         rotary_dim: usize,
         max_positions: usize,
-        inv_freq: impl Fn(usize) -> F,
+        inv_freq: impl Fn(usize) -> F + Sync,
         attention_factor: f32,
     ) -> Result<RopeTable> {
         let half = rotary_dim / 2;
-        let (mut cos, mut sin) = (Vec::with_capacity(max_positions * half), Vec::with_capacity(max_positions * half));
-        for position in 0..max_positions {
-            let inv_freq = inv_freq(position);
-            let inv_freq = inv_freq.as_ref();
-            if rotary_dim != 2 * inv_freq.len() {
-                let (expected, actual) = (vec![half], vec![inv_freq.len()]);
-                return Err(Error::Shape { op: "RopeTable", arg: "inv_freq", expected, actual });
+        let wrong = AtomicUsize::new(half);
+        let (mut cos, mut sin) = (vec![0.0; max_positions * half], vec![0.0; max_positions * half]);
+        let fill = |first: usize, cos: &mut [f32], sin: &mut [f32]| {
+            let rows = cos.chunks_exact_mut(half.max(1)).zip(sin.chunks_exact_mut(half.max(1)));
+            for (at, (cos, sin)) in rows.enumerate() {
+                let position = first + at;
+                let inv_freq = inv_freq(position);
+                let inv_freq = inv_freq.as_ref();
+                if rotary_dim != 2 * inv_freq.len() {
+                    wrong.store(inv_freq.len(), Ordering::Relaxed);
+                    return;
+                }
+                for ((frequency, cos), sin) in inv_freq.iter().zip(cos).zip(sin) {
+                    let (sine, cosine) = (position as f32 * frequency).sin_cos();
+                    (*cos, *sin) = (cosine * attention_factor, sine * attention_factor);
+                }
             }
-            for frequency in inv_freq {
-                let (sine, cosine) = (position as f32 * frequency).sin_cos();
-                cos.push(cosine * attention_factor);
-                sin.push(sine * attention_factor);
+        };
+        match device {
+            // A sine is some twenty visits.
+            Device::Cpu(cpu) => cpu.for_rows_of_two(&mut cos, &mut sin, half, 20 * half, fill),
+            Device::Plan(_) => fill(0, &mut cos, &mut sin),
+        }
+        match wrong.into_inner() {
+            right if rotary_dim == 2 * right => Ok(RopeTable { cos, sin, half, max_positions }),
+            wrong => {
+                let (expected, actual) = (vec![half], vec![wrong]);
+                Err(Error::Shape { op: "RopeTable", arg: "inv_freq", expected, actual })
             }
         }
-        Ok(RopeTable { cos, sin, half, max_positions })
     }
 
     /// Elements of a head that are rotated.

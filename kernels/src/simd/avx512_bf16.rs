@@ -2,9 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use half::bf16;
-
 use bytemuck::Pod;
+use half::bf16;
 
 use super::avx512::Avx512;
 use super::{E4m3, E5m2, LANES};
@@ -76,6 +75,18 @@ impl Avx512Bf16 {
         unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(x.cast_signed())) }
     }
 
+    /// Rounds 32 inputs to pairs, to nearest, ties to even.
+    #[inline(always)]
+    pub(crate) fn round(self, x: &[f32; 2 * LANES], pairs: &mut [Pair; LANES]) {
+        // SAFETY: `self` proves the instruction set; unaligned loads of the halves of an array of 32, and an unaligned store
+        // to a whole array of 16 pairs, which is what 32 bf16 are.
+        unsafe {
+            let (low, high) = (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x[LANES..].as_ptr()));
+            let rounded = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+            _mm512_storeu_si512(pairs.as_mut_ptr().cast(), rounded);
+        }
+    }
+
     /// The weights of sixteen outputs for one pair of inputs.
     #[inline(always)]
     pub(crate) fn load(self, w: &[Pair; LANES]) -> __m512bh {
@@ -108,7 +119,7 @@ impl Avx512Bf16 {
 
     /// Sixteen pairs of the 32 neighbours in `low` and `high`, rounded to nearest, ties to even.
     #[inline(always)]
-    pub(crate) fn round(self, low: __m512, high: __m512) -> __m512bh {
+    pub(crate) fn round_vectors(self, low: __m512, high: __m512) -> __m512bh {
         // SAFETY: `self` proves the instruction set.
         unsafe { _mm512_cvtne2ps_pbh(high, low) }
     }
@@ -186,31 +197,77 @@ impl Avx512Bf16 {
     }
 }
 
-/// Rounds a row of activations to pairs, to nearest, ties to even. An odd end is paired with zero.
-pub(crate) struct RoundToPairs<'a> {
-    /// `[K]`.
+/// Rounds a tile of rows of activations to pairs, to nearest, ties to even, and packs them in the order in which the steps over
+/// pairs read them. An odd end is paired with zero.
+pub(crate) struct PackPairs<'a> {
+    /// `[rows][row_len]`.
     pub(crate) x: &'a [f32],
-    /// `[ceil(K / 2)]`.
+    /// Inputs.
+    pub(crate) row_len: usize,
+    /// Rows of the tile.
+    pub(crate) rows: usize,
+    /// `[ceil(row_len / 2)][rows]`.
     pub(crate) pairs: &'a mut [Pair],
 }
 
-impl PairKernel for RoundToPairs<'_> {
+impl PairKernel for PackPairs<'_> {
     #[inline(always)]
-    fn run(self, _simd: Avx512Bf16) {
-        let (vectors, rest) = self.x.as_chunks::<{ 2 * LANES }>();
-        let (whole, last) = self.pairs.as_chunks_mut::<LANES>();
-        for (x, pairs) in vectors.iter().zip(whole) {
-            // SAFETY: the argument proves the instruction set; unaligned loads of the halves of an array of 32, and an
-            // unaligned store to a whole array of 16 pairs, which is what 32 bf16 are.
-            unsafe {
-                let (low, high) = (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x[LANES..].as_ptr()));
-                let rounded = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
-                _mm512_storeu_si512(pairs.as_mut_ptr().cast(), rounded);
-            }
-        }
-        let round = |x: f32| Pair::from(bf16::from_f32(x).to_bits());
-        for (pair, x) in last.iter_mut().zip(rest.chunks(2)) {
-            *pair = round(x[0]) | x.get(1).map_or(0, |x| round(*x) << 16);
+    fn run(self, simd: Avx512Bf16) {
+        match self.rows {
+            1 => self.pack_one(simd),
+            8 => self.pack_eight(simd),
+            _ => self.pack_some(simd),
         }
     }
+}
+
+impl PackPairs<'_> {
+    #[inline(always)]
+    fn pack_one(self, simd: Avx512Bf16) {
+        let (vectors, rest) = self.x.as_chunks();
+        let (whole, last) = self.pairs.as_chunks_mut();
+        vectors.iter().zip(whole).for_each(|(x, pairs)| simd.round(x, pairs));
+        last.iter_mut().zip(rest.chunks(2)).for_each(|(pair, x)| *pair = round_pair(x));
+    }
+
+    #[inline(always)]
+    fn pack_some(self, simd: Avx512Bf16) {
+        let mut rounded = [0; LANES];
+        for (at, row) in self.x.chunks_exact(self.row_len).enumerate() {
+            let (vectors, rest) = row.as_chunks::<{ 2 * LANES }>();
+            let mut places = self.pairs[at..].iter_mut().step_by(self.rows);
+            for x in vectors {
+                simd.round(x, &mut rounded);
+                rounded.iter().zip(places.by_ref()).for_each(|(pair, place)| *place = *pair);
+            }
+            places.zip(rest.chunks(2)).for_each(|(place, x)| *place = round_pair(x));
+        }
+    }
+
+    /// Eight rows are most of the rows there are: sixteen pairs of each at a time, turned in the first-level cache.
+    #[inline(always)]
+    fn pack_eight(self, simd: Avx512Bf16) {
+        let rows: [&[f32]; 8] = std::array::from_fn(|row| &self.x[row * self.row_len..][..self.row_len]);
+        let steps = self.pairs.as_chunks_mut::<8>().0;
+        let whole = self.row_len / (2 * LANES);
+        let mut rounded = [[0; LANES]; 8];
+        for (at, block) in steps.chunks_mut(LANES).enumerate() {
+            let first = at * 2 * LANES;
+            for (row, rounded) in rows.iter().zip(&mut rounded) {
+                match row[first..].first_chunk() {
+                    Some(x) if at < whole => simd.round(x, rounded),
+                    _ => rounded.iter_mut().zip(row[first..].chunks(2)).for_each(|(pair, x)| *pair = round_pair(x)),
+                }
+            }
+            for (step, pairs) in block.iter_mut().enumerate() {
+                *pairs = std::array::from_fn(|row| rounded[row][step]);
+            }
+        }
+    }
+}
+
+/// Rounds one or two inputs to a pair, to nearest, ties to even.
+pub(crate) fn round_pair(x: &[f32]) -> Pair {
+    let round = |x: f32| Pair::from(bf16::from_f32(x).to_bits());
+    round(x[0]) | x.get(1).map_or(0, |x| round(*x) << 16)
 }

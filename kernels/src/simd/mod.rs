@@ -6,6 +6,8 @@
 //! linears and attention use them.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -20,9 +22,11 @@ mod math;
 mod portable;
 
 #[cfg(target_arch = "x86_64")]
+pub(crate) use amx::{Amx, TILE_PAIRS, TILE_ROWS, TileKernel, TileRow, Tiles};
+#[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::Avx512;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx512_bf16::{Avx512Bf16, Pair, PairElement, PairKernel, RoundToPairs};
+pub(crate) use avx512_bf16::{Avx512Bf16, PackPairs, Pair, PairElement, PairKernel, round_pair};
 pub(crate) use byte_dots::{ByteCall, ByteDots, CODE_BIAS, StepCodes};
 pub(crate) use element::{Element, with_element};
 pub(crate) use float8::{E4m3, E5m2};
@@ -123,6 +127,9 @@ pub(crate) trait Kernel {
 /// The instruction sets by name.
 #[derive(Clone, Copy)]
 pub(crate) enum Isa {
+    /// [`Isa::Avx512Bf16`] with products of tiles, which linears use; all else is the same.
+    #[cfg(target_arch = "x86_64")]
+    Amx(amx::Amx),
     /// [`Isa::Avx512`] with dot products of bf16 pairs, which linears and attention use; all else is the same.
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16(avx512_bf16::Avx512Bf16),
@@ -148,6 +155,7 @@ impl Isa {
         let mut all = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
+            all.extend(amx::Amx::detect().map(Isa::Amx));
             all.extend(avx512_bf16::Avx512Bf16::detect().map(Isa::Avx512Bf16));
             all.extend(avx512::Avx512::detect().map(Isa::Avx512));
             all.extend(avx2::Avx2::detect().map(Isa::Avx2));
@@ -158,6 +166,8 @@ impl Isa {
 
     pub(crate) fn name(self) -> &'static str {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx(_) => "AMX-BF16",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16(_) => "AVX512-BF16",
             #[cfg(target_arch = "x86_64")]
@@ -170,6 +180,8 @@ impl Isa {
 
     fn key(self) -> &'static str {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx(_) => "amx",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16(_) => "avx512-bf16",
             #[cfg(target_arch = "x86_64")]
@@ -184,16 +196,34 @@ impl Isa {
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn bf16_dots(self) -> Option<Avx512Bf16> {
         match self {
+            Isa::Amx(amx) => amx.pairs(),
             Isa::Avx512Bf16(simd) => Some(simd),
             _ => None,
         }
+    }
+
+    /// The products of tiles, if it has them.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn tiles(self) -> Option<Amx> {
+        match self {
+            Isa::Amx(amx) => Some(amx),
+            _ => None,
+        }
+    }
+
+    /// Why the machine's best is not used although it is there.
+    pub(crate) fn refusal() -> Option<&'static str> {
+        #[cfg(target_arch = "x86_64")]
+        return amx::refusal();
+        #[cfg(not(target_arch = "x86_64"))]
+        None
     }
 
     /// Calls `call` with the best dot products of bytes that this set allows. Whichever they are, the bits are the same.
     pub(crate) fn with_byte_dots(self, call: impl ByteCall) {
         #[cfg(target_arch = "x86_64")]
         {
-            if matches!(self, Isa::Avx512Bf16(_) | Isa::Avx512(_))
+            if !matches!(self, Isa::Avx2(_) | Isa::Portable(_))
                 && let Some(simd) = avx512_vnni::Avx512Vnni::detect()
             {
                 return call.call(simd);
@@ -210,6 +240,11 @@ impl Isa {
     /// Runs `kernel` compiled for this instruction set.
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx(amx) => match amx.pairs() {
+                Some(simd) => simd.plain().vectorize(kernel),
+                None => portable::Portable.vectorize(kernel),
+            },
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16(simd) => simd.plain().vectorize(kernel),
             #[cfg(target_arch = "x86_64")]
@@ -236,6 +271,19 @@ pub(crate) fn prefetch<T>(x: &[T]) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = x;
+}
+
+/// Asks for the cache line at `address`, which may be any, ahead of its use, in the second-level cache.
+#[inline(always)]
+pub(crate) fn prefetch_line<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a prefetch faults on no address, and the instruction is part of SSE, which every x86-64 machine has.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
 }
 
 /// Loads up to sixteen elements into the first lanes, `fill` into the others.

@@ -13,10 +13,12 @@ pub use file::ConfigFile;
 pub use quantization::{Quantization, weight_types};
 pub use rope::{RopeKind, RopeOverride, RopeScaling, RopeSpec};
 
+use std::path::PathBuf;
+
 use kernels::{DType, KvDType};
 
 /// What the command line may change about a model.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ModelOptions {
     /// Element type of the weights; `None`: that of the checkpoint.
     pub dtype: Option<DType>,
@@ -26,4 +28,6 @@ pub struct ModelOptions {
     pub quantization: Option<Quantization>,
     /// RoPE scaling in place of the model's own.
     pub rope_scaling: Option<RopeOverride>,
+    /// Folder that keeps packed weights from one start to the next; `None`: they are packed every time.
+    pub packed_weights_cache: Option<PathBuf>,
 }

@@ -9,7 +9,7 @@ use bytemuck::Pod;
 
 use crate::limits::KV_SPLIT;
 #[cfg(target_arch = "x86_64")]
-use crate::simd::{Avx512Bf16, Pair, PairElement, PairKernel, RoundToPairs};
+use crate::simd::{Avx512Bf16, PackPairs, Pair, PairElement, PairKernel};
 use crate::simd::{Element, LANES, Lanes, Simd, exp};
 
 /// The arithmetic of a tile. Scores are logarithms of weights, in the base that [`exp`](Arm::exp) raises.
@@ -196,7 +196,7 @@ impl<T: PairElement> Arm for Pairs<T> {
 
     #[inline(always)]
     fn pack(self, x: &[f32], steps: &mut [Pair]) {
-        RoundToPairs { x, pairs: steps }.run(self.simd);
+        PackPairs { x, row_len: x.len(), rows: 1, pairs: steps }.run(self.simd);
     }
 
     #[inline(always)]
@@ -213,7 +213,7 @@ impl<T: PairElement> Arm for Pairs<T> {
         for ([first, second], pairs) in scores.as_chunks::<2>().0.iter().zip(steps.as_chunks_mut::<LANES>().0) {
             let first = self.simd.exp2(simd.sub(simd.load(first), max));
             let second = self.simd.exp2(simd.sub(simd.load(second), max));
-            let weights = self.simd.round(first, second);
+            let weights = self.simd.round_vectors(first, second);
             sum = self.simd.dot(sum, weights, ones);
             self.simd.store(weights, pairs);
         }

@@ -26,13 +26,17 @@ impl ByteInputs {
         let mut padded = [0.0; GROUP];
         padded[..x.len()].copy_from_slice(x);
         let (scale, inverse) = scale_and_inverse(absmax(&padded), 127.0);
-        // 1.5 · 2^23: a sum with it has the rounded integer in its lowest bits.
+        // 1.5 · 2^23: a sum with it has the rounded integer in its lowest bits. As 32-bit integers, because sums of bytes would be
+        // computed one by one.
         const ROUNDER: f32 = 12_582_912.0;
+        let mut sum = 0i32;
         for (code, x) in self.codes.iter_mut().zip(padded) {
-            *code = (x * inverse + ROUNDER).to_bits() as u8;
+            let rounded = (x * inverse + ROUNDER).to_bits().wrapping_sub(ROUNDER.to_bits()).cast_signed();
+            sum = sum.wrapping_add(rounded);
+            *code = rounded as u8;
         }
-        let sum: i32 = self.codes.iter().map(|code| i32::from(code.cast_signed())).sum();
-        (self.offset, self.scale) = (-CODE_BIAS * sum, scale);
+        // Wrapping, because inputs that are not finite give any sum: their scale makes NaN of it.
+        (self.offset, self.scale) = (sum.wrapping_mul(-CODE_BIAS), scale);
     }
 
     /// Four inputs, the first in the lowest byte.

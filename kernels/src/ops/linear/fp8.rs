@@ -12,7 +12,7 @@ use bytemuck::{Pod, Zeroable};
 use super::grouped::{self, Arm, GROUP, Line, V, absmax, floats, for_each_row, scale_and_inverse};
 use super::{Outputs, PanelRows};
 #[cfg(target_arch = "x86_64")]
-use crate::simd::{Avx512Bf16, Pair, PairKernel, RoundToPairs};
+use crate::simd::{Avx512Bf16, PackPairs, Pair, PairKernel};
 use crate::simd::{Kernel, LANES, Simd};
 use crate::{Cpu, LinearWeight};
 
@@ -140,12 +140,7 @@ impl<S: Simd> Arm for Vectors<S> {
     #[inline(always)]
     fn load(self, block: &[Line; LINES], at: usize) -> [S::V; 4] {
         let (parts, simd) = (block[at].as_chunks::<LANES>().0, self.0);
-        [
-            simd.load_e4m3(&parts[0]),
-            simd.load_e4m3(&parts[1]),
-            simd.load_e4m3(&parts[2]),
-            simd.load_e4m3(&parts[3]),
-        ]
+        [simd.load_e4m3(&parts[0]), simd.load_e4m3(&parts[1]), simd.load_e4m3(&parts[2]), simd.load_e4m3(&parts[3])]
     }
 
     #[inline(always)]
@@ -216,7 +211,7 @@ impl Arm for Pairs {
     fn prepare(self, x: &[f32], inputs: &mut PairInputs) {
         let mut scaled = [0.0; GROUP];
         scaled.iter_mut().zip(x).for_each(|(scaled, x)| *scaled = x * HALF_FACTOR);
-        RoundToPairs { x: &scaled, pairs: &mut inputs.0 }.run(self.0);
+        PackPairs { x: &scaled, row_len: GROUP, rows: 1, pairs: &mut inputs.0 }.run(self.0);
     }
 
     #[inline(always)]

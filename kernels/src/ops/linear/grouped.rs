@@ -84,8 +84,8 @@ pub(super) fn run<A: Arm>(arm: A, cpu: &Cpu, x: &[f32], w: &LinearWeight, out: O
     });
     let (x, panels) = (bytemuck::cast_slice(words), w.panels::<Line>());
     let panel_lines = w.panel_bytes() / size_of::<Line>();
-    // One visit is a vector of weights or of dot products.
-    cpu.split(out.n.div_ceil(LANES), groups * A::LOADS * (1 + A::STEPS_PER_LOAD * m), |range| {
+    // One visit is a vector of dot products; a line of weights that comes from memory takes as long as a dozen.
+    cpu.split(out.n.div_ceil(LANES), groups * A::LOADS * (12 + A::STEPS_PER_LOAD * m), |range| {
         arm.vectorize(Stripe { arm, x, m, groups, panels, panel_lines, range, out });
     });
 }
@@ -183,12 +183,7 @@ impl<A: Arm> Stripe<'_, A> {
 
     /// All rows, in tiles of eight and fewer. `SHARED`: the block is unpacked.
     #[inline(always)]
-    fn row_tiles<const P: usize, const SHARED: bool>(
-        &self,
-        panel: usize,
-        groups: &Range<usize>,
-        unpacked: &[Aligned],
-    ) {
+    fn row_tiles<const P: usize, const SHARED: bool>(&self, panel: usize, groups: &Range<usize>, unpacked: &[Aligned]) {
         let mut row = 0;
         if A::Lanes::ACCUMULATORS >= 24 {
             while row + 8 <= self.m {

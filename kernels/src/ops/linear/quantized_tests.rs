@@ -52,8 +52,22 @@ fn e4m3_numbers() -> Vec<f32> {
 
 /// bitsandbytes' code book of NF4.
 const NF4: [f32; 16] = [
-    -1.0, -0.696_192_8, -0.525_073_05, -0.394_917_5, -0.284_441_38, -0.184_773_43, -0.091_050_036, 0.0, 0.079_580_3,
-    0.160_930_2, 0.246_112_3, 0.337_915_24, 0.440_709_83, 0.562_617, 0.722_956_84, 1.0,
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
 ];
 
 /// What a row of weights becomes.
@@ -78,17 +92,20 @@ fn dequantized(row: &[f32], weight_type: WeightType) -> Vec<f64> {
             };
             row.iter().map(|w| nearest(w) * f64::from(absmax / 448.0)).collect()
         }
-        WeightType::Nf4 => row.chunks(64).flat_map(|block| {
-            let scale = bf16::from_f32(largest(block) / 127.0).to_f32();
-            let levels = NF4.map(|level| (level * 127.0).round());
-            let nearest = move |w: &f32| {
-                let scaled = if scale == 0.0 { 0.0 } else { w * (1.0 / scale) };
-                let distance = |level: &&f32| (**level - scaled).abs();
-                let level = levels.iter().min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap();
-                f64::from(*level) * f64::from(scale)
-            };
-            block.iter().map(nearest).collect::<Vec<_>>()
-        }).collect(),
+        WeightType::Nf4 => row
+            .chunks(64)
+            .flat_map(|block| {
+                let scale = bf16::from_f32(largest(block) / 127.0).to_f32();
+                let levels = NF4.map(|level| (level * 127.0).round());
+                let nearest = move |w: &f32| {
+                    let scaled = if scale == 0.0 { 0.0 } else { w * (1.0 / scale) };
+                    let distance = |level: &&f32| (**level - scaled).abs();
+                    let level = levels.iter().min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap();
+                    f64::from(*level) * f64::from(scale)
+                };
+                block.iter().map(nearest).collect::<Vec<_>>()
+            })
+            .collect(),
     }
 }
 
@@ -97,22 +114,30 @@ fn rounded_inputs(row: &[f32], weight_type: WeightType, pairs: bool) -> Vec<f64>
     match weight_type {
         WeightType::Fp8 if pairs => row.iter().map(|x| f64::from(bf16::from_f32(*x).to_f32())).collect(),
         WeightType::Fp8 => row.iter().map(|x| f64::from(*x)).collect(),
-        _ => row.chunks(64).flat_map(|group| {
-            let absmax = largest(group);
-            let inverse = if absmax == 0.0 { 0.0 } else { 127.0 / absmax };
-            group.iter().map(|x| f64::from((x * inverse).round_ties_even()) * f64::from(absmax / 127.0)).collect::<Vec<_>>()
-        }).collect(),
+        _ => row
+            .chunks(64)
+            .flat_map(|group| {
+                let absmax = largest(group);
+                let inverse = if absmax == 0.0 { 0.0 } else { 127.0 / absmax };
+                group
+                    .iter()
+                    .map(|x| f64::from((x * inverse).round_ties_even()) * f64::from(absmax / 127.0))
+                    .collect::<Vec<_>>()
+            })
+            .collect(),
     }
 }
 
 fn definition(x: &[f32], w: &[f32], bias: Option<&[f32]>, k: usize, of: (WeightType, bool)) -> Vec<f32> {
     let rows: Vec<Vec<f64>> = w.chunks_exact(k).map(|row| dequantized(row, of.0)).collect();
     let dot = |x: &[f64], w: &[f64]| x.iter().zip(w).map(|(x, w)| x * w).sum::<f64>();
-    x.chunks_exact(k).flat_map(|x| {
-        let x = rounded_inputs(x, of.0, of.1);
-        let bias = |j: usize| bias.map_or(0.0, |bias| f64::from(bias[j]));
-        rows.iter().enumerate().map(|(j, row)| (dot(&x, row) + bias(j)) as f32).collect::<Vec<_>>()
-    }).collect()
+    x.chunks_exact(k)
+        .flat_map(|x| {
+            let x = rounded_inputs(x, of.0, of.1);
+            let bias = |j: usize| bias.map_or(0.0, |bias| f64::from(bias[j]));
+            rows.iter().enumerate().map(|(j, row)| (dot(&x, row) + bias(j)) as f32).collect::<Vec<_>>()
+        })
+        .collect()
 }
 
 fn is_pairs(weight: &LinearWeight) -> bool {
@@ -171,7 +196,9 @@ fn weights_are_what_their_formats_say() {
     let mut identity = vec![0.0; k * k];
     (0..k).for_each(|at| identity[at * k + at] = 1.0);
     let device = &cpus()[0];
-    for (weight_type, bound) in [(WeightType::Int8, 0.5 / 127.0), (WeightType::Fp8, 1.0 / 16.0), (WeightType::Nf4, 0.16)] {
+    for (weight_type, bound) in
+        [(WeightType::Int8, 0.5 / 127.0), (WeightType::Fp8, 1.0 / 16.0), (WeightType::Nf4, 0.16)]
+    {
         let read = run(device, &identity, &pack(device, &w, n, k, weight_type), None);
         for (row, weights) in w.chunks_exact(k).enumerate() {
             for (at, w) in weights.iter().enumerate() {
