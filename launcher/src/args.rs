@@ -52,14 +52,14 @@ pub(crate) struct Model {
     /// [default: not].
     #[arg(long, env, value_name = "MODE", hide_possible_values = true)]
     pub(crate) quantize: Option<Quantize>,
-    /// Folder that keeps the weights as they are packed for this machine, so that a restart need not pack them again. As large
-    /// as the weights; its files are replaced when the model changes.
-    #[arg(long, env, value_name = "FOLDER")]
-    pub(crate) packed_weights_cache: Option<PathBuf>,
     /// Store keys and values in this type: `fp8_e4m3fn` and `fp8_e5m2` take half the memory of 16 bits, and of its traffic.
     /// `auto`: the type of the weights before they are quantised.
     #[arg(long, env, default_value = "auto")]
     pub(crate) kv_cache_dtype: KvCacheDtype,
+    /// Folder that keeps the weights as they are packed for this machine, so that a restart need not pack them again. As large
+    /// as the weights; its files are replaced when the model changes.
+    #[arg(long, env, value_name = "FOLDER")]
+    pub(crate) packed_weights_cache: Option<PathBuf>,
     /// RoPE scaling instead of the one in config.json.
     #[arg(long, env)]
     pub(crate) rope_scaling: Option<RopeScaling>,

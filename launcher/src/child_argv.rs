@@ -174,8 +174,8 @@ mod tests {
             "--world-size=2",
             "--dtype=bfloat16",
             "--quantize=bitsandbytes-nf4",
-            "--packed-weights-cache=/w",
             "--kv-cache-dtype=fp8_e4m3fn",
+            "--packed-weights-cache=/w",
             "--rope-scaling=dynamic",
             "--rope-factor=2.5",
         ] {

@@ -39,10 +39,10 @@ pub(crate) struct ShardSettings {
     pub(crate) dtype: Option<Dtype>,
     /// How to quantise them: one of the modes that a shard knows.
     pub(crate) quantize: Option<Quantize>,
-    /// Folder for packed weights.
-    pub(crate) packed_weights_cache: Option<PathBuf>,
     /// Type of the KV cache.
     pub(crate) kv_cache_dtype: KvCacheDtype,
+    /// Folder for packed weights.
+    pub(crate) packed_weights_cache: Option<PathBuf>,
     /// Forced RoPE scaling and its factor.
     pub(crate) rope: Option<(RopeScaling, f32)>,
     /// Rows that can be live.
@@ -150,8 +150,8 @@ pub(crate) fn settings(args: Args, warnings: &mut Vec<String>) -> Result<Setting
         shard: ShardSettings {
             dtype: model.dtype,
             quantize,
-            packed_weights_cache: model.packed_weights_cache,
             kv_cache_dtype: model.kv_cache_dtype,
+            packed_weights_cache: model.packed_weights_cache,
             rope: match (model.rope_scaling, model.rope_factor) {
                 (None, None) => None,
                 (scaling, factor) => Some((scaling.unwrap_or(RopeScaling::Linear), factor.unwrap_or(1.0))),

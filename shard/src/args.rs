@@ -49,13 +49,13 @@ pub struct Args {
     #[arg(long)]
     pub quantize: Option<Quantize>,
 
-    /// Folder that keeps packed weights from one start to the next [default: none].
-    #[arg(long)]
-    pub packed_weights_cache: Option<PathBuf>,
-
     /// Element type of the KV cache; `auto`: that of the weights before they are quantised.
     #[arg(long, default_value = "auto")]
     pub kv_cache_dtype: KvCacheDtype,
+
+    /// Folder that keeps packed weights from one start to the next [default: none].
+    #[arg(long)]
+    pub packed_weights_cache: Option<PathBuf>,
 
     /// KV capacity in tokens over all sequences [default: from the available memory].
     #[arg(long)]

@@ -2,9 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use half::bf16;
-
 use bytemuck::Pod;
+use half::bf16;
 
 use super::avx512::Avx512;
 use super::{E4m3, E5m2, LANES};
@@ -81,7 +80,7 @@ impl Avx512Bf16 {
     pub(crate) fn round_to(self, x: &[f32; 2 * LANES], pairs: &mut [Pair; LANES]) {
         // SAFETY: `self` proves AVX-512F; unaligned loads of the halves of an array of 32.
         let (low, high) = unsafe { (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x[LANES..].as_ptr())) };
-        self.store(self.round(low, high), pairs);
+        self.store(self.round_vectors(low, high), pairs);
     }
 
     /// The weights of sixteen outputs for one pair of inputs.
@@ -116,7 +115,7 @@ impl Avx512Bf16 {
 
     /// Sixteen pairs of the 32 neighbours in `low` and `high`, rounded to nearest, ties to even.
     #[inline(always)]
-    pub(crate) fn round(self, low: __m512, high: __m512) -> __m512bh {
+    pub(crate) fn round_vectors(self, low: __m512, high: __m512) -> __m512bh {
         // SAFETY: `self` proves the instruction set.
         unsafe { _mm512_cvtne2ps_pbh(high, low) }
     }

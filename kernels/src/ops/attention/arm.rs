@@ -213,7 +213,7 @@ impl<T: PairElement> Arm for Pairs<T> {
         for ([first, second], pairs) in scores.as_chunks::<2>().0.iter().zip(steps.as_chunks_mut::<LANES>().0) {
             let first = self.simd.exp2(simd.sub(simd.load(first), max));
             let second = self.simd.exp2(simd.sub(simd.load(second), max));
-            let weights = self.simd.round(first, second);
+            let weights = self.simd.round_vectors(first, second);
             sum = self.simd.dot(sum, weights, ones);
             self.simd.store(weights, pairs);
         }
