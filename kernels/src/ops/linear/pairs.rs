@@ -198,8 +198,10 @@ impl Stripe<'_> {
                 }
             }
             asked += ahead.count;
-            let end = steps.min(done_steps + ahead.every);
-            for step in done_steps..end {
+            // Slices of one length, so that no step looks whether it lies inside.
+            let now = ahead.every.min(steps - done_steps);
+            let (x, panels) = (&x[done_steps..][..now], panels.map(|panel| &panel[done_steps..][..now]));
+            for step in 0..now {
                 let w: [_; P] = std::array::from_fn(|p| simd.load(&panels[p][step]));
                 for m in 0..M {
                     let x = simd.splat(x[step][m]);
@@ -208,7 +210,7 @@ impl Stripe<'_> {
                     }
                 }
             }
-            done_steps = end;
+            done_steps += now;
         }
         for m in 0..M {
             for p in 0..P {
