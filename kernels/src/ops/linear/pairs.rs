@@ -189,9 +189,9 @@ impl Stripe<'_> {
         let (mut done_steps, mut asked) = (0, ahead.first);
         while done_steps < steps {
             for position in asked..asked + ahead.count {
-                for p in 0..P {
+                for (p, first) in first.iter().enumerate() {
                     let vector = match position < steps {
-                        true => first[p] + position,
+                        true => first + position,
                         false => next + p * self.k + position - steps,
                     };
                     prefetch_line(self.panels.as_ptr().wrapping_add(vector));
