@@ -17,7 +17,8 @@ use report::Report;
 use setup::Tokenizer;
 
 /// What can be measured.
-const GROUPS: [&str; 6] = ["memory", "generate_stream", "chat", "generate", "steps", "idle_server"];
+const GROUPS: [&str; 8] =
+    ["memory", "generate_stream", "chat", "generate", "steps_1", "steps_64", "steps_512", "idle_server"];
 
 struct Options {
     groups: Vec<String>,
@@ -56,7 +57,9 @@ async fn measure(options: &Options) -> Report {
             "generate_stream" => measure::streams(&mut report, &tokenizer, rounds, load::Route::GenerateStream).await,
             "chat" => measure::streams(&mut report, &tokenizer, rounds, load::Route::Chat).await,
             "generate" => measure::requests(&mut report, &tokenizer, rounds).await,
-            "steps" => measure::steps(&mut report, &tokenizer, rounds).await,
+            "steps_1" => measure::steps(&mut report, &tokenizer, rounds, 1).await,
+            "steps_64" => measure::steps(&mut report, &tokenizer, rounds, 64).await,
+            "steps_512" => measure::steps(&mut report, &tokenizer, rounds, 512).await,
             _ => measure::idle_server(&mut report),
         }
     }

@@ -61,32 +61,31 @@ pub(crate) async fn requests(report: &mut Report, tokenizer: &Tokenizer, rounds:
     report.add("generate", "requests per second", Unit::PerSecond, None, rates);
 }
 
-/// 1, 64 and 512 streams of steps that take 10 ms: gaps, delay, time and memory.
-pub(crate) async fn steps(report: &mut Report, tokenizer: &Tokenizer, rounds: usize) {
+/// Streams of steps that take 10 ms: gaps, delay, time and memory. What most servers do most of the time: the router has
+/// nothing to do between steps, then something for every stream.
+pub(crate) async fn steps(report: &mut Report, tokenizer: &Tokenizer, rounds: usize, streams: usize) {
     const STEP: Duration = Duration::from_millis(10);
-    for streams in [1, STREAMS, 512] {
-        let router = Router::start(tokenizer, pace(STEP));
-        let mut clients = Clients::connect(router.port, streams).await;
-        clients.stream(Route::GenerateStream, 8, true).await;
-        let (mut gaps, mut typical, mut late, mut costs, mut memory) = (vec![], vec![], vec![], vec![], vec![]);
-        for _ in 0..rounds {
-            let time = router.process().cpu_time();
-            let watch = Peak::watch(router.process());
-            let mut seen = clients.stream(Route::GenerateStream, TOKENS, true).await;
-            memory.push(watch.end());
-            costs.push(micros(router.process().cpu_time() - time) / seen.events as f64);
-            gaps.push(percentile(&mut seen.gaps, 99));
-            typical.push(percentile(&mut seen.ages, 50));
-            late.push(percentile(&mut seen.ages, 99));
-        }
-        let is_largest = streams == 512;
-        let name = |what: &str| format!("{streams} streams: {what}");
-        report.add("steps", &name("gap p99"), Unit::Milliseconds, is_largest.then_some(15.0), gaps);
-        report.add("steps", &name("delay p50"), Unit::Milliseconds, None, typical);
-        report.add("steps", &name("delay p99"), Unit::Milliseconds, None, late);
-        report.add("steps", &name("router CPU per token"), Unit::Microseconds, None, costs);
-        report.add("steps", &name("resident memory"), Unit::Mebibytes, is_largest.then_some(120.0), memory);
+    let router = Router::start(tokenizer, pace(STEP));
+    let mut clients = Clients::connect(router.port, streams).await;
+    clients.stream(Route::GenerateStream, 8, true).await;
+    let (mut gaps, mut typical, mut late, mut costs, mut memory) = (vec![], vec![], vec![], vec![], vec![]);
+    for _ in 0..rounds {
+        let time = router.process().cpu_time();
+        let watch = Peak::watch(router.process());
+        let mut seen = clients.stream(Route::GenerateStream, TOKENS, true).await;
+        memory.push(watch.end());
+        costs.push(micros(router.process().cpu_time() - time) / seen.events as f64);
+        gaps.push(percentile(&mut seen.gaps, 99));
+        typical.push(percentile(&mut seen.ages, 50));
+        late.push(percentile(&mut seen.ages, 99));
     }
+    let is_largest = streams == 512;
+    let group = format!("steps_{streams}");
+    report.add(&group, "gap p99", Unit::Milliseconds, is_largest.then_some(15.0), gaps);
+    report.add(&group, "delay after the step p50", Unit::Milliseconds, None, typical);
+    report.add(&group, "delay after the step p99", Unit::Milliseconds, None, late);
+    report.add(&group, "router CPU per token", Unit::Microseconds, None, costs);
+    report.add(&group, "resident memory", Unit::Mebibytes, is_largest.then_some(120.0), memory);
 }
 
 /// What a whole server with the demo model computes while nobody asks.
