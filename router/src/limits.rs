@@ -110,6 +110,9 @@ pub const MAX_GRACE_SECONDS: u64 = 7 * 24 * 3600;
 /// A silent stream gets a comment line this often, so that proxies with a 30 s idle limit keep it open.
 pub const SSE_KEEP_ALIVE: Duration = Duration::from_secs(15);
 
+/// Samples of histograms are sorted into their buckets this often. 5 s: at a thousand steps a second, a quarter of a MB of samples.
+pub const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+
 // Text.
 
 /// Prompt tokens the detokenizer looks back to decide whether the first generated token starts with a space.
