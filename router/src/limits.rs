@@ -68,7 +68,8 @@ pub const MAX_REQUEST_TIMEOUT_SECONDS: u64 = 24 * 3600;
 // Queues and work.
 
 /// Tokenizer and template jobs that wait, per worker. 128: at about 100 µs a job a full queue is 13 ms of work; beyond
-/// it the answer is 429, because the queue would only grow.
+/// it the answer is 429, because the queue would only grow. `--max-concurrent-requests` raises it: requests that may all run may
+/// also come in one moment.
 pub const QUEUED_TEXT_JOBS_PER_WORKER: usize = 128;
 /// Template instructions per rendering. A 100-turn conversation takes about 20 000; at 50 million a second this bound
 /// is reached in 0.2 s, then the rendering ends with an error.

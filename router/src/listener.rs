@@ -65,7 +65,6 @@ async fn serve_connection(stream: TcpStream, router: Router, mut stop: watch::Re
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(head_timeout)
-        .writev(std::env::var("XX_WRITEV").is_ok())
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     let mut connection = pin!(connection);
     let result = tokio::select! {

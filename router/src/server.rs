@@ -145,7 +145,7 @@ impl Server {
             compute_type: compute_type(&facts.device),
             validation: Validation {
                 tokenizer,
-                pool: Pool::new(args.validation_workers)?,
+                pool: Pool::new(args.validation_workers, args.max_concurrent_requests)?,
                 limits,
                 request_limits,
                 grammars,

@@ -126,6 +126,7 @@ async fn read_stream(connection: &mut TcpStream, request: &[u8], stamped: bool) 
         // An event ends with an empty line, of which JSON has none inside.
         while let Some(end) = find(&bytes[read_to..], b"\n\n") {
             let event = &bytes[read_to..read_to + end];
+            assert!(find(event, b"\"error\"").is_none(), "{}", String::from_utf8_lossy(event));
             if find(event, b"data:").is_some() {
                 seen.events += 1;
                 seen.gaps.extend(last.replace(now).map(|last| now - last));
