@@ -34,8 +34,8 @@ deny:
 bench: bench-startup bench-concurrency bench-long-prompt bench-grammar-load bench-first-token bench-router
 
 # Time from start to the ready line.
-bench-startup:
-    cargo run --release -p integration-tests --example startup
+bench-startup *args:
+    cargo run --release -p integration-tests --example startup -- {{args}}
 
 # 64 concurrent streams against one.
 bench-concurrency:
@@ -44,6 +44,10 @@ bench-concurrency:
 # A decode step without router and protocol, for 1 to 64 rows.
 bench-step *args:
     cargo run --release -p shard --example step_cost -- {{ args }}
+
+# What each mode of --quantize costs in quality, against bfloat16.
+bench-quality *args:
+    cargo run --release -p shard --example quality -- {{ args }}
 
 # Each operation against the machine's bandwidth and arithmetic.
 bench-ops *args:
@@ -65,6 +69,14 @@ bench-first-token:
 bench-router *args:
     cargo run --release -p integration-tests --example router_cost -- {{ args }}
 
+# What drafts are worth where a text repeats itself, and cost where it does not.
+bench-speculation *args:
+    cargo run --release -p integration-tests --example speculation -- {{ args }}
+
 # text-generation-benchmark: prefill and decode on shards, or with --url requests to a server.
 bench-load *args:
     cargo run --release -p benchmark -- {{ args }}
+
+# This server, llama.cpp, transformers and vLLM in turn on the same weights: writes docs/performance.md (--quick: only prints).
+bench-peers *args:
+    python3 integration-tests/bench/run.py {{ args }}

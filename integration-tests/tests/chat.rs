@@ -52,6 +52,17 @@ async fn a_chat_streams_what_it_answers() {
 }
 
 #[tokio::test]
+async fn quantised_models_answer() {
+    for mode in ["eetq", "fp8", "bitsandbytes-nf4", "bitsandbytes"] {
+        let server = Setup::new().args(&["--quantize", mode]).start();
+        let (status, whole) = server.post("/v1/chat/completions", &question()).await;
+        assert_eq!(status, 200, "{mode}: {whole}");
+        let content = whole["choices"][0]["message"]["content"].as_str().unwrap();
+        assert!(content.contains("five"), "{mode}: {content}");
+    }
+}
+
+#[tokio::test]
 async fn completions_take_one_prompt_or_several() {
     let server = Setup::new().start();
     let complete = |prompt: Value| json!({ "prompt": prompt, "max_tokens": 8, "temperature": 0 });

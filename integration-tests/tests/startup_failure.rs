@@ -118,8 +118,13 @@ fn a_hub_id_gets_advice() {
 
 #[test]
 fn flags_of_tgi_that_cannot_be_honoured_are_refused_by_name() {
-    fails(Setup::new().args(&["--quantize", "eetq"]), &["`--quantize` (or QUANTIZE) is not supported yet"]);
-    fails(Setup::new().env("QUANTIZE", "eetq"), &["`--quantize` (or QUANTIZE) is not supported yet"]);
+    fails(Setup::new().args(&["--otlp-endpoint", "x"]), &["`--otlp-endpoint` (or OTLP_ENDPOINT) is not supported yet"]);
+    fails(Setup::new().env("OTLP_ENDPOINT", "x"), &["`--otlp-endpoint` (or OTLP_ENDPOINT) is not supported yet"]);
+    for mode in ["awq", "gptq", "exl2", "marlin", "compressed-tensors"] {
+        let expected = format!("`quantize` is `{mode}`, which needs a checkpoint quantised beforehand");
+        fails(Setup::new().args(&["--quantize", mode]), &[expected.as_str()]);
+    }
+    fails(Setup::new().env("QUANTIZE", "bitsandbytes-fp4"), &["`bitsandbytes-nf4` takes as much memory"]);
 }
 
 #[test]

@@ -1,17 +1,22 @@
 //! Prints what the operations reach beside what the machine can do: `just bench [threads] [filter]`.
 //!
 //! Medians of several runs. "roof" is the larger of bytes / read bandwidth and FLOPs / peak, the time no implementation
-//! can beat; the last column is roof / measured.
+//! can beat; the last column is roof / measured. Linears are measured with weights that no cache holds, each round beside the
+//! roofs of the same moment; quartiles of the share stand in brackets.
 
-use kernels::machine::{fma_peak, median_duration, read_bandwidth};
+use std::time::{Duration, Instant};
+
+use kernels::machine::{ReadBuffer, ReadPattern, bf16_pass, bf16_peak, fma_pass, fma_peak, median_duration};
 use kernels::ops::{
     AttentionRows, RopeTable, SequenceRows, add_rms_norm, attention, linear, rope_and_store_kv, sample, silu_mul,
 };
-use kernels::{BLOCK_SIZE, DType, Device, KvCache, LinearWeight, MatrixView, Result, Tensor};
+use kernels::{BLOCK_SIZE, DType, Device, KvCache, KvDType, LinearWeight, MatrixView, Result, Tensor, WeightType};
 
 struct Bench {
     device: Device,
     filter: String,
+    memory: ReadBuffer,
+    pattern: ReadPattern,
     bandwidth: f64,
     peak: f64,
 }
@@ -21,14 +26,18 @@ fn main() -> Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
     let threads = args.next().and_then(|arg| arg.parse().ok()).unwrap_or(cores);
     let device = Device::cpu(threads);
-    let bandwidth = read_bandwidth(&device, 512 << 20)?.expect("a processor reads");
-    let cached = read_bandwidth(&device, 512 << 10)?.expect("a processor reads");
+    let memory = ReadBuffer::new(&device, 512 << 20)?;
+    let (pattern, bandwidth) = memory.bandwidth().expect("a processor reads");
+    let (_, cached) = ReadBuffer::new(&device, 512 << 10)?.bandwidth().expect("a processor reads");
     let peak = fma_peak(&device).expect("a processor computes");
     println!("{}", device.describe());
-    println!("memory {:.1} GB/s, cache (512 KiB) {:.1} GB/s", bandwidth / 1e9, cached / 1e9);
-    println!("fused multiply-add {:.1} GFLOP/s\n", peak / 1e9);
-    println!("{:<44} {:>10} {:>9} {:>9} {:>6}", "operation", "time", "GB/s", "GFLOP/s", "roof");
-    let bench = Bench { device, filter: args.next().unwrap_or_default(), bandwidth, peak };
+    println!("memory {:.1} GB/s ({pattern:?}), cache (512 KiB) {:.1} GB/s", bandwidth / 1e9, cached / 1e9);
+    println!("fused multiply-add {:.1} GFLOP/s", peak / 1e9);
+    if let Some(peak) = bf16_peak(&device) {
+        println!("bf16 dot products {:.1} GFLOP/s", peak / 1e9);
+    }
+    println!("\n{:<44} {:>10} {:>9} {:>9} {:>6}", "operation", "time", "GB/s", "GFLOP/s", "roof");
+    let bench = Bench { device, filter: args.next().unwrap_or_default(), memory, pattern, bandwidth, peak };
     bench.linears()?;
     bench.attentions()?;
     bench.rows()?;
@@ -46,36 +55,121 @@ impl Bench {
         println!("{name:<44} {:>7.1} µs {rate:>9.1} {speed:>9.1} {:>5.0}%", seconds * 1e6, 100.0 * roof / seconds);
     }
 
-    /// The demo model's shapes, then those of a model of one billion parameters.
+    /// The shapes of the demo model, of SmolLM2-135M and of Llama-3.2-1B, with the rows of decode and prefill.
     fn linears(&self) -> Result<()> {
-        let shapes =
-            [(768, 256), (256, 256), (1024, 256), (256, 512), (2048, 256), (3072, 2048), (16384, 2048), (2048, 8192)];
-        for (n, k) in shapes {
-            for dtype in [DType::Bf16, DType::F32] {
-                let bytes = vec![0u8; n * k * dtype.size_bytes()];
-                let weight = LinearWeight::pack(&self.device, &[MatrixView::dense(&bytes, dtype, n, k)])?;
-                for m in [1, 4, 8, 64, 512] {
-                    let x = Tensor::zeros(&self.device, &[m, k], DType::F32)?;
-                    let mut out = Tensor::zeros(&self.device, &[m, n], DType::F32)?;
-                    let bytes = weight.bytes() + x.bytes() + out.bytes();
-                    self.report(&format!("linear {dtype} M={m} N={n} K={k}"), bytes, 2 * m * n * k, || {
-                        linear(&mut out, &x, &weight, None).expect("the shapes agree");
-                    });
+        let demo = [(768, 256), (256, 256), (1024, 256), (256, 512), (2048, 256)];
+        let small = [(960, 576), (576, 576), (3072, 576), (576, 1536), (49152, 576)];
+        let large = [(3072, 2048), (2048, 2048), (16384, 2048), (2048, 8192), (128_256, 2048)];
+        for (n, k) in demo.into_iter().chain(small).chain(large) {
+            let floats = [DType::Bf16, DType::F32].map(WeightType::Float);
+            for weight_type in floats.into_iter().chain([WeightType::Int8, WeightType::Fp8, WeightType::Nf4]) {
+                let stored = match weight_type {
+                    WeightType::Float(dtype) => dtype.to_string(),
+                    quantised => format!("{quantised:?}").to_lowercase(),
+                };
+                let name = |m| format!("linear {stored} M={m} N={n} K={k}");
+                let rows = [1, 2, 4, 8, 16, 32, 64, 512, 2048];
+                // Logits are computed for the last row of a prompt only.
+                let rows = rows.into_iter().filter(|m| name(*m).contains(&self.filter) && (n < 1 << 15 || *m <= 64));
+                let rows: Vec<usize> = rows.collect();
+                if !rows.is_empty() {
+                    self.linear(&rows, n, k, weight_type, name)?;
                 }
             }
         }
         Ok(())
     }
 
+    /// Every round measures the linear between two looks at the roofs: on a machine that is not alone, they move from one
+    /// tenth of a second to the next. Calls take copies of the weight in turn, so that no cache serves them.
+    fn linear(
+        &self,
+        rows: &[usize],
+        n: usize,
+        k: usize,
+        weight_type: WeightType,
+        name: impl Fn(usize) -> String,
+    ) -> Result<()> {
+        const COPIES_BYTES: usize = 256 << 20;
+        const BATCH: Duration = Duration::from_millis(3);
+        const ROUNDS: usize = 15;
+        let source: Vec<u8> = (0..n * k * 2).map(|byte| (byte % 60) as u8).collect();
+        let matrix = MatrixView::dense(&source, DType::Bf16, n, k);
+        let pack = || LinearWeight::pack_as(&self.device, &[matrix], weight_type);
+        let first = pack()?;
+        let copies = COPIES_BYTES.div_ceil(first.bytes());
+        let weights = std::iter::once(Ok(first)).chain((1..copies).map(|_| pack())).collect::<Result<Vec<_>>>()?;
+        for &m in rows {
+            let x = Tensor::zeros(&self.device, &[m, k], DType::F32)?;
+            let mut out = Tensor::zeros(&self.device, &[m, n], DType::F32)?;
+            let mut turn = weights.iter().cycle();
+            let mut run = |calls: usize| {
+                let start = Instant::now();
+                for weight in turn.by_ref().take(calls) {
+                    linear(&mut out, &x, weight, None).expect("the shapes agree");
+                }
+                start.elapsed() / calls as u32
+            };
+            let calls = (BATCH.as_secs_f64() / run(copies).as_secs_f64()).ceil() as usize;
+            let (bytes, flops) = (weights[0].bytes() + x.bytes() + m * n * 4, 2 * m * n * k);
+            let mut times = Vec::new();
+            let mut shares = Vec::new();
+            for round in 0..ROUNDS {
+                let roofs = || (self.memory_pass(round), self.peak_pass(weight_type));
+                let (before, seconds, after) = (roofs(), run(calls).as_secs_f64(), roofs());
+                let roof = |(bandwidth, peak): (f64, f64)| (bytes as f64 / bandwidth).max(flops as f64 / peak);
+                times.push(seconds);
+                shares.push((roof(before) + roof(after)) / 2.0 / seconds);
+            }
+            times.sort_by(f64::total_cmp);
+            shares.sort_by(f64::total_cmp);
+            let seconds = times[ROUNDS / 2];
+            let (rate, speed) = (bytes as f64 / seconds / 1e9, flops as f64 / seconds / 1e9);
+            let [low, median, high] = [ROUNDS / 4, ROUNDS / 2, ROUNDS - 1 - ROUNDS / 4].map(|at| 100.0 * shares[at]);
+            let (name, micros) = (name(m), seconds * 1e6);
+            println!("{name:<44} {micros:>7.1} µs {rate:>9.1} {speed:>9.1} {median:>5.0}% [{low:.0}, {high:.0}]");
+        }
+        Ok(())
+    }
+
+    /// Bytes per second of one pass over a part of the buffer.
+    fn memory_pass(&self, round: usize) -> f64 {
+        const PARTS: usize = 8;
+        self.memory.pass(self.pattern, round % PARTS, PARTS).expect("a processor reads")
+    }
+
+    /// FLOPs per second of the multiply-adds that a linear with weights of `weight_type` is made of. Dot products of bytes have no
+    /// roof here: with them, many rows may be faster than the one that is taken.
+    fn peak_pass(&self, weight_type: WeightType) -> f64 {
+        let pairs = match weight_type {
+            WeightType::Float(DType::Bf16) | WeightType::Fp8 => bf16_pass(&self.device),
+            _ => None,
+        };
+        pairs.or_else(|| fma_pass(&self.device)).expect("a processor computes")
+    }
+
     fn attentions(&self) -> Result<()> {
         let decode = |sequences: usize, context: usize| (sequences, 1, context - 1);
         for (heads, kv_heads, dim) in [(8, 4, 32), (32, 8, 64), (32, 8, 128)] {
             for (sequences, rows, start) in
-                [decode(1, 256), decode(64, 80), decode(64, 256), decode(8, 2048), (1, 512, 0), (1, 512, 3584)]
+                // One long sequence, some, many; a prompt's first chunk, a whole prompt, a late chunk.
+                [
+                    decode(1, 256),
+                    decode(1, 2048),
+                    decode(1, 16_384),
+                    decode(8, 2048),
+                    decode(32, 1024),
+                    decode(64, 80),
+                    decode(64, 256),
+                    decode(64, 1024),
+                    (1, 512, 0),
+                    (1, 2048, 0),
+                    (1, 512, 3584),
+                ]
             {
                 let context = start + rows;
                 let blocks = context.div_ceil(BLOCK_SIZE);
-                let kv = KvCache::new(&self.device, 1, sequences * blocks, kv_heads, dim, DType::Bf16)?;
+                let kv = KvCache::new(&self.device, 1, sequences * blocks, kv_heads, dim, KvDType::Bf16)?;
                 // As a server hands them out: rows that grow side by side take blocks in turn.
                 let id = |s: usize, block: usize| (block * sequences + s) as u32;
                 let ids: Vec<u32> = (0..sequences).flat_map(|s| (0..blocks).map(move |b| id(s, b))).collect();
@@ -103,6 +197,7 @@ impl Bench {
     }
 
     fn rows(&self) -> Result<()> {
+        self.report("hand-over of 8 empty pieces", 0, 0, || self.device.for_each(8, |_| {}));
         for (tokens, hidden, inter) in [(1, 256, 512), (64, 256, 512), (64, 2048, 8192)] {
             let zeros = |cols| Tensor::zeros(&self.device, &[tokens, cols], DType::F32);
             let (mut out, mut residual, x) = (zeros(hidden)?, zeros(hidden)?, zeros(hidden)?);
@@ -117,7 +212,7 @@ impl Bench {
             let (heads, kv_heads) = (hidden / 64, (hidden / 256).max(1));
             let mut qkv = zeros((heads + 2 * kv_heads) * 64)?;
             let rope = RopeTable::new(&self.device, 64, 1024, &[0.5; 32], 1.0)?;
-            let mut kv = KvCache::new(&self.device, 1, tokens.div_ceil(BLOCK_SIZE), kv_heads, 64, DType::Bf16)?;
+            let mut kv = KvCache::new(&self.device, 1, tokens.div_ceil(BLOCK_SIZE), kv_heads, 64, KvDType::Bf16)?;
             let positions: Vec<u32> = (0..tokens as u32).collect();
             self.report(&format!("rope_and_store_kv {tokens}x{hidden}"), 2 * qkv.bytes(), 3 * qkv.len(), || {
                 rope_and_store_kv(&mut qkv, heads, &rope, &positions, &positions, &mut kv, 0)

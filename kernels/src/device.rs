@@ -1,17 +1,18 @@
 //! Where tensors live and operations run.
 
 use std::ops::Range;
-use std::sync::Arc;
-#[cfg(target_arch = "x86_64")]
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
-use crate::DType;
+#[cfg(target_arch = "x86_64")]
+use crate::allocation::Scratch;
 use crate::ledger::Ledger;
 use crate::limits::{MAX_THREADS, MIN_WORK_PER_THREAD};
+use crate::ops::linear::Format;
 use crate::pool::Pool;
 use crate::simd::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::Pair;
+use crate::{DType, WeightType};
 
 /// A device. Cloning it gives another handle on the same one.
 #[derive(Clone)]
@@ -26,7 +27,7 @@ pub enum Device {
 impl Device {
     /// The processor with `threads` threads (at least one), the caller of an operation being the first of them.
     ///
-    /// The instruction set is the best that the machine has; `TGI_CPU_ISA=avx512-bf16|avx512|avx2|portable` restricts it.
+    /// The instruction set is the best that the machine has; `TGI_CPU_ISA=amx|avx512-bf16|avx512|avx2|portable` restricts it.
     pub fn cpu(threads: usize) -> Device {
         Device::cpu_with(Isa::detect(), threads)
     }
@@ -38,6 +39,7 @@ impl Device {
             pool,
             #[cfg(target_arch = "x86_64")]
             pairs: Mutex::default(),
+            inputs: Mutex::default(),
         }))
     }
 
@@ -51,24 +53,26 @@ impl Device {
         matches!(self, Device::Plan(_))
     }
 
-    /// For people: `cpu (AVX-512, 2 threads)`.
+    /// For people: `cpu (AVX-512, 2 threads)`, and why the machine's best instructions are not used if they cannot be trusted.
     pub fn describe(&self) -> String {
         match self {
-            Device::Cpu(cpu) => match cpu.pool.threads() {
-                1 => format!("cpu ({}, 1 thread)", cpu.isa.name()),
-                threads => format!("cpu ({}, {threads} threads)", cpu.isa.name()),
-            },
+            Device::Cpu(cpu) => {
+                let threads = match cpu.pool.threads() {
+                    1 => "1 thread".to_owned(),
+                    threads => format!("{threads} threads"),
+                };
+                match Isa::refusal() {
+                    Some(reason) => format!("cpu ({}, {threads}; AMX is not used: {reason})", cpu.isa.name()),
+                    None => format!("cpu ({}, {threads})", cpu.isa.name()),
+                }
+            }
             Device::Plan(_) => "plan".to_owned(),
         }
     }
 
     /// The type to which linears round their inputs where their weights are of `dtype`.
     pub fn linear_input_dtype(&self, dtype: DType) -> DType {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Device::Cpu(cpu) if dtype == DType::Bf16 && cpu.isa.bf16_dots().is_some() => DType::Bf16,
-            _ => DType::F32,
-        }
+        Format::choose(self, WeightType::Float(dtype)).input_dtype()
     }
 
     /// The books of a plan device.
@@ -86,6 +90,14 @@ impl Device {
             Device::Plan(_) => (0..count).for_each(f),
         }
     }
+
+    /// Calls `f(index, part)` on parts of `part_len` elements (the last may be shorter), spread over the device's threads.
+    pub fn for_each_part<T: Send>(&self, out: &mut [T], part_len: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+        match self {
+            Device::Cpu(cpu) => cpu.pool.for_parts(out, part_len, f),
+            Device::Plan(_) => out.chunks_mut(part_len).enumerate().for_each(|(index, part)| f(index, part)),
+        }
+    }
 }
 
 /// The processor: its instruction set and its threads.
@@ -94,7 +106,9 @@ pub struct Cpu {
     pub(crate) pool: Pool,
     /// The activations of the linear at work, rounded: as large as the largest of them (rows of a step × inputs), then kept.
     #[cfg(target_arch = "x86_64")]
-    pub(crate) pairs: Mutex<Vec<Pair>>,
+    pub(crate) pairs: Mutex<Scratch<Pair>>,
+    /// The same for linears with quantised weights, as words.
+    pub(crate) inputs: Mutex<Vec<u32>>,
 }
 
 impl Cpu {

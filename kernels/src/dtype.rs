@@ -31,6 +31,16 @@ impl DType {
         }
     }
 
+    /// Appends all elements of `bytes` to `values`.
+    pub(crate) fn decode_all(self, bytes: &[u8], values: &mut Vec<f32>) {
+        let pairs = || bytes.as_chunks::<2>().0.iter();
+        match self {
+            DType::F32 => values.extend(bytes.as_chunks::<4>().0.iter().map(|x| f32::from_le_bytes(*x))),
+            DType::F16 => values.extend(pairs().map(|x| half::f16::from_le_bytes(*x).to_f32())),
+            DType::Bf16 => values.extend(pairs().map(|x| half::bf16::from_le_bytes(*x).to_f32())),
+        }
+    }
+
     /// The bits of `value` rounded to this 16-bit type, to nearest, ties to even.
     pub(crate) fn encode16(self, value: f32) -> u16 {
         match self {
@@ -40,13 +50,23 @@ impl DType {
         }
     }
 
-    /// Writes `value` as element number `at` of `bytes`.
-    pub(crate) fn encode_at(self, bytes: &mut [u8], at: usize, value: f32) {
-        match self {
-            DType::F32 => bytes[at * 4..at * 4 + 4].copy_from_slice(&value.to_le_bytes()),
-            _ => bytes[at * 2..at * 2 + 2].copy_from_slice(&self.encode16(value).to_le_bytes()),
+    /// Converts little-endian elements to another type, to nearest, ties to even. `out` holds as many elements as `source`.
+    pub(crate) fn convert(self, source: &[u8], to: DType, out: &mut [u8]) {
+        match (self.size_bytes(), to.size_bytes()) {
+            _ if self == to => out.copy_from_slice(source),
+            (4, _) => convert(source.as_chunks::<4>().0, out.as_chunks_mut::<2>().0, |x| {
+                to.encode16(f32::from_le_bytes(*x)).to_le_bytes()
+            }),
+            (_, 4) => convert(source.as_chunks::<2>().0, out.as_chunks_mut::<4>().0, |x| self.decode(x).to_le_bytes()),
+            _ => convert(source.as_chunks::<2>().0, out.as_chunks_mut::<2>().0, |x| {
+                to.encode16(self.decode(x)).to_le_bytes()
+            }),
         }
     }
+}
+
+fn convert<const A: usize, const B: usize>(source: &[[u8; A]], out: &mut [[u8; B]], f: impl Fn(&[u8; A]) -> [u8; B]) {
+    out.iter_mut().zip(source).for_each(|(out, x)| *out = f(x));
 }
 
 impl fmt::Display for DType {

@@ -3,7 +3,7 @@
 use crate::DType;
 
 /// The result of an operation.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why an operation or an allocation was refused.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

@@ -40,3 +40,10 @@ pub const PIECES_PER_THREAD: usize = 4;
 /// Bytes of a huge page on x86-64 and (with 4 KiB base pages) aarch64. Allocations from this size on are mapped as huge
 /// pages; below it, rounding up would waste more than misses cost.
 pub(crate) const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+/// Allocations from this size on, up to a huge page, share huge pages: the weights of a small model are read as fast as those of
+/// a large one. Below, a linear's few small pages stay in the translation buffer.
+pub(crate) const SHARED_HUGE_PAGE_BYTES: usize = 64 << 10;
+
+/// Bytes of huge pages that such allocations share: eight of the largest of them. They are given back when the last is dropped.
+pub(crate) const SLAB_BYTES: usize = 8 * HUGE_PAGE_BYTES;

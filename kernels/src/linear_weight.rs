@@ -1,24 +1,19 @@
 //! The weight of a linear layer, packed once at load for the processor.
-//!
-//! Column panels `[ceil(N / 16)][K][16]` in the element type of the checkpoint: a step over k reads sixteen neighbouring
-//! outputs as one vector, and a panel is one forward stream through memory. The last panel is filled up with zeros.
-//! Where the machine has dot products of bf16 pairs, bf16 panels are `[ceil(N / 16)][ceil(K / 2)][16][2]`.
+
+use std::ops::Range;
 
 use crate::memory::Memory;
-#[cfg(target_arch = "x86_64")]
-use crate::simd::{Avx512Bf16, Pair};
-use crate::simd::{Element, LANES};
-use crate::{DType, Device, Error, MatrixView, Result};
+use crate::ops::linear::{Format, PanelRows};
+use crate::simd::LANES;
+use crate::{DType, Device, Error, MatrixView, Result, WeightType};
 
-/// One or several matrices stacked along N, ready for [`ops::linear`](crate::ops::linear).
+/// One or several matrices stacked along N, ready for [`ops::linear`](crate::ops::linear()).
 pub struct LinearWeight {
+    /// `[ceil(N / 16)]` panels of `format`.
     panels: Memory,
+    format: Format,
     n: usize,
     k: usize,
-    dtype: DType,
-    /// Panels of pairs, for these dot products.
-    #[cfg(target_arch = "x86_64")]
-    pairs: Option<Avx512Bf16>,
 }
 
 impl LinearWeight {
@@ -32,14 +27,50 @@ impl LinearWeight {
         if let Some(other) = matrices.iter().find(|matrix| matrix.dtype != dtype) {
             return Err(Error::DType { op: "pack", arg: "matrices", expected: dtype, actual: other.dtype });
         }
-        LinearWeight::pack_as(device, matrices, dtype)
+        LinearWeight::pack_as(device, matrices, WeightType::Float(dtype))
     }
 
-    /// [`pack`](LinearWeight::pack), rounding every element to `dtype`; the matrices may differ in type.
+    /// [`pack`](LinearWeight::pack), rounding or quantising every element to `weight_type`; the matrices may differ
+    /// in type.
     ///
     /// # Errors
     /// As [`pack`](LinearWeight::pack), but for [`Error::DType`].
-    pub fn pack_as(device: &Device, matrices: &[MatrixView<'_>], dtype: DType) -> Result<LinearWeight> {
+    pub fn pack_as(device: &Device, matrices: &[MatrixView<'_>], weight_type: WeightType) -> Result<LinearWeight> {
+        LinearWeight::pack_from(device, matrices, weight_type, &AlwaysThere)
+    }
+
+    /// [`pack_as`](LinearWeight::pack_as) from `pages`, which are told what is read next and what is done with.
+    ///
+    /// # Errors
+    /// As [`pack_as`](LinearWeight::pack_as).
+    pub fn pack_from(
+        device: &Device,
+        matrices: &[MatrixView<'_>],
+        weight_type: WeightType,
+        pages: &dyn SourcePages,
+    ) -> Result<LinearWeight> {
+        let weight = LinearWeight::unpacked(device, matrices, weight_type)?;
+        weight.pack_panels(matrices, pages)
+    }
+
+    /// The weight that packing would make, with panels that somebody kept: `fill` is told what they must be and writes them. The
+    /// inner result is that of `fill`.
+    ///
+    /// # Errors
+    /// As [`pack_as`](LinearWeight::pack_as).
+    pub fn restore<E>(
+        device: &Device,
+        matrices: &[MatrixView<'_>],
+        weight_type: WeightType,
+        fill: impl FnOnce(PanelShape, &mut [u8]) -> Result<(), E>,
+    ) -> Result<Result<LinearWeight, E>> {
+        let mut weight = LinearWeight::unpacked(device, matrices, weight_type)?;
+        let shape = weight.panel_shape();
+        Ok(fill(shape, weight.panels.as_mut_slice()).map(|()| weight))
+    }
+
+    /// Of the right size and format, with panels of zeros.
+    fn unpacked(device: &Device, matrices: &[MatrixView<'_>], weight_type: WeightType) -> Result<LinearWeight> {
         let k = matrices.first().map_or(0, |matrix| matrix.cols);
         for matrix in matrices {
             if matrix.cols != k || !matrix.is_inside() {
@@ -48,32 +79,27 @@ impl LinearWeight {
             }
         }
         let n = matrices.iter().map(|matrix| matrix.rows).sum::<usize>();
-        #[cfg(target_arch = "x86_64")]
-        let pairs = match device {
-            Device::Cpu(cpu) if dtype == DType::Bf16 => cpu.isa.bf16_dots(),
-            _ => None,
-        };
-        #[cfg(target_arch = "x86_64")]
-        let layout = if pairs.is_some() { Layout::Pairs } else { Layout::Vectors };
-        #[cfg(not(target_arch = "x86_64"))]
-        let layout = Layout::Vectors;
-        let panel_bytes = layout.steps(k) * LANES * dtype.size_bytes();
-        let mut panels = Memory::new(device, n.div_ceil(LANES) * panel_bytes, "weights")?;
-        if let Device::Cpu(cpu) = device {
-            cpu.for_rows(panels.as_mut_slice::<u8>(), panel_bytes, k * LANES, |first, part| {
+        let format = Format::choose(device, weight_type);
+        let panels = Memory::new(device, n.div_ceil(LANES) * format.panel_bytes(k), "weights")?;
+        Ok(LinearWeight { panels, format, n, k })
+    }
+
+    fn pack_panels(mut self, matrices: &[MatrixView<'_>], pages: &dyn SourcePages) -> Result<LinearWeight> {
+        let (format, panel_bytes) = (self.format, self.format.panel_bytes(self.k));
+        let Device::Cpu(cpu) = self.device().clone() else { return Ok(self) };
+        let panels_of_turn = (PACKED_BYTES_OF_TURN / panel_bytes.max(1)).max(1);
+        cpu.for_rows(self.panels.as_mut_slice::<u8>(), panel_bytes, self.k * LANES, |first, part| {
+            for (turn, part) in part.chunks_mut(panel_bytes * panels_of_turn).enumerate() {
+                let first_row = (first + turn * panels_of_turn) * LANES;
+                let sources = rows_of(matrices, first_row..first_row + part.len() / panel_bytes * LANES);
+                sources.iter().for_each(|source| pages.begin(source));
                 for (at, panel) in part.chunks_exact_mut(panel_bytes).enumerate() {
-                    pack_panel(panel, matrices, (first + at) * LANES, dtype, layout);
+                    format.pack_panel(panel, &PanelRows { matrices, first: first_row + at * LANES });
                 }
-            });
-        }
-        Ok(LinearWeight {
-            panels,
-            n,
-            k,
-            dtype,
-            #[cfg(target_arch = "x86_64")]
-            pairs,
-        })
+                sources.iter().for_each(|source| pages.end(source));
+            }
+        });
+        Ok(self)
     }
 
     /// Outputs.
@@ -86,9 +112,19 @@ impl LinearWeight {
         self.k
     }
 
-    /// The element type.
-    pub fn dtype(&self) -> DType {
-        self.dtype
+    /// Whether its rows can be read back as they were packed, so that it is an embedding table as well.
+    pub fn is_table(&self) -> bool {
+        self.format.elements().is_some()
+    }
+
+    /// What its panels are, for whoever keeps them.
+    pub fn panel_shape(&self) -> PanelShape {
+        PanelShape { format: self.format.name(), n: self.n, k: self.k }
+    }
+
+    /// Its panels, to be [restored](LinearWeight::restore) later. Not on the `plan` device.
+    pub fn packed_bytes(&self) -> &[u8] {
+        self.panels()
     }
 
     /// The memory it takes, in bytes.
@@ -101,77 +137,131 @@ impl LinearWeight {
         self.panels.device()
     }
 
-    /// The panels, `[ceil(N / 16) * K]` vectors of `T`, which the caller has matched with the dtype.
-    pub(crate) fn vectors<T: Element>(&self) -> &[[T; LANES]] {
-        debug_assert_eq!(size_of::<T>(), self.dtype.size_bytes());
-        self.panels.as_slice::<T>().as_chunks().0
+    /// Bytes of a panel.
+    pub(crate) fn panel_bytes(&self) -> usize {
+        self.format.panel_bytes(self.k)
     }
 
-    /// The panels, `[ceil(N / 16) * ceil(K / 2)]` vectors of pairs, and what computes with them, if it is packed so.
-    #[cfg(target_arch = "x86_64")]
-    pub(crate) fn pairs(&self) -> Option<(Avx512Bf16, &[[Pair; LANES]])> {
-        self.pairs.map(|simd| (simd, self.panels.as_slice::<Pair>().as_chunks().0))
+    /// How it is stored, and so what computes with it.
+    pub(crate) fn format(&self) -> Format {
+        self.format
+    }
+
+    /// The panels as elements of a type that fits the format.
+    pub(crate) fn panels<T: bytemuck::Pod>(&self) -> &[T] {
+        self.panels.as_slice()
     }
 }
 
-/// How the elements of a panel follow each other.
-#[derive(Clone, Copy)]
-enum Layout {
-    /// `[K][16]`.
-    Vectors,
-    /// `[ceil(K / 2)][16][2]`.
-    Pairs,
+/// What panels are: bytes of another shape or format mean something else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PanelShape {
+    /// The name of their layout, with a version.
+    pub format: &'static str,
+    /// Outputs.
+    pub n: usize,
+    /// Inputs.
+    pub k: usize,
 }
 
-impl Layout {
-    /// Steps over k, the last of a pair included.
-    fn steps(self, k: usize) -> usize {
-        match self {
-            Layout::Vectors => k,
-            Layout::Pairs => k.next_multiple_of(2),
+/// Bytes of panels that a thread packs between two words with [`SourcePages`]. 2 MiB: thousands of times what a word costs, and
+/// little enough to not count as memory.
+const PACKED_BYTES_OF_TURN: usize = 2 << 20;
+
+/// Where matrices come from, if it matters when their bytes are used: the pages of a mapped file.
+///
+/// Called from all threads that pack, each with bytes of its own; `begin` comes before the first access, `end` after the last.
+pub trait SourcePages: Sync {
+    /// These bytes are read next.
+    fn begin(&self, bytes: &[u8]);
+    /// These bytes are not needed again.
+    fn end(&self, bytes: &[u8]);
+}
+
+/// Memory that is simply there.
+pub struct AlwaysThere;
+
+impl SourcePages for AlwaysThere {
+    fn begin(&self, _bytes: &[u8]) {}
+    fn end(&self, _bytes: &[u8]) {}
+}
+
+/// The bytes of some rows of a stack of matrices; of a column slice, with the columns around it.
+fn rows_of<'a>(matrices: &[MatrixView<'a>], rows: Range<usize>) -> Vec<&'a [u8]> {
+    let mut parts = Vec::new();
+    let mut first = 0;
+    for matrix in matrices {
+        let (start, end) = (rows.start.max(first), rows.end.min(first + matrix.rows));
+        if start < end {
+            parts.push(matrix.rows_bytes(start - first..end - first));
+        }
+        first += matrix.rows;
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::ops::testing::{cpus_and_models, random};
+
+    /// What [`SourcePages`] heard, as lengths.
+    #[derive(Default)]
+    struct Heard(Mutex<[usize; 2]>);
+
+    impl SourcePages for Heard {
+        fn begin(&self, bytes: &[u8]) {
+            self.0.lock().unwrap()[0] += bytes.len();
+        }
+
+        fn end(&self, bytes: &[u8]) {
+            self.0.lock().unwrap()[1] += bytes.len();
         }
     }
 
-    /// Where the element of input `k` and output `lane` stands.
-    #[inline(always)]
-    fn place(self, k: usize, lane: usize) -> usize {
-        match self {
-            Layout::Vectors => k * LANES + lane,
-            Layout::Pairs => (k / 2 * LANES + lane) * 2 + k % 2,
-        }
-    }
-}
-
-/// Fills the panel of outputs `first..first + 16`.
-fn pack_panel(panel: &mut [u8], matrices: &[MatrixView<'_>], first: usize, dtype: DType, layout: Layout) {
-    for lane in 0..LANES {
-        let Some((matrix, row)) = find_row(matrices, first + lane) else { return };
-        let source = matrix.row_bytes(row);
-        match (matrix.dtype == dtype, dtype.size_bytes()) {
-            (true, 2) => interleave(panel.as_chunks_mut::<2>().0, source.as_chunks::<2>().0, lane, layout),
-            (true, _) => interleave(panel.as_chunks_mut::<4>().0, source.as_chunks::<4>().0, lane, layout),
-            (false, _) => {
-                for (k, element) in source.chunks_exact(matrix.dtype.size_bytes()).enumerate() {
-                    dtype.encode_at(panel, layout.place(k, lane), matrix.dtype.decode(element));
+    #[test]
+    fn panels_hold_the_rounded_elements_of_every_slice() {
+        let values = random(7, 40 * 1100);
+        for device in cpus_and_models() {
+            for (source, dtype) in [DType::F32, DType::F16, DType::Bf16]
+                .iter()
+                .flat_map(|a| [DType::F32, DType::F16, DType::Bf16].map(|b| (*a, b)))
+            {
+                let mut bytes = vec![0; values.len() * source.size_bytes() + 1];
+                DType::F32.convert(bytemuck::cast_slice(&values), source, &mut bytes[1..]);
+                for (rows, cols, first_col) in
+                    [(1, 1, 0), (5, 7, 3), (16, 64, 0), (17, 513, 1), (33, 1100, 0), (40, 1031, 8)]
+                {
+                    let slice =
+                        MatrixView { data: &bytes[1..], dtype: source, rows, cols, row_stride: 1100, first_col };
+                    // The second begins within a panel.
+                    let stack = [slice, MatrixView { rows: rows.min(2), ..slice }];
+                    let stacked = rows + rows.min(2);
+                    let heard = Heard::default();
+                    let weight = LinearWeight::pack_from(&device, &stack, WeightType::Float(dtype), &heard).unwrap();
+                    let context = format!("{} {source} as {dtype}, {rows} x {cols}", device.describe());
+                    let [begun, ended] = *heard.0.lock().unwrap();
+                    assert!(begun == ended && begun >= stacked * cols * source.size_bytes(), "{context}");
+                    let (elements, group) = weight.format.elements().unwrap();
+                    assert_eq!(elements, dtype);
+                    let (panels, size) = (weight.panels::<u8>(), dtype.size_bytes());
+                    let panel_bytes = weight.format.panel_bytes(cols);
+                    for n in 0..weight.bytes() / panel_bytes * LANES {
+                        let mut expected = vec![0; cols * size];
+                        if n < stacked {
+                            let row = if n < rows { n } else { n - rows };
+                            source.convert(slice.row_bytes(row), dtype, &mut expected);
+                        }
+                        let element = |k: usize| {
+                            let at = ((k / group * LANES) + n % LANES) * group + k % group;
+                            &panels[n / LANES * panel_bytes + at * size..][..size]
+                        };
+                        assert!((0..cols).all(|k| *element(k) == expected[k * size..][..size]), "{context}, row {n}");
+                    }
                 }
             }
         }
     }
-}
-
-fn interleave<const B: usize>(panel: &mut [[u8; B]], source: &[[u8; B]], lane: usize, layout: Layout) {
-    for (k, element) in source.iter().enumerate() {
-        panel[layout.place(k, lane)] = *element;
-    }
-}
-
-/// The matrix and the row in it of row `n` of the stack.
-fn find_row<'m, 'a>(matrices: &'m [MatrixView<'a>], mut n: usize) -> Option<(&'m MatrixView<'a>, usize)> {
-    for matrix in matrices {
-        if n < matrix.rows {
-            return Some((matrix, n));
-        }
-        n -= matrix.rows;
-    }
-    None
 }

@@ -1,11 +1,14 @@
-//! What this machine can do at most: the roof that `just bench` holds the operations against.
+//! What this machine can do at most: the roofs that `just bench` holds the operations against.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use crate::device::Cpu;
-use crate::simd::{Kernel, LANES, Lanes, Simd};
-use crate::{DType, Device, Result, Tensor};
+use crate::memory::Memory;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{Avx512Bf16, PairKernel, TILE_PAIRS, TILE_ROWS, TileKernel, Tiles};
+use crate::simd::{Kernel, LANES, Lanes, Simd, prefetch_line};
+use crate::{Device, Result};
 
 /// Runs `f` once to warm up, then until 7 runs and 100 ms have passed, and returns the median duration of a run.
 pub fn median_duration(mut f: impl FnMut()) -> Duration {
@@ -21,36 +24,134 @@ pub fn median_duration(mut f: impl FnMut()) -> Duration {
     runs[runs.len() / 2]
 }
 
-/// Bytes per second that the device's threads read together from a buffer of `bytes` bytes: much larger than the caches
-/// gives the memory's bandwidth, smaller the cache's. None on a device that computes nothing.
+/// Bytes per second that the device's threads read together from a buffer of `bytes` bytes, as [`ReadBuffer::bandwidth`]. None
+/// on a device that computes nothing.
 ///
 /// # Errors
 /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
 pub fn read_bandwidth(device: &Device, bytes: usize) -> Result<Option<f64>> {
-    let Device::Cpu(cpu) = device else { return Ok(None) };
-    let buffer = Tensor::zeros(device, &[bytes / 4], DType::F32)?;
-    let buffer = buffer.as_f32();
-    let vectors = buffer.as_chunks::<LANES>().0;
-    let median = median_duration(|| cpu.split(vectors.len(), 1, |range| cpu.isa.run(Read { x: &vectors[range] })));
-    Ok(Some(bytes as f64 / median.as_secs_f64()))
+    Ok(ReadBuffer::new(device, bytes)?.bandwidth().map(|(_, bandwidth)| bandwidth))
 }
 
-/// FLOPs per second of fused multiply-adds (two each) in registers, all threads together. None on a device that computes
-/// nothing.
+/// A written buffer in huge pages, read to measure bandwidth: much larger than the caches it gives the memory's, smaller the
+/// cache's. (A buffer that nobody has written is one page of zeros everywhere, and always in the cache.)
+pub struct ReadBuffer {
+    device: Device,
+    memory: Memory,
+}
+
+/// How a thread reads its part: streams side by side, lines of each per step, and bytes asked for ahead.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ReadPattern {
+    streams: usize,
+    ahead_bytes: usize,
+}
+
+impl ReadPattern {
+    /// Those that were best on some machine.
+    pub const ALL: [ReadPattern; 6] = [
+        ReadPattern { streams: 1, ahead_bytes: 0 },
+        ReadPattern { streams: 1, ahead_bytes: 4096 },
+        ReadPattern { streams: 2, ahead_bytes: 0 },
+        ReadPattern { streams: 2, ahead_bytes: 1024 },
+        ReadPattern { streams: 4, ahead_bytes: 0 },
+        ReadPattern { streams: 4, ahead_bytes: 1024 },
+    ];
+}
+
+impl ReadBuffer {
+    /// A buffer of `bytes` bytes, filled by the device's threads.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    pub fn new(device: &Device, bytes: usize) -> Result<ReadBuffer> {
+        let mut memory = Memory::new(device, bytes, "read buffer")?;
+        if let Device::Cpu(cpu) = device {
+            cpu.for_rows(memory.as_mut_slice::<u8>(), 1, 1, |_, part| part.fill(1));
+        }
+        Ok(ReadBuffer { device: device.clone(), memory })
+    }
+
+    /// Bytes per second of one pass of all threads over the `part`-th of `parts` parts. None on a device that computes nothing.
+    pub fn pass(&self, pattern: ReadPattern, part: usize, parts: usize) -> Option<f64> {
+        let Device::Cpu(cpu) = &self.device else { return None };
+        let vectors = self.memory.as_slice::<f32>().as_chunks::<LANES>().0;
+        let vectors = &vectors[vectors.len() * part / parts..vectors.len() * (part + 1) / parts];
+        let start = Instant::now();
+        cpu.split(vectors.len(), 1, |range| cpu.isa.run(Read { x: &vectors[range], pattern }));
+        Some(size_of_val(vectors) as f64 / start.elapsed().as_secs_f64())
+    }
+
+    /// The best median over several passes, with its pattern: bytes per second. None on a device that computes nothing.
+    pub fn bandwidth(&self) -> Option<(ReadPattern, f64)> {
+        const PASSES: usize = 9;
+        let median = |pattern| {
+            let mut passes = (0..PASSES).map(|_| self.pass(pattern, 0, 1)).collect::<Option<Vec<f64>>>()?;
+            passes.sort_by(f64::total_cmp);
+            Some((pattern, passes[PASSES / 2]))
+        };
+        let all = ReadPattern::ALL.map(median).into_iter().collect::<Option<Vec<_>>>()?;
+        all.into_iter().max_by(|a, b| a.1.total_cmp(&b.1))
+    }
+}
+
+/// The best of several [`fma_pass`]es.
 pub fn fma_peak(device: &Device) -> Option<f64> {
-    const STEPS: usize = 1 << 18;
-    let Device::Cpu(cpu) = device else { return None };
-    let spin = |cpu: &Cpu| cpu.pool.run(cpu.pool.threads(), |_| cpu.isa.run(Spin { steps: black_box(STEPS) }));
-    let median = median_duration(|| spin(cpu));
-    Some((2 * STEPS * CHAINS * LANES * cpu.pool.threads()) as f64 / median.as_secs_f64())
+    best(|| fma_pass(device))
 }
 
-/// Independent chains of [`Spin`]: more than latency × ports (4 × 2 on AVX-512 and AVX2 cores); with its operand each
+/// The best of several [`bf16_pass`]es.
+pub fn bf16_peak(device: &Device) -> Option<f64> {
+    best(|| bf16_pass(device))
+}
+
+fn best(pass: impl Fn() -> Option<f64>) -> Option<f64> {
+    (0..15).filter_map(|_| pass()).max_by(f64::total_cmp)
+}
+
+/// FLOPs per second of fused multiply-adds (two each) in registers, all threads together, once for about a millisecond. None on
+/// a device that computes nothing.
+pub fn fma_pass(device: &Device) -> Option<f64> {
+    let Device::Cpu(cpu) = device else { return None };
+    Some(peak(cpu, STEPS * CHAINS * 2 * LANES, || cpu.isa.run(Spin { steps: black_box(STEPS) })))
+}
+
+/// FLOPs per second of bf16 in registers, products of tiles or dot products of pairs, as [`fma_pass`]. None on a device without
+/// them.
+pub fn bf16_pass(device: &Device) -> Option<f64> {
+    match device {
+        #[cfg(target_arch = "x86_64")]
+        Device::Cpu(cpu) => {
+            if let Some(amx) = cpu.isa.tiles() {
+                let steps = black_box(STEPS / TILE_ROWS);
+                let flops = steps * 4 * TILE_ROWS * TILE_PAIRS * LANES * 4;
+                return Some(peak(cpu, flops, || amx.run(SpinTiles { steps })));
+            }
+            let simd = cpu.isa.bf16_dots()?;
+            Some(peak(cpu, STEPS * CHAINS * 4 * LANES, || simd.vectorize(SpinPairs { steps: black_box(STEPS) })))
+        }
+        _ => None,
+    }
+}
+
+/// Steps of a chain: about 0.3 ms.
+const STEPS: usize = 1 << 16;
+
+/// FLOPs per second of `spin`, `flops` each, on every thread.
+fn peak(cpu: &Cpu, flops: usize, spin: impl Fn() + Sync) -> f64 {
+    let pieces = 4 * cpu.pool.threads();
+    let start = Instant::now();
+    cpu.pool.run(pieces, |_| spin());
+    (flops * pieces) as f64 / start.elapsed().as_secs_f64()
+}
+
+/// Independent chains: more than latency × ports (4 × 2 on AVX-512 and AVX2 cores, 6 × 1 of bf16 pairs); with its operand each
 /// still has a register of sixteen.
 const CHAINS: usize = 12;
 
 struct Read<'a> {
     x: &'a [Lanes],
+    pattern: ReadPattern,
 }
 
 impl Kernel for Read<'_> {
@@ -58,10 +159,30 @@ impl Kernel for Read<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let mut max = [simd.splat(0.0); 4];
-        for x in self.x.as_chunks::<4>().0 {
-            for (max, x) in max.iter_mut().zip(x) {
-                *max = simd.max(simd.load(x), *max);
+        match self.pattern.streams {
+            1 => self.streams::<S, 1>(simd),
+            2 => self.streams::<S, 2>(simd),
+            _ => self.streams::<S, 4>(simd),
+        }
+    }
+}
+
+impl Read<'_> {
+    #[inline(always)]
+    fn streams<S: Simd, const N: usize>(&self, simd: S) {
+        const LINES: usize = 4;
+        let steps = self.x.len() / N / LINES;
+        let streams: [&[[Lanes; LINES]]; N] =
+            std::array::from_fn(|n| self.x[n * steps * LINES..][..steps * LINES].as_chunks().0);
+        let mut max = [simd.splat(0.0); LINES];
+        for step in 0..steps {
+            for stream in &streams {
+                for (max, x) in max.iter_mut().zip(&stream[step]) {
+                    if self.pattern.ahead_bytes > 0 {
+                        prefetch_line(x.as_ptr().wrapping_byte_add(self.pattern.ahead_bytes));
+                    }
+                    *max = simd.max(simd.load(x), *max);
+                }
             }
         }
         black_box(max.map(|max| simd.largest(max)));
@@ -85,5 +206,55 @@ impl Kernel for Spin {
             }
         }
         black_box(chains.map(|chain| simd.sum(chain)));
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+struct SpinPairs {
+    steps: usize,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl PairKernel for SpinPairs {
+    #[inline(always)]
+    fn run(self, simd: Avx512Bf16) {
+        let (x, w) = (simd.splat(black_box(0x3f80_3f80)), simd.splat(black_box(0x3f00_3f00)));
+        let lanes = simd.plain();
+        let mut chains = [lanes.splat(black_box(1.0)); CHAINS];
+        for _ in 0..self.steps {
+            for chain in &mut chains {
+                *chain = simd.dot(*chain, x, w);
+            }
+        }
+        black_box(chains.map(|chain| lanes.sum(chain)));
+    }
+}
+
+/// Four products of full tiles a step, each into sums of its own.
+#[cfg(target_arch = "x86_64")]
+struct SpinTiles {
+    steps: usize,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl TileKernel for SpinTiles {
+    #[inline(always)]
+    fn run(self, tiles: &mut impl Tiles) {
+        let rows = [[0x3f80_3f80; TILE_PAIRS]; TILE_ROWS];
+        tiles.configure(TILE_ROWS, TILE_ROWS);
+        tiles.zero::<0>();
+        tiles.zero::<1>();
+        tiles.zero::<2>();
+        tiles.zero::<3>();
+        tiles.load::<4>(&rows);
+        tiles.load::<5>(&rows);
+        tiles.load::<6>(&rows);
+        tiles.load::<7>(&rows);
+        for _ in 0..self.steps {
+            tiles.dot::<0, 4, 6>();
+            tiles.dot::<1, 4, 7>();
+            tiles.dot::<2, 5, 6>();
+            tiles.dot::<3, 5, 7>();
+        }
     }
 }

@@ -32,6 +32,12 @@ impl<'a> MatrixView<'a> {
         &self.data[(row * self.row_stride + self.first_col) * size..][..self.cols * size]
     }
 
+    /// Some rows with all the columns around the slice, as far as there is data.
+    pub(crate) fn rows_bytes(&self, rows: std::ops::Range<usize>) -> &'a [u8] {
+        let row_bytes = self.row_stride * self.dtype.size_bytes();
+        &self.data[rows.start * row_bytes..self.data.len().min(rows.end * row_bytes)]
+    }
+
     /// Whether every row lies inside the data.
     pub(crate) fn is_inside(&self) -> bool {
         self.rows == 0

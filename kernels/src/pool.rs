@@ -154,6 +154,19 @@ impl Pool {
         });
     }
 
+    /// Calls `f(index, part)` on parts of `part_len` elements, of which the last may be shorter.
+    pub(crate) fn for_parts<T: Send>(&self, out: &mut [T], part_len: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+        let len = out.len();
+        let base = SendPtr(out.as_mut_ptr());
+        self.run(len.div_ceil(part_len), |index| {
+            let start = index * part_len;
+            // SAFETY: `run` gives every index below ceil(len / part_len) once, so these are disjoint parts inside of `out`, which
+            // is borrowed mutably until every worker has returned.
+            let part = unsafe { std::slice::from_raw_parts_mut(base.get().add(start), part_len.min(len - start)) };
+            f(index, part);
+        });
+    }
+
     /// [`for_rows`](Pool::for_rows) over two buffers of the same shape: `f(first_row, rows_of_a, rows_of_b)`.
     pub(crate) fn for_rows_of_two<T: Send>(
         &self,
@@ -236,7 +249,7 @@ fn ticket(epoch: usize, pieces: usize) -> u64 {
 }
 
 /// The part of `0..units` that belongs to `owner` of `owners`.
-fn share(units: usize, owners: usize, owner: usize) -> Range<usize> {
+pub(crate) fn share(units: usize, owners: usize, owner: usize) -> Range<usize> {
     units * owner / owners..units * (owner + 1) / owners
 }
 
@@ -307,6 +320,8 @@ mod tests {
                     rows.iter_mut().enumerate().for_each(|(at, x)| *x = first * 3 + at);
                 });
                 assert!(out.iter().enumerate().all(|(at, x)| at == *x));
+                pool.for_parts(&mut out, 4, |index, part| part.iter_mut().for_each(|x| *x += index));
+                assert!(out.iter().enumerate().all(|(at, x)| at + at / 4 == *x));
             }
         }
     }

@@ -64,21 +64,13 @@ impl Tensor {
     /// [`Error::OutOfMemory`].
     pub fn from_matrix(device: &Device, matrix: &MatrixView<'_>, dtype: DType) -> Result<Tensor> {
         let mut tensor = Tensor::zeros(device, &[matrix.rows, matrix.cols], dtype)?;
-        if device.is_plan() {
-            return Ok(tensor);
-        }
-        {
-            let mut values = tensor.as_bytes_mut();
-            for row in 0..matrix.rows {
-                let out = &mut values[row * matrix.cols * dtype.size_bytes()..][..matrix.cols * dtype.size_bytes()];
-                let source = matrix.row_bytes(row);
-                if matrix.dtype == dtype {
-                    out.copy_from_slice(source);
-                } else {
-                    let elements = source.chunks_exact(matrix.dtype.size_bytes());
-                    elements.enumerate().for_each(|(at, x)| dtype.encode_at(out, at, matrix.dtype.decode(x)));
+        if let Device::Cpu(cpu) = device {
+            let row_bytes = matrix.cols * dtype.size_bytes();
+            cpu.for_rows(&mut tensor.as_bytes_mut(), row_bytes, matrix.cols, |first, part| {
+                for (at, out) in part.chunks_exact_mut(row_bytes).enumerate() {
+                    matrix.dtype.convert(matrix.row_bytes(first + at), dtype, out);
                 }
-            }
+            });
         }
         Ok(tensor)
     }

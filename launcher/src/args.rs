@@ -5,7 +5,9 @@
 use clap::builder::BoolishValueParser;
 use clap::{ArgAction, CommandFactory, FromArgMatches, ValueEnum};
 use std::ffi::OsString;
+use std::path::PathBuf;
 
+use proto::MAX_DRAFT_TOKENS;
 use router::api_key::ApiKey;
 use router::limits::{MAX_GRACE_SECONDS, MAX_REQUEST_TIMEOUT_SECONDS};
 
@@ -46,6 +48,18 @@ pub(crate) struct Model {
     /// Convert the weights to this type while loading [default: as in the checkpoint].
     #[arg(long, env)]
     pub(crate) dtype: Option<Dtype>,
+    /// Quantise the weights of linear layers while loading: `eetq` (8-bit integers), `fp8`, `bitsandbytes-nf4` (4 bits)
+    /// [default: not].
+    #[arg(long, env, value_name = "MODE", hide_possible_values = true)]
+    pub(crate) quantize: Option<Quantize>,
+    /// Store keys and values in this type: `fp8_e4m3fn` and `fp8_e5m2` take half the memory of 16 bits, and of its traffic.
+    /// `auto`: the type of the weights before they are quantised.
+    #[arg(long, env, default_value = "auto")]
+    pub(crate) kv_cache_dtype: KvCacheDtype,
+    /// Folder that keeps the weights as they are packed for this machine, so that a restart need not pack them again. As large
+    /// as the weights; its files are replaced when the model changes.
+    #[arg(long, env, value_name = "FOLDER")]
+    pub(crate) packed_weights_cache: Option<PathBuf>,
     /// RoPE scaling instead of the one in config.json.
     #[arg(long, env)]
     pub(crate) rope_scaling: Option<RopeScaling>,
@@ -143,6 +157,11 @@ pub(crate) struct Limits {
     /// Rows one step may have [default: --max-concurrent-requests, at most 256].
     #[arg(long, env)]
     pub(crate) max_batch_size: Option<usize>,
+    /// Longest draft in tokens: what followed the same tokens earlier in prompt and reply is computed beside the next token and
+    /// kept as far as it is right, as many tokens as pay. Replies are the same with and without; those that repeat passages
+    /// come faster. Not for requests with a grammar [default: 0, no drafts].
+    #[arg(long, env, value_name = "TOKENS", value_parser = draft_tokens)]
+    pub(crate) speculate: Option<u8>,
     /// Refuse requests with a grammar.
     #[arg(long, env, action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
     pub(crate) disable_grammar_support: bool,
@@ -178,6 +197,13 @@ pub(crate) struct Operation {
     pub(crate) graceful_termination_timeout: u64,
 }
 
+/// The value of `--speculate`. An empty variable, as Helm charts write it, asks for nothing.
+fn draft_tokens(value: &str) -> Result<u8, String> {
+    let value = if value.trim().is_empty() { "0" } else { value.trim() };
+    let tokens = value.parse().ok().filter(|tokens| *tokens <= MAX_DRAFT_TOKENS);
+    tokens.ok_or_else(|| format!("it is a number of tokens from 0 to {MAX_DRAFT_TOKENS}"))
+}
+
 /// Types that weights can be converted to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "lower")]
@@ -189,6 +215,49 @@ pub(crate) enum Dtype {
     BFloat16,
     /// IEEE single precision (TGI has no name for it; `float32` is PyTorch's).
     Float32,
+}
+
+/// Types of the KV cache: TGI's two, and those of weights, which other engines offer too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KvCacheDtype {
+    /// That of the weights.
+    Auto,
+    /// The upper half of a float32.
+    #[value(alias = "bfloat16")]
+    Bf16,
+    /// IEEE half precision.
+    #[value(alias = "float16")]
+    F16,
+    /// IEEE single precision.
+    #[value(alias = "float32")]
+    F32,
+    /// 8 bits, four of them exponent: up to 448.
+    #[value(name = "fp8_e4m3fn")]
+    Fp8E4m3fn,
+    /// 8 bits, five of them exponent: up to 57344, with fewer digits.
+    #[value(name = "fp8_e5m2")]
+    Fp8E5m2,
+}
+
+/// TGI's modes of quantisation. The first four happen while loading; the others are formats of checkpoints, which are known by name
+/// only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Quantize {
+    /// 8-bit integers, a scale per output.
+    Eetq,
+    /// FP8 E4M3, a scale per output.
+    Fp8,
+    /// 4-bit NormalFloat, a scale per output and 64 inputs.
+    BitsandbytesNf4,
+    /// The older name of 8-bit integers.
+    Bitsandbytes,
+    /// 4-bit floats.
+    BitsandbytesFp4,
+    Awq,
+    CompressedTensors,
+    Exl2,
+    Gptq,
+    Marlin,
 }
 
 /// Scalings that can be forced from the command line. Those of config.json are more.
@@ -268,6 +337,50 @@ mod tests {
             let args = parse_words(&format!("launcher --dtype {name}")).unwrap().args;
             assert_eq!(args.model.dtype, Some(dtype));
         }
+    }
+
+    #[test]
+    fn drafts_have_a_longest_length_and_are_off_by_default() {
+        let speculate = |words: &str| parse_words(words).map(|parsed| parsed.args.limits.speculate);
+        assert_eq!(speculate("launcher").unwrap(), None);
+        assert_eq!(speculate("launcher --speculate 0").unwrap(), Some(0));
+        assert_eq!(speculate("launcher --speculate=").unwrap(), Some(0));
+        assert_eq!(speculate("launcher --speculate 32").unwrap(), Some(32));
+        for refused in ["33", "-1", "many"] {
+            let error = speculate(&format!("launcher --speculate={refused}")).unwrap_err().to_string();
+            assert!(error.contains("from 0 to 32"), "{error}");
+        }
+    }
+
+    #[test]
+    fn modes_of_quantisation_have_the_names_of_tgi() {
+        for name in "awq compressed-tensors eetq exl2 gptq marlin bitsandbytes bitsandbytes-nf4 bitsandbytes-fp4 fp8"
+            .split_whitespace()
+        {
+            assert!(
+                parse_words(&format!("launcher --quantize {name}")).unwrap().args.model.quantize.is_some(),
+                "{name}"
+            );
+        }
+        assert!(parse_words("launcher --quantize int8").unwrap_err().to_string().contains("eetq"));
+    }
+
+    #[test]
+    fn kv_cache_types_have_the_names_of_tgi_and_of_other_engines() {
+        let parsed = |name: &str| parse_words(&format!("launcher --kv-cache-dtype {name}")).map(|parsed| parsed.args);
+        for (name, dtype) in [
+            ("auto", KvCacheDtype::Auto),
+            ("bf16", KvCacheDtype::Bf16),
+            ("bfloat16", KvCacheDtype::Bf16),
+            ("f16", KvCacheDtype::F16),
+            ("f32", KvCacheDtype::F32),
+            ("fp8_e4m3fn", KvCacheDtype::Fp8E4m3fn),
+            ("fp8_e5m2", KvCacheDtype::Fp8E5m2),
+        ] {
+            assert_eq!(parsed(name).unwrap().model.kv_cache_dtype, dtype, "{name}");
+        }
+        let error = parsed("int8").unwrap_err().to_string();
+        assert!(error.contains("'int8'") && error.contains("fp8_e4m3fn, fp8_e5m2"), "{error}");
     }
 
     #[test]

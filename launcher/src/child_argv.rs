@@ -2,6 +2,7 @@
 //! understood (or refused) cannot mean something else to a child.
 
 use std::ffi::OsString;
+use std::path::Path;
 
 use clap::ValueEnum;
 use router::api_key::ApiKey;
@@ -34,6 +35,13 @@ impl Argv {
         self.value(name, value.to_string())
     }
 
+    fn path(self, name: &str, path: Option<&Path>) -> Argv {
+        match path {
+            Some(path) => self.value(name, path),
+            None => self,
+        }
+    }
+
     fn option(self, name: &str, value: Option<impl ToString>) -> Argv {
         match value {
             Some(value) => self.number(name, value),
@@ -63,10 +71,13 @@ pub(crate) fn shard(
         .number("max-step-tokens", shard.step_tokens)
         .value("comm-name", comm_name)
         .option("dtype", shard.dtype.map(name_of))
+        .option("quantize", shard.quantize.map(name_of))
+        .value("kv-cache-dtype", name_of(shard.kv_cache_dtype))
         .option("rope-scaling", scaling.map(name_of))
         .option("rope-factor", factor)
         .option("max-batch-total-tokens", settings.router.max_batch_total_tokens)
         .option("max-total-tokens", settings.router.max_total_tokens)
+        .path("packed-weights-cache", shard.packed_weights_cache.as_deref())
         .flag("json-output")
         .0
 }
@@ -90,6 +101,7 @@ pub(crate) fn router(settings: &Settings, model: &Model, uds_prefix: &str) -> Ve
         .number("max-batch-prefill-tokens", router.max_batch_prefill_tokens)
         .option("max-batch-total-tokens", router.max_batch_total_tokens)
         .number("max-batch-size", router.max_batch_size)
+        .number("speculate", router.speculate)
         .number("validation-workers", router.validation_workers)
         .number("payload-limit", router.payload_limit)
         .number("max-client-batch-size", router.max_client_batch_size)
@@ -133,11 +145,12 @@ mod tests {
         crate::validation::settings(crate::args::parse(argv).unwrap().args, &mut Vec::new()).unwrap()
     }
 
-    const EVERYTHING: &str = "--num-shard 2 --dtype bfloat16 --rope-scaling dynamic --rope-factor 2.5 --port 8080 \
+    const EVERYTHING: &str = "--num-shard 2 --dtype bfloat16 --quantize bitsandbytes-nf4 --packed-weights-cache /w \
+        --kv-cache-dtype fp8_e4m3fn --rope-scaling dynamic --rope-factor 2.5 --port 8080 \
         --max-input-tokens 100 --max-total-tokens 200 --max-batch-total-tokens 4000 --max-batch-size 8 \
         --cors-allow-origin http://a --cors-allow-origin http://b --tokenizer-config-path /t.json --request-timeout 60 \
         --api-key sk-1 --api-key sk-2 --aip-predict-route /p --aip-health-route /h --aip-http-port 9090 \
-        --disable-grammar-support --watermark-gamma 0.25 --watermark-delta -1.5";
+        --speculate 7 --disable-grammar-support --watermark-gamma 0.25 --watermark-delta -1.5";
 
     fn model() -> Model {
         Model { dir: "/models/x".into(), id: "x".to_owned(), is_chat: false }
@@ -156,7 +169,16 @@ mod tests {
     #[test]
     fn values_are_passed_on() {
         let argv = shard(&settings(EVERYTHING), &model(), "/run/tgi", 1, 2, "name");
-        for word in ["--rank=1", "--world-size=2", "--dtype=bfloat16", "--rope-scaling=dynamic", "--rope-factor=2.5"] {
+        for word in [
+            "--rank=1",
+            "--world-size=2",
+            "--dtype=bfloat16",
+            "--quantize=bitsandbytes-nf4",
+            "--kv-cache-dtype=fp8_e4m3fn",
+            "--packed-weights-cache=/w",
+            "--rope-scaling=dynamic",
+            "--rope-factor=2.5",
+        ] {
             assert!(argv.contains(&word.into()), "{word} in {argv:?}");
         }
         let argv = router(&settings(EVERYTHING), &model(), "/run/tgi");
@@ -168,6 +190,7 @@ mod tests {
             "--aip-health-route=/h",
             "--cors-allow-origin=http://b",
             "--max-input-tokens=100",
+            "--speculate=7",
             "--tokenizer-config-path=/t.json",
         ] {
             assert!(argv.contains(&word.into()), "{word} in {argv:?}");

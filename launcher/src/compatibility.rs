@@ -41,9 +41,6 @@ pub(crate) const NO_EFFECT: &[Knob] = &[
 
 /// Refused: the server would not do what was asked.
 pub(crate) const NOT_SUPPORTED: &[Knob] = &[
-    knob("quantize", "QUANTIZE", "weights are served as f32, f16 or bf16"),
-    knob("kv-cache-dtype", "KV_CACHE_DTYPE", "the KV cache has the type of the weights"),
-    knob("speculate", "SPECULATE", "there is no speculative decoding"),
     knob("lora-adapters", "LORA_ADAPTERS", "adapters cannot be loaded"),
     knob("weights-cache-override", "WEIGHTS_CACHE_OVERRIDE", "give the folder of the weights with --model-id"),
     knob("otlp-endpoint", "OTLP_ENDPOINT", "traces are not exported"),
@@ -74,7 +71,7 @@ pub(crate) fn register(command: Command) -> Command {
 }
 
 /// The rows of `table` that the command line or the environment asks for. A neutral value (`NGROK=false`,
-/// `SPECULATE=0`, an empty variable as Helm charts write it) asks for nothing.
+/// `LORA_ADAPTERS=0`, an empty variable as Helm charts write it) asks for nothing.
 pub(crate) fn given(table: &'static [Knob], matches: &ArgMatches) -> Vec<&'static Knob> {
     let is_given = |knob: &&Knob| match matches.value_source(knob.flag) {
         Some(ValueSource::CommandLine | ValueSource::EnvVariable) => {
@@ -106,13 +103,13 @@ mod tests {
             flags(NO_EFFECT, "launcher --trust-remote-code --cuda-graphs 1,2"),
             ["trust-remote-code", "cuda-graphs"]
         );
-        assert_eq!(flags(NOT_SUPPORTED, "launcher --quantize eetq --ngrok"), ["quantize", "ngrok"]);
+        assert_eq!(flags(NOT_SUPPORTED, "launcher --lora-adapters a --ngrok"), ["lora-adapters", "ngrok"]);
         assert!(flags(NOT_SUPPORTED, "launcher --trust-remote-code").is_empty());
     }
 
     #[test]
     fn neutral_values_ask_for_nothing() {
-        assert!(flags(NOT_SUPPORTED, "launcher --speculate 0 --ngrok false").is_empty());
+        assert!(flags(NOT_SUPPORTED, "launcher --lora-adapters 0 --ngrok false").is_empty());
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! From the command line to a [`Settings`] that holds together: TGI's rules, in TGI's order and words.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use router::api_key::{self, ApiKey};
 
-use crate::args::{Args, Dtype, RopeScaling};
+use crate::args::{Args, Dtype, KvCacheDtype, Quantize, RopeScaling};
 use crate::error::LauncherError;
 use crate::limits::{DEFAULT_STEP_TOKENS, MAX_DEFAULT_SLOTS, MAX_SHARDS};
 
@@ -35,6 +37,12 @@ pub(crate) struct Settings {
 pub(crate) struct ShardSettings {
     /// Type to convert the weights to.
     pub(crate) dtype: Option<Dtype>,
+    /// How to quantise them: one of the modes that a shard knows.
+    pub(crate) quantize: Option<Quantize>,
+    /// Type of the KV cache.
+    pub(crate) kv_cache_dtype: KvCacheDtype,
+    /// Folder for packed weights.
+    pub(crate) packed_weights_cache: Option<PathBuf>,
     /// Forced RoPE scaling and its factor.
     pub(crate) rope: Option<(RopeScaling, f32)>,
     /// Rows that can be live.
@@ -55,6 +63,7 @@ pub(crate) struct RouterSettings {
     pub(crate) max_batch_prefill_tokens: u32,
     pub(crate) max_batch_total_tokens: Option<u32>,
     pub(crate) max_batch_size: usize,
+    pub(crate) speculate: u8,
     pub(crate) max_client_batch_size: usize,
     pub(crate) disable_grammar_support: bool,
     pub(crate) watermark_gamma: f64,
@@ -117,6 +126,7 @@ pub(crate) fn settings(args: Args, warnings: &mut Vec<String>) -> Result<Setting
     let port = server.aip_http_port.unwrap_or(server.port);
     positive("port", usize::from(port))?;
     api_key::check(&server.api_key).map_err(|error| LauncherError::argument(error.to_string()))?;
+    let quantize = model.quantize.map(|mode| quantize(mode, warnings)).transpose()?;
     let step_tokens = limits.max_batch_prefill_tokens.unwrap_or_else(|| {
         // A default must not contradict what was asked for: no step is larger than the cache.
         DEFAULT_STEP_TOKENS.min(limits.max_batch_total_tokens.unwrap_or(u32::MAX))
@@ -139,6 +149,9 @@ pub(crate) fn settings(args: Args, warnings: &mut Vec<String>) -> Result<Setting
         grace: Duration::from_secs(operation.graceful_termination_timeout),
         shard: ShardSettings {
             dtype: model.dtype,
+            quantize,
+            kv_cache_dtype: model.kv_cache_dtype,
+            packed_weights_cache: model.packed_weights_cache,
             rope: match (model.rope_scaling, model.rope_factor) {
                 (None, None) => None,
                 (scaling, factor) => Some((scaling.unwrap_or(RopeScaling::Linear), factor.unwrap_or(1.0))),
@@ -157,6 +170,7 @@ pub(crate) fn settings(args: Args, warnings: &mut Vec<String>) -> Result<Setting
             max_batch_prefill_tokens: step_tokens,
             max_batch_total_tokens: limits.max_batch_total_tokens,
             max_batch_size: slots,
+            speculate: limits.speculate.unwrap_or(0),
             max_client_batch_size: limits.max_client_batch_size,
             disable_grammar_support: limits.disable_grammar_support,
             watermark_gamma: limits.watermark_gamma,
@@ -191,6 +205,26 @@ fn num_shard(sharded: Option<bool>, num_shard: Option<usize>) -> Result<u32, Lau
         0 => Err(LauncherError::argument("`num_shard` cannot be < 1")),
         1..=MAX_SHARDS => Ok(num_shard as u32),
         _ => Err(LauncherError::argument(format!("`num_shard` must be <= {MAX_SHARDS}. Given: {num_shard}"))),
+    }
+}
+
+/// The mode that the shards know for one of TGI's.
+fn quantize(mode: Quantize, warnings: &mut Vec<String>) -> Result<Quantize, LauncherError> {
+    let name = mode.to_possible_value().expect("no mode is hidden from the command line").get_name().to_owned();
+    match mode {
+        Quantize::Eetq | Quantize::Fp8 | Quantize::BitsandbytesNf4 => Ok(mode),
+        Quantize::Bitsandbytes => {
+            warnings.push("`bitsandbytes` is deprecated, use `eetq`, which is what happens now".to_owned());
+            Ok(Quantize::Eetq)
+        }
+        Quantize::BitsandbytesFp4 => Err(LauncherError::argument(
+            "`quantize` is `bitsandbytes-fp4`, which is not supported; `bitsandbytes-nf4` takes as much memory and is more exact",
+        )),
+        Quantize::Awq | Quantize::CompressedTensors | Quantize::Exl2 | Quantize::Gptq | Quantize::Marlin => {
+            Err(LauncherError::argument(format!(
+                "`quantize` is `{name}`, which needs a checkpoint quantised beforehand; those are not supported yet. While                  loading, `eetq`, `fp8` and `bitsandbytes-nf4` quantise a float32, float16 or bfloat16 checkpoint"
+            )))
+        }
     }
 }
 
@@ -238,6 +272,19 @@ mod tests {
         refused("--num-shard 65", "`num_shard` must be <= 64. Given: 65");
         refused("--sharded true --num-shard 1", "`sharded` is true but `num_shard` <= 1");
         assert!(check("--sharded true").unwrap_err().contains("give `--num-shard`"));
+    }
+
+    #[test]
+    fn modes_of_quantisation() {
+        assert_eq!(check("").unwrap().shard.quantize, None);
+        assert_eq!(check("--quantize fp8").unwrap().shard.quantize, Some(Quantize::Fp8));
+        let mut warnings = Vec::new();
+        assert_eq!(quantize(Quantize::Bitsandbytes, &mut warnings).unwrap(), Quantize::Eetq);
+        assert_eq!(warnings.len(), 1);
+        assert!(
+            check("--quantize gptq").unwrap_err().contains("`gptq`, which needs a checkpoint quantised beforehand")
+        );
+        assert!(check("--quantize bitsandbytes-fp4").unwrap_err().contains("`bitsandbytes-nf4` takes as much memory"));
     }
 
     #[test]

@@ -19,7 +19,11 @@ pub use transport::{TransportError, bind, connect, socket_path};
 
 /// Raised by one whenever a change to `shard.proto` makes an older peer misread a message; both sides check it in
 /// Hello / Welcome.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
+
+/// Largest draft limit of a row. 32: a copied passage that is longer goes on in the next step, and a step that verified
+/// more tokens of one sequence would be bound by arithmetic on every machine.
+pub const MAX_DRAFT_TOKENS: u8 = 32;
 
 /// Upper bound of one gRPC message in bytes.
 ///

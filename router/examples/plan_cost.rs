@@ -42,6 +42,7 @@ fn main() {
         vocab_size: 100_000,
         eos_token_ids: vec![2],
         run_ahead: 2,
+        max_draft_tokens: 0,
         prefix_key: PrefixKey::random(),
     };
     let mut scheduler = Scheduler::new(config, capacity);
@@ -90,7 +91,7 @@ fn answer(step: &StepPlan) -> StepOutcome {
     let sampling = step.chunks.iter().filter(|chunk| chunk.sample).map(|chunk| chunk.slot);
     let sample = |slot: SlotId| SampledRow { slot, token_id: 7 + slot.0, logprob: -1.0, top: None };
     let samples = step.continues.iter().copied().chain(sampling).map(sample).collect();
-    StepOutcome { seq: step.seq, samples, row_errors: Vec::new(), prompt_runs: Vec::new() }
+    StepOutcome { seq: step.seq, samples, ..Default::default() }
 }
 
 fn report(what: &str, times: &mut [Duration]) {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 
+use proto::MAX_DRAFT_TOKENS;
 use proto::v1::Watermark;
 
 use crate::api_key::{self, ApiKey, ApiKeyError};
@@ -63,6 +64,10 @@ pub struct Args {
     /// Most rows of one step [default: what the shards can hold].
     #[arg(long, env)]
     pub max_batch_size: Option<u32>,
+    /// Longest draft in tokens: what followed the same tokens earlier in the sequence is computed beside the next token, and kept
+    /// as far as it is right. Replies are the same without, and where they repeat their prompt, slower; 0 for none.
+    #[arg(long, env, default_value_t = 0, value_parser = clap::value_parser!(u8).range(..=i64::from(MAX_DRAFT_TOKENS)))]
+    pub speculate: u8,
     /// Threads that tokenize and render chat templates.
     #[arg(long, env, default_value_t = 2)]
     pub validation_workers: usize,

@@ -139,6 +139,7 @@ fn builder(limits: &ParamLimits) -> anyhow::Result<PrometheusBuilder> {
         .set_buckets_for_metric(exact("tgi_request_input_length"), &linear_buckets(limits.max_input_tokens))?
         .set_buckets_for_metric(exact("tgi_request_generated_tokens"), &linear_buckets(limits.max_total_tokens))?
         .set_buckets_for_metric(exact("tgi_request_max_new_tokens"), &linear_buckets(limits.max_total_tokens))?
+        .set_buckets_for_metric(exact("tgi_request_skipped_tokens"), &skipped_buckets())?
         .set_buckets_for_metric(exact("tgi_batch_next_size"), &(1..=1024).map(f64::from).collect::<Vec<_>>())?)
 }
 
@@ -166,6 +167,11 @@ fn mask_buckets() -> Vec<f64> {
             bound.parse().expect("it is a number")
         })
         .collect()
+}
+
+/// Every number that there can be. TGI has a summary here, which its own dashboard cannot read.
+fn skipped_buckets() -> Vec<f64> {
+    (0..=proto::MAX_DRAFT_TOKENS).map(f64::from).collect()
 }
 
 /// 100 equal steps up to `max`.

@@ -106,6 +106,7 @@ impl Server {
             max_concurrent_requests: args.max_concurrent_requests,
             max_step_tokens: args.max_batch_prefill_tokens,
             max_batch_size: args.max_batch_size,
+            max_draft_tokens: args.speculate,
             max_batch_total_tokens: args.max_batch_total_tokens,
         })
         .await

@@ -1,15 +1,17 @@
 //! What a decode step costs without router and protocol: one row against many, on this machine's cores.
 //!
-//! `cargo run --release -p shard --example step_cost [model folder] [threads]` (default: the demo model, all cores).
+//! `cargo run --release -p shard --example step_cost [model folder] [threads] [mode]` (default: the demo model, all cores; a mode as
+//! `--quantize` takes it).
 //! The difference to `tgi_batch_forward_duration` of a running server is what its other threads take from the cores.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use kernels::machine::median_duration;
 use kernels::{Arena, BLOCK_SIZE, Device};
 use shard::comm::Single;
-use shard::models::{Model, ModelOptions, SequenceSpan, StepInput};
+use shard::models::{Model, ModelOptions, Quantization, SequenceSpan, StepInput};
 
 /// Tokens of each row so far: the middle of a 128-token reply to a short question.
 const CONTEXT: usize = 80;
@@ -21,9 +23,15 @@ fn main() -> Result<(), shard::Error> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = args.next().and_then(|threads| threads.parse().ok()).unwrap_or(cores);
 
+    let mode = args.next();
+    let quantization = Quantization::ALL.into_iter().find(|known| Some(known.name()) == mode.as_deref());
+
     let device = Device::cpu(threads);
-    let model = Model::load(&dir, &device, Arc::new(Single), &ModelOptions::default())?;
-    println!("{}, context {CONTEXT}", device.describe());
+    let options = ModelOptions { quantization, ..ModelOptions::default() };
+    let began = Instant::now();
+    let model = Model::load(&dir, &device, Arc::new(Single), &options)?;
+    let (weights, loading) = (model.weights_bytes() as f64 / 1e6, began.elapsed());
+    println!("{}, {weights:.1} MB of weights, loaded in {loading:.1?}, context {CONTEXT}", device.describe());
     let mut one_row = None;
     for rows in [1, 4, 16, 64] {
         let step = median_step(&model, &device, rows)?;

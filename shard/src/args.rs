@@ -45,6 +45,18 @@ pub struct Args {
     #[arg(long)]
     pub dtype: Option<Dtype>,
 
+    /// Quantise the weights of linear layers while loading [default: not].
+    #[arg(long)]
+    pub quantize: Option<Quantize>,
+
+    /// Element type of the KV cache; `auto`: that of the weights before they are quantised.
+    #[arg(long, default_value = "auto")]
+    pub kv_cache_dtype: KvCacheDtype,
+
+    /// Folder that keeps packed weights from one start to the next [default: none].
+    #[arg(long)]
+    pub packed_weights_cache: Option<PathBuf>,
+
     /// KV capacity in tokens over all sequences [default: from the available memory].
     #[arg(long)]
     pub max_batch_total_tokens: Option<usize>,
@@ -81,6 +93,39 @@ pub enum Dtype {
     Bfloat16,
 }
 
+/// Element types of the KV cache: those of 8 bits by the names of TGI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KvCacheDtype {
+    /// That of the weights.
+    Auto,
+    /// The upper half of a float32.
+    #[value(alias = "bfloat16")]
+    Bf16,
+    /// IEEE half.
+    #[value(alias = "float16")]
+    F16,
+    /// 32 bits.
+    #[value(alias = "float32")]
+    F32,
+    /// OCP FP8 with four bits of exponent.
+    #[value(name = "fp8_e4m3fn")]
+    Fp8E4m3fn,
+    /// OCP FP8 with five bits of exponent.
+    #[value(name = "fp8_e5m2")]
+    Fp8E5m2,
+}
+
+/// Modes of quantisation, by the names of TGI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Quantize {
+    /// 8-bit integers, a scale per output.
+    Eetq,
+    /// FP8 E4M3, a scale per output.
+    Fp8,
+    /// 4-bit NormalFloat, a scale per output and 64 inputs; the output head has 8 bits.
+    BitsandbytesNf4,
+}
+
 /// Kinds of RoPE scaling that TGI offers on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum RopeScaling {
@@ -106,11 +151,13 @@ mod tests {
     fn the_launchers_command_line_parses() {
         let line = "shard --model-dir /m --rank 1 --world-size 2 --uds-path /tmp/u --threads 3 --max-batch-size 8 \
                     --max-step-tokens 256 --comm-name /c --dtype bfloat16 --max-batch-total-tokens 4096 \
-                    --max-total-tokens 1024 --rope-scaling linear --rope-factor 2.5 --json-output";
+                    --packed-weights-cache /w --max-total-tokens 1024 --rope-scaling linear --rope-factor 2.5 \
+                    --quantize bitsandbytes-nf4 --kv-cache-dtype fp8_e5m2 --json-output";
         let args = Args::try_parse_from(line.split_whitespace()).unwrap();
         assert_eq!((args.rank, args.world_size.get(), args.compute_threads()), (1, 2, 3));
         assert_eq!((args.dtype, args.rope_scaling), (Some(Dtype::Bfloat16), Some(RopeScaling::Linear)));
-        assert_eq!(args.rope_factor, Some(2.5));
+        assert_eq!(args.kv_cache_dtype, KvCacheDtype::Fp8E5m2);
+        assert_eq!((args.rope_factor, args.quantize), (Some(2.5), Some(Quantize::BitsandbytesNf4)));
         assert!(args.json_output);
     }
 
@@ -121,6 +168,8 @@ mod tests {
         assert!(refused("shard --model-dir m --world-size 0").contains("--world-size"));
         assert!(refused("shard --model-dir m --max-step-tokens 0").contains("--max-step-tokens"));
         assert!(refused("shard --model-dir m --dtype int3").contains("float32"));
+        assert!(refused("shard --model-dir m --kv-cache-dtype fp8").contains("fp8_e4m3fn"));
+        assert!(refused("shard --model-dir m --quantize gptq").contains("bitsandbytes-nf4"));
         assert!(refused("shard --model-dir m --rope-scaling linear").contains("--rope-factor"));
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Deterministic and without I/O. The engine thread (`engine/`) calls it for a router, tests call it directly.
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -14,8 +15,8 @@ use proto::{Sample, pack_f32, pack_u32};
 use crate::comm::{Comm, StepTag};
 use crate::masks::{MaskError, MaskSource, StepMasks};
 use crate::models::{Model, SequenceSpan, StepInput};
-use crate::sampling::{Choice, Row, RowFailure, Sampler, TopTokens};
-use crate::slots::{Prediction, Rows, SampledRow, ScoredToken, Slot, SlotLimits, Slots};
+use crate::sampling::{Choice, History, Row, RowFailure, Sampler, TopTokens};
+use crate::slots::{Prediction, Rows, ScoredToken, Slot, SlotLimits, Slots};
 use crate::violation::Violation;
 
 /// Why an epoch cannot go on.
@@ -68,11 +69,32 @@ pub struct Executor {
 struct RowSampler {
     sampler: Sampler,
     top: TopTokens,
+    runs: Vec<Run>,
     outcomes: Vec<RowOutcome>,
     scores: Vec<TokenScore>,
 }
 
-/// What became of one sampled row.
+/// A row and its draft: what is sampled from one of them after the other, until a token is not the draft's.
+struct Run {
+    /// Its slot's, which grows by every token that the draft had right.
+    history: History,
+    /// Where its outcomes are, of the thread's.
+    outcomes: Range<usize>,
+}
+
+/// What a run is sampled from.
+struct DraftedRow<'a> {
+    slot: &'a Slot,
+    /// `[1 + draft tokens, vocab_size]`.
+    logits: &'a [f32],
+    /// Position of the first token to sample.
+    position: u32,
+    draft: &'a [u32],
+    allowed: Option<&'a [u8]>,
+    eos_token_ids: &'a [u32],
+}
+
+/// What became of one sampled token.
 struct RowOutcome {
     choice: Result<Choice, RowFailure>,
     top_tokens: Option<WireTopTokens>,
@@ -98,6 +120,7 @@ impl Executor {
         let sampler = || RowSampler {
             sampler: Sampler::new(device.clone()),
             top: TopTokens::default(),
+            runs: Vec::with_capacity(limits.max_slots.div_ceil(threads)),
             outcomes: Vec::with_capacity(limits.max_slots.div_ceil(threads)),
             scores: Vec::new(),
         };
@@ -243,6 +266,11 @@ impl Executor {
 
         let started = Instant::now();
         let (logits, vocab_size, threads) = (logits.as_f32(), slots.limits().vocab_size, samplers.len());
+        samplers.iter_mut().for_each(|sampler| idle(sampler).clear());
+        for (index, row) in rows.sampled.iter().enumerate() {
+            let history = std::mem::take(&mut slots.get_mut(row.slot).history);
+            idle(&mut samplers[index % threads]).runs.push(Run { history, outcomes: 0..0 });
+        }
         let (logits, rows, masks) = (&*logits, &*rows, &*masks);
         let (all_slots, eos_token_ids) = (&*slots, &model.spec().eos_token_ids[..]);
         let logits_of = |index: usize| &logits[index * vocab_size..][..vocab_size];
@@ -250,13 +278,17 @@ impl Executor {
         device.for_each(threads, |thread| {
             let mut sampler = samplers[thread].lock().expect("row panics are caught below");
             let sampler = &mut *sampler;
-            sampler.outcomes.clear();
-            for row in rows.sampled.iter().skip(thread).step_by(threads) {
-                let slot = all_slots.get(row.slot);
-                let allowed = masks.get(&row.slot).map(|allowed| &allowed[..]);
-                sampler.sample(slot, logits_of(row.logits), allowed, eos_token_ids, row.position);
+            for (run, row) in rows.sampled.iter().skip(thread).step_by(threads).enumerate() {
+                let drafted = DraftedRow {
+                    slot: all_slots.get(row.slot),
+                    logits: &logits[row.logits * vocab_size..][..(1 + row.draft_tokens) * vocab_size],
+                    position: row.position,
+                    draft: rows.draft_of(row),
+                    allowed: masks.get(&row.slot).map(|allowed| &allowed[..]),
+                    eos_token_ids,
+                };
+                sampler.run(run, &drafted);
             }
-            sampler.scores.clear();
             for token in rows.scored.iter().skip(thread).step_by(threads) {
                 let slot = all_slots.get(token.slot);
                 let logits = match token.predicted_by {
@@ -281,28 +313,33 @@ impl Executor {
         self.collect_scores(result);
         let threads = self.samplers.len();
         let mut samples = Vec::with_capacity(self.rows.sampled.len());
-        for (row, &SampledRow { slot: slot_id, .. }) in self.rows.sampled.iter().enumerate() {
-            let sampler = self.samplers[row % threads].get_mut().expect("row panics are caught");
-            let outcome = &mut sampler.outcomes[row / threads];
+        for (index, row) in self.rows.sampled.iter().enumerate() {
+            let RowSampler { runs, outcomes, .. } = idle(&mut self.samplers[index % threads]);
+            let (run, slot_id) = (&mut runs[index / threads], row.slot);
             let slot = self.slots.get_mut(slot_id);
-            // A prompt that could not be scored is no prompt to continue.
-            let choice = slot.failure.clone().map_or_else(|| outcome.choice.clone(), Err);
-            match choice {
-                Ok(choice) => {
-                    slot.last_token = choice.token_id;
-                    samples.push(Sample { slot: slot_id, token_id: choice.token_id, logprob: choice.logprob });
-                    result
-                        .top_tokens
-                        .extend(outcome.top_tokens.take().map(|top| WireTopTokens { slot: slot_id, ..top }));
-                }
-                Err(reason) => {
-                    slot.last_token = 0;
-                    result.row_errors.push(RowError { slot: slot_id, reason: reason.to_string() });
-                    slot.failure = Some(reason);
+            slot.history = std::mem::take(&mut run.history);
+            for outcome in &mut outcomes[run.outcomes.clone()] {
+                // A prompt that could not be scored is no prompt to continue.
+                let choice = slot.failure.clone().map_or_else(|| outcome.choice.clone(), Err);
+                match choice {
+                    Ok(choice) => {
+                        slot.last_token = choice.token_id;
+                        samples.push(Sample { slot: slot_id, token_id: choice.token_id, logprob: choice.logprob });
+                        let top = outcome.top_tokens.take();
+                        result.top_tokens.extend(top.map(|top| WireTopTokens { slot: slot_id, ..top }));
+                    }
+                    Err(reason) => {
+                        slot.last_token = 0;
+                        result.row_errors.push(RowError { slot: slot_id, reason: reason.to_string() });
+                        slot.failure = Some(reason);
+                    }
                 }
             }
+            // Another token was sampled only where the draft had the one before it right.
+            self.slots.settle(row, self.rows.draft_of(row), run.outcomes.len() - 1);
         }
         result.samples = Sample::pack(&samples);
+        result.draft_tokens = self.rows.draft_tokens.clone().into();
     }
 
     /// Writes the log-probabilities of prompt tokens into the result, chunk by chunk. A slot with a token that has none fails;
@@ -315,8 +352,7 @@ impl Executor {
             let slot = self.slots.get_mut(slot_id);
             let (mut logprobs, mut top_tokens) = (Vec::with_capacity(chunk.len()), Vec::new());
             for _ in chunk {
-                let sampler = self.samplers[index % threads].get_mut().expect("row panics are caught");
-                let score = &mut sampler.scores[index / threads];
+                let score = &mut idle(&mut self.samplers[index % threads]).scores[index / threads];
                 match &score.logprob {
                     Ok(logprob) => logprobs.push(*logprob),
                     Err(reason) => drop(slot.failure.get_or_insert_with(|| reason.clone())),
@@ -346,18 +382,46 @@ fn take_masks(source: &mut dyn MaskSource, seq: u64, slots: &[u32]) -> Result<St
 }
 
 impl RowSampler {
-    /// Samples one row; whatever goes wrong is the outcome of this row alone.
-    fn sample(&mut self, slot: &Slot, logits: &[f32], allowed: Option<&[u8]>, eos_token_ids: &[u32], position: u32) {
+    /// Forgets the step before.
+    fn clear(&mut self) {
+        self.runs.clear();
+        self.outcomes.clear();
+        self.scores.clear();
+    }
+
+    /// Samples from a row, and then from those of its draft as far as it is right: every token is the one that a step of its own
+    /// would have sampled.
+    fn run(&mut self, run: usize, row: &DraftedRow<'_>) {
+        let first = self.outcomes.len();
+        let mut history = std::mem::take(&mut self.runs[run].history);
+        let vocab_size = row.logits.len() / (1 + row.draft.len());
+        for (position, (index, logits)) in (row.position..).zip(row.logits.chunks_exact(vocab_size).enumerate()) {
+            let token_id = self.sample(row, logits, &history, position);
+            match row.draft.get(index) {
+                Some(&draft) if token_id == Some(draft) => history.push(&row.slot.params, position, draft),
+                _ => break,
+            }
+        }
+        self.runs[run] = Run { history, outcomes: first..self.outcomes.len() };
+    }
+
+    /// Samples one token; whatever goes wrong is the outcome of this row alone.
+    fn sample(&mut self, row: &DraftedRow<'_>, logits: &[f32], history: &History, position: u32) -> Option<u32> {
         let RowSampler { sampler, top, outcomes, .. } = self;
-        let row = Row { logits, params: &slot.params, history: &slot.history, eos_token_ids, allowed, position };
-        let choice = match &slot.failure {
+        let &DraftedRow { slot: Slot { params, failure, .. }, eos_token_ids, allowed, .. } = row;
+        let choice = match failure {
             // Its last token is unknown, so nothing after it means anything.
             Some(failure) => Err(failure.clone()),
-            None => catch_unwind(AssertUnwindSafe(|| sampler.sample(row, top)))
-                .unwrap_or_else(|panic| Err(RowFailure::Panic(panic_message(&*panic)))),
+            None => {
+                let row = Row { logits, params, history, eos_token_ids, allowed, position };
+                catch_unwind(AssertUnwindSafe(|| sampler.sample(row, top)))
+                    .unwrap_or_else(|panic| Err(RowFailure::Panic(panic_message(&*panic))))
+            }
         };
-        let wanted = slot.params.sampling.top_n_tokens() > 0 && choice.is_ok();
+        let token_id = choice.as_ref().ok().map(|choice| choice.token_id);
+        let wanted = params.sampling.top_n_tokens() > 0 && choice.is_ok();
         outcomes.push(RowOutcome { choice, top_tokens: wanted.then(|| wire(top)) });
+        token_id
     }
 
     /// Scores one prompt token; whatever goes wrong is the outcome of its slot alone.
@@ -370,6 +434,11 @@ impl RowSampler {
         let wanted = top_n_tokens > 0 && logprob.is_ok();
         scores.push(TokenScore { logprob, top_tokens: wanted.then(|| wire(top)) });
     }
+}
+
+/// A sampler that no thread is using.
+fn idle(sampler: &mut Mutex<RowSampler>) -> &mut RowSampler {
+    sampler.get_mut().expect("row panics are caught")
 }
 
 /// As a message, whose slot is still to be filled in.

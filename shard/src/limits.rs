@@ -75,6 +75,21 @@ pub const MAX_POSITIONS: usize = 1 << 24;
 /// Largest hidden, intermediate, head or vocabulary size. 2²⁴: beyond it products of two could overflow, and no model is.
 pub const MAX_DIMENSION: usize = 1 << 24;
 
+/// How far the disk reads ahead of packing, in bytes. 256 MiB: a tenth of a second of the fastest disks, so that none of them
+/// waits; and far below the memory of a machine that can hold a model, where pages read too early would be thrown away.
+pub const READ_AHEAD_BYTES: usize = 256 << 20;
+/// Bytes the disk is asked for at a time. 8 MiB: many requests of the largest size that disks take.
+pub const READ_AHEAD_STEP: usize = 8 << 20;
+
+/// How long a checkpoint must have been left alone before its packed weights are kept. 2 s: its identity is known by times, and
+/// file systems count them in steps of up to two seconds.
+pub const PACKED_CACHE_MIN_AGE: Duration = Duration::from_secs(2);
+/// Bytes of packed weights with one checksum, read by one thread. 2 MiB: what a second-level cache holds, and one huge page.
+pub const PACKED_CACHE_PIECE: usize = 2 << 20;
+/// Largest table of a file of packed weights, in bytes. 256 MiB: a terabyte of weights has half a million checksums of up to 160
+/// bytes of JSON.
+pub const MAX_PACKED_CACHE_TABLE_BYTES: u64 = 256 << 20;
+
 // Collectives.
 
 /// Bytes of one of the two shared-memory buffers of a rank. 1 MiB: a decode step of 32 rows of 8192 values in one piece;

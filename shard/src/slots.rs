@@ -3,12 +3,16 @@
 //! A plan is checked whole before anything changes ([`Slots::check`]), so applying it cannot fail. Whatever a check
 //! refuses is a disagreement between router and shard about the state; there is nothing to repair, the epoch ends.
 
-use proto::unpack_u32;
 use proto::v1::{Chunk, NewSlot, Plan, SamplingParams, SlotState};
+use proto::{MAX_DRAFT_TOKENS, unpack_u32};
 
 use crate::limits::MAX_TOP_N_TOKENS;
 use crate::sampling::{History, Params, RowFailure};
 use crate::violation::Violation;
+
+mod prompt_lookup;
+
+use prompt_lookup::PromptLookup;
 
 /// The bounds that plans are held against.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +45,8 @@ pub struct Slots {
     last_seq: u64,
     /// The shapes as the plan under check leaves them.
     scratch: Vec<Shape>,
+    /// The draft of the row at hand.
+    draft: Vec<u32>,
 }
 
 /// One live row.
@@ -52,8 +58,11 @@ pub struct Slot {
     pub params: Params,
     /// KV blocks in order of position.
     pub block_table: Vec<u32>,
-    /// The tokens whose KV is computed, as far as the parameters need them.
+    /// The tokens whose KV is computed, as far as the parameters need them. While a row is being sampled: those before the
+    /// token at hand.
     pub history: History,
+    /// The same tokens, all of them, if it speculates.
+    lookup: PromptLookup,
     /// The logits of the last row, while it predicts a prompt token that has not come yet and whose log-probability is
     /// wanted; else empty.
     pub kept_logits: Vec<f32>,
@@ -68,6 +77,7 @@ pub struct Slot {
 #[derive(Clone, Copy, Debug, Default)]
 struct Shape {
     live: bool,
+    speculates: bool,
     /// Whether a token was sampled after the last one computed.
     sampled: bool,
     /// Whether the plan under check has a row for it already.
@@ -98,17 +108,23 @@ pub struct Rows {
     pub scored: Vec<ScoredToken>,
     /// Slots whose last row predicts a prompt token of their next chunk, with the index of its logits.
     pub kept: Vec<(u32, usize)>,
+    /// Tokens of the draft per row of `continues`; empty if the plan allows nobody a draft.
+    pub draft_tokens: Vec<u8>,
 }
 
-/// A row from whose logits a token is sampled.
+/// A row from whose logits a token is sampled, and the rows of the draft after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SampledRow {
     /// Its slot.
     pub slot: u32,
     /// Position of the token to sample.
     pub position: u32,
-    /// Index of its logits in `logit_rows`.
+    /// Index of its logits in `logit_rows`; those of its draft follow.
     pub logits: usize,
+    /// Its index in the step; the tokens of its draft follow.
+    pub row: usize,
+    /// Tokens of its draft. From the logits of each another token is sampled, if all before it were right.
+    pub draft_tokens: usize,
 }
 
 /// A prompt token whose log-probability is wanted.
@@ -156,6 +172,7 @@ impl Slots {
             continues: Vec::with_capacity(limits.max_slots),
             last_seq: 0,
             scratch: Vec::with_capacity(limits.max_slots),
+            draft: Vec::new(),
         }
     }
 
@@ -235,14 +252,22 @@ impl Slots {
         }
         rows.clear();
         for index in 0..self.continues.len() {
-            let slot = self.continues[index];
-            let last_token = self.slots[slot as usize].last_token;
-            self.extend(slot, std::iter::once(last_token), true, rows);
+            let draft_limit = plan.draft_limits.get(index).copied();
+            let draft_tokens = self.continue_row(self.continues[index], draft_limit.unwrap_or(0), rows);
+            // A draft is no longer than its limit, which is a byte.
+            rows.draft_tokens.extend(draft_limit.map(|_| draft_tokens as u8));
         }
         for chunk in &plan.chunks {
             self.extend(chunk.slot, packed(&chunk.ids), chunk.sample, rows);
         }
         self.last_seq = plan.seq;
+    }
+
+    /// Takes back the tokens of a draft from the one on that was wrong. `right` tokens of it were what was sampled.
+    pub fn settle(&mut self, row: &SampledRow, draft: &[u32], right: usize) {
+        let (slot, shape) = (&mut self.slots[row.slot as usize], &mut self.shapes[row.slot as usize]);
+        shape.length -= row.draft_tokens - right;
+        draft[..right].iter().for_each(|&token_id| slot.lookup.push(token_id));
     }
 
     fn open(&mut self, new: &NewSlot) {
@@ -252,11 +277,15 @@ impl Slots {
         slot.block_table.clear();
         slot.block_table.extend(packed(&new.block_table));
         slot.history.clear();
-        (0..).zip(packed(&new.cached_ids)).for_each(|(position, id)| slot.history.push(&slot.params, position, id));
+        slot.lookup.clear();
+        for (position, id) in (0..).zip(packed(&new.cached_ids)) {
+            slot.note(position, id, new.speculates);
+        }
         slot.last_token = 0;
         slot.failure = None;
         self.shapes[new.slot as usize] = Shape {
             live: true,
+            speculates: new.speculates,
             length: new.cached_tokens as usize,
             num_blocks: slot.block_table.len(),
             scored_tokens: scored_tokens(new),
@@ -264,7 +293,27 @@ impl Slots {
         };
     }
 
-    /// Appends tokens to a sequence: one row each.
+    /// Appends the token sampled last and, within the limit, a draft of what comes after it. Returns the draft's length.
+    fn continue_row(&mut self, slot_id: u32, draft_limit: u8, rows: &mut Rows) -> usize {
+        let (slot, shape) = (&mut self.slots[slot_id as usize], &mut self.shapes[slot_id as usize]);
+        let (row, start_position) = (rows.input_ids.len(), shape.length);
+        slot.note(start_position as u32, slot.last_token, shape.speculates);
+        self.draft.clear();
+        if draft_limit > 0 {
+            slot.lookup.propose(draft_limit.into(), &mut self.draft);
+        }
+        let (draft_tokens, logits) = (self.draft.len(), rows.logit_rows.len());
+        for id in std::iter::once(slot.last_token).chain(self.draft.iter().copied()) {
+            rows.push(id, shape.length, slot, self.limits.block_size);
+            rows.want_logits();
+            shape.length += 1;
+        }
+        rows.spans.push(Span { slot: slot_id, first_row: row, num_rows: 1 + draft_tokens, start_position });
+        rows.sampled.push(SampledRow { slot: slot_id, position: start_position as u32 + 1, logits, row, draft_tokens });
+        draft_tokens
+    }
+
+    /// Appends tokens of a prompt: one row each.
     fn extend(&mut self, slot_id: u32, ids: impl ExactSizeIterator<Item = u32>, sample: bool, rows: &mut Rows) {
         let (slot, shape) = (&mut self.slots[slot_id as usize], &mut self.shapes[slot_id as usize]);
         let (first_row, start_position) = (rows.input_ids.len(), shape.length);
@@ -276,13 +325,9 @@ impl Slots {
             if let Some(predicted_by) = prediction.take().filter(|_| shape.length < shape.scored_tokens) {
                 rows.scored.push(ScoredToken { slot: slot_id, position, token_id: id, predicted_by });
             }
-            let block_id = slot.block_table[shape.length / self.limits.block_size] as usize;
-            let offset = shape.length % self.limits.block_size;
-            rows.input_ids.push(id);
-            rows.positions.push(position);
-            rows.slot_mapping.push((block_id * self.limits.block_size + offset) as u32);
+            rows.push(id, shape.length, slot, self.limits.block_size);
             shape.length += 1;
-            slot.history.push(&slot.params, position, id);
+            slot.note(position, id, shape.speculates);
             if shape.length < shape.scored_tokens {
                 prediction = Some(Prediction::Row(rows.want_logits()));
             }
@@ -292,7 +337,8 @@ impl Slots {
                 Some(Prediction::Row(logits)) => logits,
                 _ => rows.want_logits(),
             };
-            rows.sampled.push(SampledRow { slot: slot_id, position: shape.length as u32, logits });
+            let (position, row) = (shape.length as u32, rows.input_ids.len() - 1);
+            rows.sampled.push(SampledRow { slot: slot_id, position, logits, row, draft_tokens: 0 });
         }
         if let Some(Prediction::Row(logits)) = prediction {
             rows.kept.push((slot_id, logits));
@@ -301,7 +347,30 @@ impl Slots {
     }
 }
 
+impl Slot {
+    /// Remembers a token whose KV is computed, for whoever needs it.
+    fn note(&mut self, position: u32, token_id: u32, speculates: bool) {
+        self.history.push(&self.params, position, token_id);
+        if speculates {
+            self.lookup.push(token_id);
+        }
+    }
+}
+
 impl Rows {
+    /// The tokens of a row's draft.
+    pub fn draft_of(&self, row: &SampledRow) -> &[u32] {
+        &self.input_ids[row.row + 1..][..row.draft_tokens]
+    }
+
+    /// One row: a token of `slot` at `position`.
+    fn push(&mut self, token_id: u32, position: usize, slot: &Slot, block_size: usize) {
+        let block_id = slot.block_table[position / block_size] as usize;
+        self.input_ids.push(token_id);
+        self.positions.push(position as u32);
+        self.slot_mapping.push((block_id * block_size + position % block_size) as u32);
+    }
+
     fn clear(&mut self) {
         self.input_ids.clear();
         self.positions.clear();
@@ -311,6 +380,7 @@ impl Rows {
         self.sampled.clear();
         self.scored.clear();
         self.kept.clear();
+        self.draft_tokens.clear();
     }
 
     /// Asks for the logits of the last row. Returns their index.
@@ -351,12 +421,9 @@ impl Check<'_> {
             if !plan.continues.is_empty() || !plan.chunks.is_empty() {
                 return Err(Violation::RowsBesideSameRows);
             }
-            tokens += previous_continues.len();
-            previous_continues.iter().try_for_each(|&slot| self.continues(slot))?;
+            tokens += self.continues(previous_continues.iter().copied(), &plan.draft_limits)?;
         } else {
-            let mut continues = field("continues", &plan.continues)?;
-            tokens += continues.len();
-            continues.try_for_each(|slot| self.continues(slot))?;
+            tokens += self.continues(field("continues", &plan.continues)?, &plan.draft_limits)?;
         }
         for chunk in &plan.chunks {
             tokens += self.chunk(chunk)?;
@@ -395,26 +462,51 @@ impl Check<'_> {
             });
         }
         let cached_ids = field("cached_ids", &new.cached_ids)?;
-        let (sent, needed) = (cached_ids.len(), new.params.as_ref().is_some_and(SamplingParams::needs_cached_ids));
+        let (sent, needed) =
+            (cached_ids.len(), new.speculates || new.params.as_ref().is_some_and(SamplingParams::needs_cached_ids));
+        if new.speculates && new.masked {
+            return Err(Violation::MaskedSpeculation { slot });
+        }
         if sent != cached_tokens && (needed || sent != 0) {
             return Err(Violation::CachedIds { slot, actual: sent, expected: cached_tokens });
         }
         for id in cached_ids {
             self.token(slot, id)?;
         }
-        let scored_tokens = scored_tokens(new);
-        *self.slot(slot)? = Shape { live: true, num_blocks, scored_tokens, ..Shape::default() };
+        let (scored_tokens, speculates) = (scored_tokens(new), new.speculates);
+        *self.slot(slot)? = Shape { live: true, speculates, num_blocks, scored_tokens, ..Shape::default() };
         self.block_count(slot)?;
         self.grow(slot, cached_tokens)
     }
 
-    fn continues(&mut self, slot: u32) -> Result<(), Violation> {
+    /// Returns the number of tokens that the rows may compute.
+    fn continues(
+        &mut self,
+        slots: impl ExactSizeIterator<Item = u32>,
+        draft_limits: &[u8],
+    ) -> Result<usize, Violation> {
+        let (rows, limits) = (slots.len(), draft_limits.len());
+        if limits != 0 && limits != rows {
+            return Err(Violation::DraftLimits { actual: limits, rows });
+        }
+        let limits = draft_limits.iter().copied().chain(std::iter::repeat(0));
+        slots.zip(limits).try_fold(0, |tokens, (slot, draft_limit)| Ok(tokens + self.continue_row(slot, draft_limit)?))
+    }
+
+    fn continue_row(&mut self, slot: u32, draft_limit: u8) -> Result<usize, Violation> {
         self.row(slot)?;
-        if !self.live(slot)?.sampled {
+        let &mut Shape { sampled, speculates, .. } = self.live(slot)?;
+        if !sampled {
             return Err(Violation::NothingSampled { slot });
         }
-        self.logit_rows += 1;
-        self.grow(slot, 1)
+        let max = if speculates { MAX_DRAFT_TOKENS } else { 0 };
+        if draft_limit > max {
+            return Err(Violation::DraftLimit { slot, actual: draft_limit, max });
+        }
+        let tokens = 1 + usize::from(draft_limit);
+        self.logit_rows += tokens;
+        self.grow(slot, tokens)?;
+        Ok(tokens)
     }
 
     /// Returns the number of tokens of the chunk.

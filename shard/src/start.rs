@@ -3,18 +3,18 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kernels::{Arena, BLOCK_SIZE, DType, Device};
+use kernels::{Arena, BLOCK_SIZE, DType, Device, KvDType};
 use proto::pack_u32;
 use proto::v1::{Chunk, InfoResponse, NewSlot, Plan};
 
-use crate::args::{Args, Dtype, RopeScaling};
+use crate::args::{Args, Dtype, KvCacheDtype, Quantize, RopeScaling};
 use crate::capacity::{CapacityError, CapacityInput, capacity};
 use crate::comm::{Comm, Shm, Single};
 use crate::executor::{Executor, StepError};
 use crate::limits::{MAX_TOP_N_TOKENS, MIN_LOGIT_ROWS, SHM_BUFFER_BYTES};
 use crate::masks::NoMasks;
 use crate::memory::available_bytes;
-use crate::models::{Model, ModelOptions, RopeKind, RopeOverride};
+use crate::models::{Model, ModelOptions, Quantization, RopeKind, RopeOverride};
 use crate::slots::SlotLimits;
 
 /// Why a shard cannot start.
@@ -86,7 +86,13 @@ pub fn start_with(args: &Args, comm: Arc<dyn Comm>) -> Result<Started, StartErro
     let began = Instant::now();
     let threads = args.compute_threads();
     let device = Device::cpu(threads);
-    let options = ModelOptions { dtype: args.dtype.map(dtype), rope_scaling: rope_override(args) };
+    let options = ModelOptions {
+        dtype: args.dtype.map(dtype),
+        kv_dtype: kv_dtype(args.kv_cache_dtype),
+        quantization: args.quantize.map(quantization),
+        rope_scaling: rope_override(args),
+        packed_weights_cache: args.packed_weights_cache.clone(),
+    };
     let model = Model::load(&args.model_dir, &device, comm.clone(), &options)?;
 
     let (max_slots, max_step_tokens) = (args.max_batch_size.get(), args.max_step_tokens.get());
@@ -139,14 +145,18 @@ pub fn start_with(args: &Args, comm: Arc<dyn Comm>) -> Result<Started, StartErro
         arena_bytes: arena_bytes as u64,
         max_top_n_tokens: MAX_TOP_N_TOKENS,
         max_logit_rows: max_logit_rows as u32,
+        quantize: spec.quantization.map_or("", Quantization::name).to_owned(),
+        kv_cache_dtype: kv.dtype().to_string(),
     };
+    let quantize = if info.quantize.is_empty() { String::new() } else { format!(", {}", info.quantize) };
     tracing::info!(
-        "{} on {}: {} MiB weights ({}), {} MiB KV cache ({} tokens), {} MiB activations, loaded in {} ms",
+        "{} on {}: {} MiB weights ({}{quantize}), {} MiB KV cache ({}, {} tokens), {} MiB activations, loaded in {} ms",
         info.model_type,
         info.device,
         info.weights_bytes >> 20,
         info.dtype,
         info.kv_cache_bytes >> 20,
+        info.kv_cache_dtype,
         capacity.num_blocks * BLOCK_SIZE,
         info.arena_bytes >> 20,
         began.elapsed().as_millis(),
@@ -205,12 +215,31 @@ fn dtype(dtype: Dtype) -> DType {
     }
 }
 
+fn kv_dtype(dtype: KvCacheDtype) -> Option<KvDType> {
+    match dtype {
+        KvCacheDtype::Auto => None,
+        KvCacheDtype::Bf16 => Some(KvDType::Bf16),
+        KvCacheDtype::F16 => Some(KvDType::F16),
+        KvCacheDtype::F32 => Some(KvDType::F32),
+        KvCacheDtype::Fp8E4m3fn => Some(KvDType::F8E4m3),
+        KvCacheDtype::Fp8E5m2 => Some(KvDType::F8E5m2),
+    }
+}
+
 /// As config.json and the command line spell it.
 fn dtype_name(dtype: DType) -> &'static str {
     match dtype {
         DType::F32 => "float32",
         DType::F16 => "float16",
         DType::Bf16 => "bfloat16",
+    }
+}
+
+fn quantization(mode: Quantize) -> Quantization {
+    match mode {
+        Quantize::Eetq => Quantization::Int8,
+        Quantize::Fp8 => Quantization::Fp8,
+        Quantize::BitsandbytesNf4 => Quantization::Nf4,
     }
 }
 

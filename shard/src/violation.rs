@@ -126,6 +126,30 @@ pub enum Violation {
         /// The slot.
         slot: u32,
     },
+    /// A draft limit for some rows only.
+    #[error("`draft_limits` has {actual} bytes for {rows} rows that continue")]
+    DraftLimits {
+        /// Its length.
+        actual: usize,
+        /// Rows that continue.
+        rows: usize,
+    },
+    /// A draft that is too long, or for a slot that does not speculate.
+    #[error("slot {slot} may have a draft of {actual} tokens; its longest is {max}")]
+    DraftLimit {
+        /// The slot.
+        slot: u32,
+        /// The limit asked for.
+        actual: u8,
+        /// 0 if the slot does not speculate.
+        max: u8,
+    },
+    /// Drafts and masks exclude each other: a mask belongs to one position.
+    #[error("slot {slot} cannot both speculate and wait for masks")]
+    MaskedSpeculation {
+        /// The slot.
+        slot: u32,
+    },
     /// A chunk does not start where the sequence ends.
     #[error("slot {slot}: the chunk starts at position {actual}, the sequence is at {expected}")]
     ChunkStart {

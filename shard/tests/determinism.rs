@@ -1,8 +1,9 @@
 //! The invariant on which recovery rests: token ids and log-probability bits of a request do not depend on batch mates,
-//! arrival, chunking, cached prefixes, preemption, slots, blocks or threads.
+//! arrival, chunking, cached prefixes, preemption, slots, blocks, threads or drafts.
 
 #![allow(clippy::unwrap_used, reason = "the exemption for tests does not reach helpers of integration tests")]
 
+mod runner;
 mod support;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -11,7 +12,8 @@ use std::time::Duration;
 
 use proto::v1::{Chunk, NewSlot, Plan, SamplingParams, StepResult, TokenBias, TokenSequence, TopTokens, Watermark};
 use proto::{Sample, pack_u32, unpack_u32};
-use shard::comm::Single;
+use runner::with_ranks;
+use shard::comm::{Comm, Single};
 use shard::executor::Executor;
 use shard::masks::{MaskError, MaskSource, StepMasks};
 use shard::start;
@@ -38,6 +40,11 @@ struct Request {
 }
 
 impl Request {
+    /// A mask is for one position, so there is none for a draft.
+    fn speculates(&self) -> bool {
+        self.grammar.is_none()
+    }
+
     /// Three tokens of four.
     fn mask(&self, position: usize) -> Option<bytes::Bytes> {
         let mut random = Random(self.grammar? ^ position as u64);
@@ -63,7 +70,11 @@ impl MaskSource for Ready {
 }
 
 fn executor(model: &TinyModel, threads: &str) -> Executor {
-    start::start_with(&model.args(&["--threads", threads]), Arc::new(Single)).unwrap().executor
+    rank(model, threads, Arc::new(Single))
+}
+
+fn rank(model: &TinyModel, threads: &str, comm: Arc<dyn Comm>) -> Executor {
+    start::start_with(&model.args(&["--threads", threads]), comm).unwrap().executor
 }
 
 fn random_request(random: &mut Random, shared_prefix: &[u32]) -> Request {
@@ -71,7 +82,10 @@ fn random_request(random: &mut Random, shared_prefix: &[u32]) -> Request {
     let mut prompt =
         if random.one_in(2) { shared_prefix[..random.below(shared_prefix.len())].to_vec() } else { vec![] };
     let more = 1 + random.below(60);
-    prompt.extend((0..more).map(|_| random.below(VOCAB_SIZE) as u32));
+    // Every third one repeats itself, so that there is something to draft.
+    let period = if random.one_in(3) { 1 + random.below(6) } else { more };
+    let phrase: Vec<u32> = (0..period).map(|_| random.below(VOCAB_SIZE) as u32).collect();
+    prompt.extend(phrase.into_iter().cycle().take(more));
     let mut maybe = |value: f32| random.one_in(3).then_some(value);
     let params = SamplingParams {
         temperature: maybe(0.7),
@@ -102,8 +116,16 @@ fn random_request(random: &mut Random, shared_prefix: &[u32]) -> Request {
         let words = [word(3, random), word(5, random), vec![random.below(VOCAB_SIZE) as u32]];
         params.bad_words = pairs.chain(words).map(|ids| TokenSequence { ids }).collect();
     }
-    let grammar = random.one_in(3).then(|| random.next());
-    Request { prompt, params, new_tokens: 1 + random.below(40), grammar }
+    let (mut grammar, mut new_tokens) = (random.one_in(3).then(|| random.next()), 1 + random.below(40));
+    if random.one_in(2) {
+        // Replies that fall into a loop, so that drafts are right; penalties keep most of the others from it.
+        params.do_sample = random.one_in(2);
+        (params.temperature, params.repetition_penalty, params.presence_penalty) = (Some(0.02), None, None);
+        (params.frequency_penalty, params.occurrence_penalty, params.typical_p) = (None, Some(0.01), None);
+        params.bad_words.clear();
+        (grammar, new_tokens) = (None, new_tokens + 30);
+    }
+    Request { prompt, params, new_tokens, grammar }
 }
 
 /// The reference: nothing else is there, the prompt goes in as few chunks as fit.
@@ -140,6 +162,9 @@ struct Schedule<'a> {
     prefills: Vec<Prefill>,
     cached_tokens: usize,
     preemptions: usize,
+    /// Draft tokens that were computed, and those of them that were right.
+    drafted: usize,
+    accepted: usize,
 }
 
 struct Live {
@@ -167,6 +192,8 @@ impl<'a> Schedule<'a> {
             prefills: vec![Prefill::new(); requests.len()],
             cached_tokens: 0,
             preemptions: 0,
+            drafted: 0,
+            accepted: 0,
         }
     }
 
@@ -206,6 +233,8 @@ impl<'a> Schedule<'a> {
         }
 
         let (mut budget, mut continues, mut appended) = (MAX_STEP_TOKENS, vec![], vec![]);
+        let may_draft = self.style == Style::Random && !self.chance(4);
+        let mut draft_limits = vec![];
         let mut masks = StepMasks::new();
         for slot in 0..MAX_SLOTS {
             // A row may pause: nothing says that every row runs in every step.
@@ -219,12 +248,18 @@ impl<'a> Schedule<'a> {
                 (_, Style::Plain) => left.min(budget),
                 (_, Style::Random) => 1 + self.random.below(left.min(budget)),
             };
-            while self.slots[slot].as_ref().unwrap().blocks.len() * BLOCK_SIZE < start + tokens {
+            let request = &self.requests[live.request];
+            let wanted = request.new_tokens - self.answers[live.request].len() - 1;
+            let draft_limit = match left == 0 && may_draft && request.speculates() {
+                true => self.random.below(9).min(wanted).min(budget - 1),
+                false => 0,
+            };
+            while self.slots[slot].as_ref().unwrap().blocks.len() * BLOCK_SIZE < start + tokens + draft_limit {
                 let block = self.allocate();
                 appended.extend([slot as u32, block]);
                 self.slots[slot].as_mut().unwrap().blocks.push(block);
             }
-            budget -= tokens;
+            budget -= tokens + draft_limit;
             let live = self.slots[slot].as_mut().unwrap();
             live.length += tokens;
             let request = &self.requests[live.request];
@@ -233,6 +268,7 @@ impl<'a> Schedule<'a> {
             }
             if left == 0 {
                 continues.push(slot as u32);
+                draft_limits.push(draft_limit as u8);
             } else {
                 let ids = pack_u32(live.ids[start..start + tokens].iter().copied());
                 plan.chunks.push(Chunk {
@@ -244,6 +280,9 @@ impl<'a> Schedule<'a> {
             }
         }
         (plan.continues, plan.appended_blocks) = (pack_u32(continues), pack_u32(appended));
+        if may_draft {
+            plan.draft_limits = draft_limits.into();
+        }
         let result = self.executor.step(1, &plan, Duration::ZERO, &mut Ready(masks)).unwrap();
         self.apply(&result);
     }
@@ -264,7 +303,8 @@ impl<'a> Schedule<'a> {
         blocks.iter().for_each(|&block| self.references[block as usize] += 1);
         let length = blocks.len() * BLOCK_SIZE;
         self.cached_tokens += length;
-        let cached_ids = if params.needs_cached_ids() { &ids[..length] } else { &[] };
+        let speculates = self.requests[request].speculates();
+        let cached_ids = if speculates || params.needs_cached_ids() { &ids[..length] } else { &[] };
         let new = NewSlot {
             slot: slot as u32,
             params: Some(params.clone()),
@@ -274,6 +314,7 @@ impl<'a> Schedule<'a> {
             request_id: request as u64,
             prompt_tokens: prompt.len() as u32,
             masked: self.requests[request].grammar.is_some(),
+            speculates,
         };
         self.slots[slot] = Some(Live { request, ids, length, blocks });
         new
@@ -295,11 +336,21 @@ impl<'a> Schedule<'a> {
 
     fn apply(&mut self, result: &StepResult) {
         assert!(result.row_errors.is_empty(), "{:?}", result.row_errors);
+        let mut tops = result.top_tokens.iter().peekable();
+        let mut before = None;
         for Sample { slot, token_id, logprob } in Sample::unpack(&result.samples).unwrap() {
-            let request = self.slots[slot as usize].as_ref().unwrap().request;
-            let top = result.top_tokens.iter().filter(|top| top.slot == slot).flat_map(top_bits);
-            self.answers[request].push((token_id, logprob.to_bits(), top.collect()));
+            let live = self.slots[slot as usize].as_mut().unwrap();
+            // Every sample after a row's first one is a token of the draft that was right.
+            let is_accepted = before.replace(slot) == Some(slot);
+            live.length += usize::from(is_accepted);
+            self.accepted += usize::from(is_accepted);
+            let request = live.request;
+            let wants_top = self.requests[request].params.top_n_tokens() > 0;
+            let top = wants_top.then(|| tops.next_if(|top| top.slot == slot).expect("one per sample"));
+            self.answers[request].push((token_id, logprob.to_bits(), top.map_or_else(Vec::new, top_bits)));
         }
+        assert_eq!(tops.next(), None);
+        self.drafted += result.draft_tokens.iter().map(|&tokens| usize::from(tokens)).sum::<usize>();
         for scored in &result.prompt_logprobs {
             let Live { request, ids, .. } = self.slots[scored.slot as usize].as_ref().unwrap();
             let top_n_tokens = self.requests[*request].params.top_n_tokens() as usize;
@@ -337,6 +388,7 @@ fn answers_do_not_depend_on_the_schedule() {
     let model = TinyModel::new();
     let (mut one, mut two) = (executor(&model, "1"), executor(&model, "2"));
     let (mut cached_tokens, mut preemptions, mut distinct, mut scored) = (0, 0, 0, 0);
+    let (mut drafted, mut accepted) = (0, 0);
     for seed in 1..=6 {
         println!("seed {seed}");
         let mut random = Random(seed);
@@ -355,6 +407,7 @@ fn answers_do_not_depend_on_the_schedule() {
                 scored += prefill.len();
             }
             (cached_tokens, preemptions) = (cached_tokens + schedule.cached_tokens, preemptions + schedule.preemptions);
+            (drafted, accepted) = (drafted + schedule.drafted, accepted + schedule.accepted);
             random.next();
         }
         let mut tokens: Vec<u32> = expected.iter().flat_map(|(answer, _)| answer).map(|&(id, ..)| id).collect();
@@ -364,7 +417,8 @@ fn answers_do_not_depend_on_the_schedule() {
     }
     // The test means nothing if the schedules were tame or the model says one word.
     println!("{cached_tokens} cached tokens, {preemptions} preemptions, {distinct} distinct tokens, {scored} scored");
-    assert!(scored > 1000);
+    println!("{drafted} draft tokens, {accepted} of them right");
+    assert!(scored > 1000 && accepted > 500 && drafted - accepted > 500);
     assert!(cached_tokens > 1000 && preemptions > 100 && distinct > VOCAB_SIZE / 2);
 }
 
@@ -378,4 +432,27 @@ fn rows_of_one_request_and_seed_agree_in_every_slot() {
     let mut schedule = Schedule::new(&mut executor, &same, Random(9), Style::Plain);
     schedule.run();
     assert!(schedule.answers.iter().all(|answer| *answer == schedule.answers[0]));
+}
+
+/// Ranks are sent the same plans and nothing of each other's samples: they must draft alike, or their collectives do not fit.
+#[test]
+fn drafts_change_nothing_on_two_ranks() {
+    let model = TinyModel::new();
+    let mut random = Random(77);
+    let prefix: Vec<u32> = (0..60).map(|_| random.below(VOCAB_SIZE) as u32).collect();
+    let requests: Vec<Request> = (0..16).map(|_| random_request(&mut random, &prefix)).collect();
+    let ranks = with_ranks(2, |comm| {
+        let mut executor = rank(&model, "1", comm);
+        let expected: Vec<(Answer, Prefill)> = requests.iter().map(|request| alone(&mut executor, request)).collect();
+        executor.clear();
+        // Each rank throws the same dice.
+        let mut schedule = Schedule::new(&mut executor, &requests, Random(5), Style::Random);
+        schedule.run();
+        for (index, (expected, _)) in expected.iter().enumerate() {
+            assert_eq!(&schedule.answers[index], expected, "request {index}: {:?}", requests[index]);
+        }
+        (schedule.accepted, schedule.answers)
+    });
+    assert!(ranks[0].0 > 20, "{} tokens of drafts were right: the test shows nothing", ranks[0].0);
+    assert!(ranks[0] == ranks[1]);
 }

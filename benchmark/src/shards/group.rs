@@ -167,7 +167,10 @@ impl Facts {
         let least =
             |field: fn(&InfoResponse) -> u32| infos.iter().map(field).min().expect("a group has at least one rank");
         Facts {
-            target: format!("{}, {}, {}", first.model_type, first.dtype, first.device),
+            target: match first.quantize.as_str() {
+                "" => format!("{}, {}, {}", first.model_type, first.dtype, first.device),
+                mode => format!("{}, {} {mode}, {}", first.model_type, first.dtype, first.device),
+            },
             world_size: first.world_size,
             vocab_size: least(|info| info.vocab_size),
             max_position_embeddings: least(|info| info.max_position_embeddings),

@@ -7,17 +7,17 @@ mod add;
 mod attention;
 mod embedding;
 mod gather_rows;
-mod linear;
+pub(crate) mod linear;
 mod rms_norm;
 mod rope;
 pub mod sample;
 mod silu_mul;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use add::add;
 pub use attention::{AttentionRows, SequenceRows, attention};
-pub use embedding::embedding;
+pub use embedding::{EmbeddingTable, embedding};
 pub use gather_rows::gather_rows;
 pub use linear::linear;
 pub use rms_norm::{add_rms_norm, head_rms_norm, rms_norm, rms_norm_in_place};

@@ -9,6 +9,14 @@ pub(crate) fn cpus() -> Vec<Device> {
     isas.flat_map(|isa| [1, 2, 3].map(|threads| Device::cpu_with(isa, threads))).collect()
 }
 
+/// [`cpus`], and the models of instructions that this machine may not have: for operations that use them.
+pub(crate) fn cpus_and_models() -> Vec<Device> {
+    let mut all = cpus();
+    #[cfg(target_arch = "x86_64")]
+    all.extend([1, 2].map(|threads| Device::cpu_with(Isa::Amx(crate::simd::Amx::Model), threads)));
+    all
+}
+
 /// Uniform in -1..1, from a splitmix64 sequence.
 pub(crate) fn random(seed: u64, len: usize) -> Vec<f32> {
     let mut state = seed;

@@ -4,7 +4,8 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Kernel, LANES, Lanes, Simd};
+use super::byte_dots::{ByteDots, CODE_BIAS, StepCodes};
+use super::{E4M3_FACTOR, E4M3_IN_F32, E4m3, E5m2, Kernel, LANES, Lanes, Simd};
 
 /// Proof that the machine has AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -65,6 +66,38 @@ impl Simd for Avx2 {
             _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast())),
             _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().add(8).cast()))
         ])
+    }
+
+    #[inline(always)]
+    fn load_e4m3(self, x: &[u8; LANES]) -> V {
+        avx2!([widen_e4m3(_mm_loadl_epi64(x.as_ptr().cast())), widen_e4m3(_mm_loadl_epi64(x[8..].as_ptr().cast()))])
+    }
+
+    #[inline(always)]
+    fn load_e4m3_any(self, x: &[E4m3; LANES]) -> V {
+        // As f16 with the exponent's bias of f16 every code is its value / 256, subnormal or not, but for NaN: that becomes
+        // 480 / 256, beyond the largest number.
+        avx2!({
+            let codes = _mm256_cvtepu8_epi16(_mm_loadu_si128(x.as_ptr().cast()));
+            let sign = _mm256_slli_epi16::<8>(_mm256_and_si256(codes, _mm256_set1_epi16(0x80)));
+            let magnitude = _mm256_slli_epi16::<7>(_mm256_and_si256(codes, _mm256_set1_epi16(0x7f)));
+            let small = _mm256_or_si256(sign, magnitude);
+            let value = |half: __m128i| {
+                let value = _mm256_mul_ps(_mm256_cvtph_ps(half), _mm256_set1_ps(256.0));
+                let magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0), value);
+                _mm256_or_ps(value, _mm256_cmp_ps::<_CMP_GT_OQ>(magnitude, _mm256_set1_ps(448.0)))
+            };
+            [value(_mm256_castsi256_si128(small)), value(_mm256_extracti128_si256::<1>(small))]
+        })
+    }
+
+    #[inline(always)]
+    fn load_e5m2(self, x: &[E5m2; LANES]) -> V {
+        // The upper halves of f16.
+        avx2!({
+            let wide = _mm256_slli_epi16::<8>(_mm256_cvtepu8_epi16(_mm_loadu_si128(x.as_ptr().cast())));
+            [_mm256_cvtph_ps(_mm256_castsi256_si128(wide)), _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(wide))]
+        })
     }
 
     #[inline(always)]
@@ -135,6 +168,87 @@ impl Simd for Avx2 {
     }
 }
 
+impl ByteDots for Avx2 {
+    type Lanes = Avx2;
+    /// Without the bias: products of unsigned and signed bytes are added in pairs of 16 bits, which 255 · 127 would overflow.
+    type Codes = [__m256i; 2];
+    type Sums = [__m256i; 2];
+
+    #[inline(always)]
+    fn lanes(self) -> Avx2 {
+        self
+    }
+
+    #[inline]
+    fn vectorize_dots<K: Kernel>(self, kernel: K) -> K::Output {
+        self.vectorize(kernel)
+    }
+
+    #[inline(always)]
+    fn load(self, codes: &StepCodes) -> [__m256i; 2] {
+        avx2!({
+            let bias = _mm256_set1_epi8(CODE_BIAS as i8);
+            [
+                _mm256_xor_si256(_mm256_loadu_si256(codes.as_ptr().cast()), bias),
+                _mm256_xor_si256(_mm256_loadu_si256(codes[32..].as_ptr().cast()), bias),
+            ]
+        })
+    }
+
+    #[inline(always)]
+    fn look_up(self, levels: &[i8; 16], nibbles: &StepCodes) -> [[__m256i; 2]; 2] {
+        avx2!({
+            let levels = _mm256_broadcastsi128_si256(_mm_loadu_si128(levels.as_ptr().cast()));
+            let low = _mm256_set1_epi8(15);
+            let a = _mm256_loadu_si256(nibbles.as_ptr().cast());
+            let b = _mm256_loadu_si256(nibbles[32..].as_ptr().cast());
+            let (high_a, high_b) = (_mm256_srli_epi16::<4>(a), _mm256_srli_epi16::<4>(b));
+            [
+                [
+                    _mm256_shuffle_epi8(levels, _mm256_and_si256(a, low)),
+                    _mm256_shuffle_epi8(levels, _mm256_and_si256(b, low)),
+                ],
+                [
+                    _mm256_shuffle_epi8(levels, _mm256_and_si256(high_a, low)),
+                    _mm256_shuffle_epi8(levels, _mm256_and_si256(high_b, low)),
+                ],
+            ]
+        })
+    }
+
+    #[inline(always)]
+    fn start(self, _offset: i32) -> [__m256i; 2] {
+        [avx2!(_mm256_setzero_si256()); 2]
+    }
+
+    #[inline(always)]
+    fn dot(self, sums: [__m256i; 2], x: u32, w: [__m256i; 2]) -> [__m256i; 2] {
+        avx2!({
+            let x = _mm256_set1_epi32(x.cast_signed());
+            [add_products(sums[0], x, w[0]), add_products(sums[1], x, w[1])]
+        })
+    }
+
+    #[inline(always)]
+    fn to_f32(self, sums: [__m256i; 2]) -> V {
+        avx2!([_mm256_cvtepi32_ps(sums[0]), _mm256_cvtepi32_ps(sums[1])])
+    }
+}
+
+/// Adds the four products of signed bytes -127..=127 in each 32 bits: |w| times x with the sign of w. Two products are at most
+/// 32,258, which 16 bits hold.
+///
+/// # Safety
+/// The machine has AVX2.
+#[inline(always)]
+unsafe fn add_products(sums: __m256i, x: __m256i, w: __m256i) -> __m256i {
+    // SAFETY: the caller's obligation; the intrinsics touch no memory.
+    unsafe {
+        let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+        _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+    }
+}
+
 /// Eight bf16 are the upper halves of eight f32.
 ///
 /// # Safety
@@ -143,4 +257,18 @@ impl Simd for Avx2 {
 unsafe fn widen_bf16(x: __m128i) -> __m256 {
     // SAFETY: the caller's obligation; the intrinsics touch no memory.
     unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x))) }
+}
+
+/// Eight E4M3 bytes: sign, exponent and mantissa to their places in an f32, then 2^120 for the difference of the biases.
+///
+/// # Safety
+/// The machine has AVX2.
+#[inline(always)]
+unsafe fn widen_e4m3(x: __m128i) -> __m256 {
+    // SAFETY: the caller's obligation; the intrinsics touch no memory.
+    unsafe {
+        let wide = _mm256_slli_epi32::<20>(_mm256_cvtepi8_epi32(x));
+        let bits = _mm256_and_si256(wide, _mm256_set1_epi32(E4M3_IN_F32.cast_signed()));
+        _mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(E4M3_FACTOR))
+    }
 }

@@ -9,6 +9,7 @@ use super::{LANES, Simd};
 pub(crate) trait Element: Pod + Send + Sync {
     fn load<S: Simd>(simd: S, x: &[Self; LANES]) -> S::V;
     fn from_f32(x: f32) -> Self;
+    fn to_f32(self) -> f32;
 }
 
 impl Element for f32 {
@@ -20,6 +21,11 @@ impl Element for f32 {
     #[inline(always)]
     fn from_f32(x: f32) -> f32 {
         x
+    }
+
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
     }
 }
 
@@ -33,6 +39,11 @@ impl Element for f16 {
     fn from_f32(x: f32) -> f16 {
         f16::from_f32(x)
     }
+
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f16::to_f32(self)
+    }
 }
 
 impl Element for bf16 {
@@ -44,6 +55,11 @@ impl Element for bf16 {
     #[inline(always)]
     fn from_f32(x: f32) -> bf16 {
         bf16::from_f32(x)
+    }
+
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        bf16::to_f32(self)
     }
 }
 

@@ -286,6 +286,7 @@ mod tests {
             vocab_size: VOCAB_SIZE,
             eos_token_ids: vec![EOS],
             run_ahead: 2,
+            max_draft_tokens: 0,
             prefix_key: PrefixKey::from_bytes([0; 32]),
         };
         let capacity = Capacity { num_blocks: 4, max_slots: 2, max_step_tokens: 8, max_logit_rows: 2 };

@@ -56,6 +56,9 @@ table! {
     PREEMPTIONS Counter "tgi_preemptions" "Requests sent back to the queue for want of KV blocks";
     PREFIX_HIT_TOKENS Counter "tgi_prefix_cache_hit_tokens" "Prompt tokens taken from the prefix cache";
     WASTED_ROWS Counter "tgi_wasted_rows" "Rows computed for requests that had already ended";
+    SKIPPED_TOKENS Histogram "tgi_request_skipped_tokens" "Speculated tokens per request";
+    DRAFT_TOKENS Counter "tgi_speculation_draft_tokens" "Draft tokens computed";
+    ACCEPTED_DRAFT_TOKENS Counter "tgi_speculation_accepted_tokens" "Draft tokens that became tokens of a reply";
     PLANS_IN_FLIGHT Histogram "tgi_plan_queue_depth" "Plans ahead of the shards when a result arrives; 0 means they starve";
     PLAN_DURATION Histogram "tgi_plan_duration" "Seconds to decide one step";
     MASK_DURATION Histogram "tgi_grammar_mask_duration" "Seconds to read a token and compute the mask that follows it";
@@ -104,6 +107,12 @@ pub(super) fn step_lost(method: Method) {
     metrics::counter!(INFERENCE_FAILURE, "method" => method.label()).increment(1);
 }
 
+/// A row of a step with drafts got `tokens` tokens beside the one that every row gets.
+pub(super) fn tokens_skipped(tokens: usize) {
+    // At most `MAX_DRAFT_TOKENS`, so the conversion is exact.
+    metrics::histogram!(SKIPPED_TOKENS).record(tokens as f64);
+}
+
 pub(super) fn epoch_replaced() {
     metrics::counter!(RECOVERIES).increment(1);
 }
@@ -130,6 +139,8 @@ pub(super) fn state(load: &Load, counters: &Counters) {
     metrics::counter!(PREEMPTIONS).absolute(counters.preemptions);
     metrics::counter!(PREFIX_HIT_TOKENS).absolute(counters.prefix_hit_tokens);
     metrics::counter!(WASTED_ROWS).absolute(counters.wasted_rows);
+    metrics::counter!(DRAFT_TOKENS).absolute(counters.draft_tokens);
+    metrics::counter!(ACCEPTED_DRAFT_TOKENS).absolute(counters.accepted_draft_tokens);
 }
 
 #[cfg(test)]

@@ -61,6 +61,8 @@ pub struct EngineConfig {
     pub max_step_tokens: Option<u32>,
     /// Rows that run at once, if fewer than the shards' slots.
     pub max_batch_size: Option<u32>,
+    /// The longest draft of a row, in tokens; 0 for none.
+    pub max_draft_tokens: u8,
     /// Tokens of KV cache to use, if fewer than the shards have.
     pub max_batch_total_tokens: Option<u32>,
 }
@@ -134,6 +136,7 @@ impl EngineHandle {
             vocab_size: facts.vocab_size,
             eos_token_ids: facts.eos_token_ids.clone(),
             run_ahead: limits::RUN_AHEAD,
+            max_draft_tokens: config.max_draft_tokens,
             prefix_key: PrefixKey::random(),
         };
         thread::spawn(thread::Setup {

@@ -18,6 +18,7 @@ async fn start(group: &ScriptedGroup, max_concurrent_requests: usize) -> EngineH
         max_concurrent_requests,
         max_step_tokens: None,
         max_batch_size: None,
+        max_draft_tokens: 0,
         max_batch_total_tokens: None,
     };
     EngineHandle::start(config).await.unwrap()
@@ -337,6 +338,7 @@ async fn a_group_that_is_not_there_or_does_not_fit_is_a_typed_error() {
         max_concurrent_requests: 8,
         max_step_tokens: None,
         max_batch_size: None,
+        max_draft_tokens: 0,
         max_batch_total_tokens: None,
     };
     let missing = EngineHandle::start(config("/nonexistent/shard", 1)).await.err();

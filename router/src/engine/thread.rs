@@ -227,6 +227,10 @@ impl EngineThread {
         let protocol = |reason: String| EngineError::Protocol { rank: 0, seq, reason };
         let timings = result.timings.unwrap_or_default();
         let outcome = wire::decode(&result).map_err(protocol)?;
+        if self.config.max_draft_tokens > 0 {
+            let rows = outcome.samples.chunk_by(|one, next| one.slot == next.slot);
+            rows.for_each(|row| metrics::tokens_skipped(row.len() - 1));
+        }
         self.scheduler.apply(outcome).map_err(|error| protocol(error.to_string()))?;
         self.masks.answered(seq);
         let step = self.steps.pop_front().expect("the scheduler has accepted the result of a sent plan");

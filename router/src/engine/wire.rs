@@ -1,5 +1,7 @@
 //! The border between the scheduler's plain vectors and `shard.proto`: translated here and nowhere else.
 
+use std::time::Duration;
+
 use proto::v1::{self, Plan, StepResult};
 use proto::{PackedError, Sample, pack_u32, unpack_u32};
 
@@ -12,6 +14,7 @@ pub(crate) fn encode(step: &StepPlan) -> Plan {
         seq: step.seq,
         same_rows: step.same_rows,
         continues: pack_u32(continues.iter().map(|slot| slot.0)),
+        draft_limits: step.draft_limits.clone().into(),
         chunks: step
             .chunks_with_ids()
             .map(|(chunk, ids)| v1::Chunk {
@@ -29,6 +32,7 @@ pub(crate) fn encode(step: &StepPlan) -> Plan {
                 params: Some(new.sampling.clone()),
                 prompt_tokens: new.prompt_tokens,
                 masked: new.masked,
+                speculates: new.speculates,
                 block_table: pack_u32(new.block_table.iter().map(|block| block.0)),
                 cached_tokens: new.cached_tokens,
                 cached_ids: pack_u32(new.cached_ids.iter().copied()),
@@ -55,14 +59,24 @@ pub(crate) fn decode(result: &StepResult) -> Result<StepOutcome, String> {
             top: None,
         })
         .collect();
+    // Both are in row order, and those of a row in the order of its tokens.
+    let mut rows = samples.iter_mut();
     for top in &result.top_tokens {
-        let row = samples.iter_mut().find(|sample| sample.slot.0 == top.slot);
-        let row = row.ok_or_else(|| format!("top_tokens of slot {}, which has no sample", top.slot))?;
+        let row = rows.find(|sample| sample.slot.0 == top.slot);
+        let row = row.ok_or_else(|| format!("top_tokens of slot {}, which has no sample for them", top.slot))?;
         row.top = Some(top_tokens(top)?);
     }
     let row_errors = result.row_errors.iter().map(|error| (SlotId(error.slot), error.reason.clone())).collect();
     let prompt_runs = result.prompt_logprobs.iter().map(prompt_run).collect::<Result<_, _>>()?;
-    Ok(StepOutcome { seq: result.seq, samples, row_errors, prompt_runs })
+    let timings = result.timings.unwrap_or_default();
+    Ok(StepOutcome {
+        seq: result.seq,
+        samples,
+        row_errors,
+        prompt_runs,
+        draft_tokens: result.draft_tokens.to_vec(),
+        took: Duration::from_nanos(timings.forward_ns.saturating_add(timings.sample_ns)),
+    })
 }
 
 fn top_tokens(top: &v1::TopTokens) -> Result<Box<[(u32, f32)]>, String> {
@@ -121,6 +135,7 @@ mod tests {
             sampling: v1::SamplingParams { min_p: Some(0.5), ..Default::default() },
             prompt_tokens: 17,
             masked: true,
+            speculates: true,
             block_table: vec![BlockId(4)],
             cached_tokens: 16,
             cached_ids: vec![],
@@ -134,6 +149,7 @@ mod tests {
             request_id: 1,
             prompt_tokens: 17,
             masked: true,
+            speculates: true,
         };
         assert_eq!(encode(&StepPlan { new_slots: vec![new], ..Default::default() }).new_slots, [expected]);
     }
@@ -166,7 +182,7 @@ mod tests {
         let cut = StepResult { samples: result.samples.slice(1..), ..result.clone() };
         assert_eq!(decode(&cut).unwrap_err(), "samples: packed field of 11 bytes is not a multiple of 12");
         let stranger = StepResult { top_tokens: vec![v1::TopTokens { slot: 4, ..top }], ..result };
-        assert_eq!(decode(&stranger).unwrap_err(), "top_tokens of slot 4, which has no sample");
+        assert_eq!(decode(&stranger).unwrap_err(), "top_tokens of slot 4, which has no sample for them");
     }
 
     #[test]

@@ -62,6 +62,7 @@ impl Fixture {
             max_concurrent_requests: args.max_concurrent_requests,
             max_step_tokens: None,
             max_batch_size: None,
+            max_draft_tokens: 0,
             max_batch_total_tokens: None,
         })
         .await

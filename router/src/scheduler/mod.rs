@@ -20,6 +20,7 @@ mod plan;
 mod row;
 #[cfg(test)]
 mod simulation;
+mod speculation;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,7 @@ pub use step::{
 };
 
 use row::{Row, Sequence, Tenancy};
+use speculation::{Decoded, Speculation, Stake};
 
 /// A request's number. Lower is older: age decides who is preempted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -61,6 +63,8 @@ pub struct SchedulerConfig {
     pub eos_token_ids: Vec<u32>,
     /// Plans in flight at most.
     pub run_ahead: usize,
+    /// The longest draft of a row, in tokens; 0 for none.
+    pub max_draft_tokens: u8,
     /// Secret of the prefix index.
     pub prefix_key: PrefixKey,
 }
@@ -173,6 +177,10 @@ pub struct Counters {
     pub prefix_hit_tokens: u64,
     /// Computed rows whose result nobody wanted any more: the price of running ahead.
     pub wasted_rows: u64,
+    /// Draft tokens that were computed.
+    pub draft_tokens: u64,
+    /// Draft tokens that became tokens of a reply.
+    pub accepted_draft_tokens: u64,
 }
 
 /// See the module's text.
@@ -204,6 +212,7 @@ pub struct Scheduler {
     /// Rows whose logits the step can still compute.
     logit_rows: u32,
     last_continues: Vec<SlotId>,
+    speculation: Speculation,
     in_flight: VecDeque<InFlight>,
     /// Stays that the shards could not compute, while plans in flight still have them.
     failed: Vec<Tenancy>,
@@ -218,7 +227,13 @@ pub struct Scheduler {
 #[derive(Default)]
 struct InFlight {
     seq: u64,
+    /// The first ones are those that continue.
     rows: Vec<PlannedRow>,
+    /// How many do.
+    continues: usize,
+    /// It has no prompts.
+    is_decode: bool,
+    stake: Stake,
 }
 
 #[derive(Clone, Copy)]
@@ -226,12 +241,27 @@ struct PlannedRow {
     slot: SlotId,
     tenancy: Tenancy,
     samples: bool,
+    draft_limit: u8,
+}
+
+impl InFlight {
+    /// Draft tokens that were computed in all.
+    fn check_drafts(&self, draft_tokens: &[u8]) -> Result<usize, ApplyError> {
+        let limits = self.rows.iter().take(self.continues).map(|row| row.draft_limit);
+        let is_within = draft_tokens.is_empty()
+            || draft_tokens.len() == self.continues && limits.zip(draft_tokens).all(|(limit, &tokens)| tokens <= limit);
+        match is_within {
+            true => Ok(draft_tokens.iter().map(|&tokens| usize::from(tokens)).sum()),
+            false => Err(ApplyError::Drafts { seq: self.seq }),
+        }
+    }
 }
 
 impl Scheduler {
     /// An idle scheduler.
     pub fn new(config: SchedulerConfig, capacity: Capacity) -> Self {
         let cache = KvCache::new(capacity.num_blocks, config.block_size, config.prefix_key.clone());
+        let speculation = Speculation::new(config.max_draft_tokens);
         let mut scheduler = Self {
             config,
             capacity,
@@ -251,6 +281,7 @@ impl Scheduler {
             step: StepPlan::default(),
             logit_rows: 0,
             last_continues: Vec::new(),
+            speculation,
             in_flight: VecDeque::new(),
             failed: Vec::new(),
             spare_in_flight: Vec::new(),
@@ -314,19 +345,30 @@ impl Scheduler {
         for run in outcome.prompt_runs {
             self.note_prompt(&plan, run)?;
         }
+        let drafted = plan.check_drafts(&outcome.draft_tokens)?;
         let mut samples = outcome.samples.into_iter().peekable();
-        for planned in plan.rows.drain(..) {
-            if let Some((_, reason)) = outcome.row_errors.iter().find(|(slot, _)| *slot == planned.slot) {
-                self.fail_row(planned, reason);
-            } else if planned.samples {
-                match samples.next_if(|sample| sample.slot == planned.slot) {
-                    Some(sample) => self.accept(planned, sample)?,
-                    None => {
-                        let actual = samples.next().map(|sample| sample.slot.0);
-                        return Err(ApplyError::Row { actual, expected: Some(planned.slot.0) });
-                    }
+        let mut accepted = 0;
+        for (index, planned) in plan.rows.drain(..).enumerate() {
+            let failure = outcome.row_errors.iter().find(|(slot, _)| *slot == planned.slot);
+            let drafted = outcome.draft_tokens.get(index).copied().unwrap_or(0);
+            if planned.samples {
+                if failure.is_none() && samples.peek().is_none_or(|sample| sample.slot != planned.slot) {
+                    let actual = samples.next().map(|sample| sample.slot.0);
+                    return Err(ApplyError::Row { actual, expected: Some(planned.slot.0) });
                 }
+                let run = std::iter::from_fn(|| samples.next_if(|sample| sample.slot == planned.slot));
+                accepted += usize::from(self.accept_run(planned, drafted, run.take(1 + usize::from(drafted)))?);
             }
+            if let Some((_, reason)) = failure {
+                self.fail_row(planned, reason);
+            }
+        }
+        self.counters.draft_tokens += drafted as u64;
+        self.counters.accepted_draft_tokens += accepted as u64;
+        let InFlight { continues: rows, stake, .. } = plan;
+        match plan.is_decode {
+            true => self.speculation.observe(Decoded { rows, drafted, accepted, took: outcome.took, stake }),
+            false => self.speculation.forget(stake),
         }
         self.spare_in_flight.push(plan);
         self.failed
@@ -349,6 +391,7 @@ impl Scheduler {
             .collect();
         self.capacity = capacity;
         self.cache.reset(capacity.num_blocks);
+        self.speculation.reset();
         self.empty_slots();
         for row in running {
             let mut sequence = row.sequence;
@@ -443,6 +486,36 @@ impl Scheduler {
         Ok(())
     }
 
+    /// A row's next tokens have arrived: one, and one more for every token of its draft that was right; or, if it failed, those
+    /// before the failure. Returns how many draft tokens became tokens of the reply.
+    fn accept_run(
+        &mut self,
+        planned: PlannedRow,
+        drafted: u8,
+        samples: impl Iterator<Item = SampledRow>,
+    ) -> Result<u8, ApplyError> {
+        if self.is_live(planned.slot, planned.tenancy) {
+            let row = self.row_mut(planned.slot);
+            row.in_flight -= 1;
+            row.drafts_in_flight -= u32::from(planned.draft_limit);
+        }
+        let (mut sampled, mut accepted) = (0, 0);
+        for sample in samples {
+            let is_live = self.is_live(planned.slot, planned.tenancy);
+            if is_live && sampled > 0 {
+                // The token before was computed by this very step, as the draft had it.
+                self.row_mut(planned.slot).computed += 1;
+                accepted += 1;
+            }
+            self.accept(planned, sample)?;
+            sampled += 1;
+        }
+        if self.is_live(planned.slot, planned.tenancy) && sampled > 0 {
+            self.row_mut(planned.slot).acceptance.observe(drafted, sampled - 1);
+        }
+        Ok(accepted)
+    }
+
     /// A row's next token has arrived.
     fn accept(&mut self, planned: PlannedRow, sample: SampledRow) -> Result<(), ApplyError> {
         if sample.token_id >= self.config.vocab_size {
@@ -453,7 +526,6 @@ impl Scheduler {
             return Ok(());
         }
         let row = self.slots[planned.slot.0 as usize].as_mut().expect("it is live");
-        row.in_flight -= 1;
         row.has_answered = true;
         row.sequence.strikes = 0;
         row.sequence.tokens.push(sample.token_id);

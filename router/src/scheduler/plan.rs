@@ -9,6 +9,10 @@
 //! one for each of its tokens: at most half of those that are left, and only one such prompt at a time, so that others
 //! go on beside it.
 //!
+//! A step without prompts may have drafts (`speculation.rs` decides how many): they take what is left of budget, logit rows and
+//! blocks, and nobody gives way to them. In a step with prompts they would take the place of prompt tokens, which are
+//! sure to be needed.
+//!
 //! Blocks are taken when a row crosses into them. When none is left, the youngest row that is younger than the asking one
 //! goes back to the queue; a row that finds nobody younger skips the step and keeps what it has, until an older one
 //! takes it. The oldest row always gets its blocks, so something always moves.
@@ -20,6 +24,7 @@ use crate::kv::BlockId;
 use crate::limits;
 
 use super::row::{Row, Sequence, Tenancy, Work};
+use super::speculation::{Acceptance, Candidate, Stake};
 use super::step::{Chunk, NewSlot, SlotId, StepPlan};
 use super::{MaskedRow, Output, OutputEvent, PlannedRow, Scheduler};
 
@@ -53,16 +58,18 @@ impl Scheduler {
         self.step.clear();
         self.logit_rows = self.capacity.max_logit_rows;
         self.step.seq = self.seq + 1;
+        let mut stake = Stake::default();
         let a_suspect_is_next = self.recovered.is_empty() && !self.suspects.is_empty();
         if let Some(tenancy) = self.probation {
             self.plan_suspect(tenancy);
         } else if !a_suspect_is_next {
             self.plan_rows();
+            stake = self.plan_drafts();
         } else if self.in_flight.is_empty() {
             let tenancy = self.admit_suspect();
             self.plan_suspect(tenancy);
         }
-        (!self.step.is_empty()).then(|| self.issue())
+        (!self.step.is_empty()).then(|| self.issue(stake))
     }
 
     fn plan_rows(&mut self) {
@@ -92,10 +99,10 @@ impl Scheduler {
             let slot = self.order[idx];
             idx += 1;
             let row = self.row(slot);
-            if row.work() != Work::Decode {
+            if row.work() != Work::Decode || row.may_have_ended() {
                 continue;
             }
-            let tokens = row.computed + 1;
+            let tokens = row.computed + row.drafts_in_flight + 1;
             // Once an older row has found nobody to preempt, a younger one will not either.
             if row.blocks.len() as u32 * self.config.block_size < tokens
                 && (exhausted || self.grow(slot, tokens) < tokens)
@@ -107,6 +114,53 @@ impl Scheduler {
             budget -= 1;
         }
         budget
+    }
+
+    /// Drafts for rows that decode, if there are only those.
+    fn plan_drafts(&mut self) -> Stake {
+        let rows = self.step.continues.len();
+        if !self.speculation.is_on() || rows == 0 || !self.step.chunks.is_empty() {
+            return Stake::default();
+        }
+        let mut candidates = self.speculation.candidates();
+        for (index, &slot) in self.step.continues.iter().enumerate() {
+            let row = self.slots[slot.0 as usize].as_mut().expect("planned rows are live");
+            if row.speculates {
+                // The plans that are sent before this one is answered have a token each that must not be beyond the last.
+                let kept = row.longest() + self.config.run_ahead as u32 - 1;
+                let left = row.sequence.request.max_total_tokens().saturating_sub(kept);
+                let room = left.min(self.speculation.max_draft_tokens().into()) as u8;
+                candidates.push(Candidate::new(index, slot, room, &mut row.acceptance));
+            }
+        }
+        let budget = self.logit_rows.min(self.capacity.max_step_tokens - rows as u32);
+        let stake = self.speculation.choose(rows, budget as usize, &mut candidates);
+        if candidates.iter().any(|row| row.granted > 0) {
+            self.step.draft_limits.resize(rows, 0);
+            for row in &candidates {
+                self.step.draft_limits[row.index] = self.grow_for_draft(row.slot, row.granted);
+            }
+        }
+        self.speculation.recycle(candidates);
+        stake
+    }
+
+    /// Appends blocks for `wanted` draft tokens of a row, as long as every other row can still have its next one. Returns the
+    /// tokens there is room for.
+    fn grow_for_draft(&mut self, slot: SlotId, wanted: u8) -> u8 {
+        let row = self.row(slot);
+        let start = row.computed + row.drafts_in_flight;
+        let needed = self.blocks_for(start + u32::from(wanted)) as usize;
+        while self.row(slot).blocks.len() < needed && self.cache.available() > self.order.len() as u32 {
+            let block = self.cache.allocate().expect("one is available");
+            self.row_mut(slot).blocks.push(block);
+            self.step.appended_blocks.push((slot, block));
+        }
+        let block_size = self.config.block_size;
+        let row = self.row_mut(slot);
+        let granted = (row.blocks.len() as u32 * block_size - start).min(wanted.into()) as u8;
+        row.drafts_in_flight += u32::from(granted);
+        granted
     }
 
     /// The next chunk of every running prompt of this length. Returns the budget that is left.
@@ -187,8 +241,14 @@ impl Scheduler {
     /// What the entry of a sequence adds to the plan's message beside its chunks, in bytes, at most.
     fn entry_bytes(&self, sequence: &Sequence, prefix_blocks: usize) -> usize {
         let sampling = &sequence.request.parts().sampling;
-        let cached_ids = if sampling.needs_cached_ids() { prefix_blocks * self.config.block_size as usize } else { 0 };
+        let needs_ids = sampling.needs_cached_ids() || self.may_draft(sequence);
+        let cached_ids = if needs_ids { prefix_blocks * self.config.block_size as usize } else { 0 };
         sampling.encoded_len() + size_of::<u32>() * (prefix_blocks + cached_ids)
+    }
+
+    /// Whether a sequence may have drafts: a mask is for one position, so there is none for a draft's.
+    fn may_draft(&self, sequence: &Sequence) -> bool {
+        self.speculation.is_on() && sequence.request.parts().constraint.is_none()
     }
 
     /// Whether the head of the queue is a long prompt that lacks only memory: then shorter ones must not overtake it, or
@@ -224,6 +284,7 @@ impl Scheduler {
                 self.plan_chunk(slot, self.capacity.max_step_tokens);
             }
             Work::Decode => {
+                // It has no drafts in flight: it entered as a suspect, and those have none.
                 let tokens = self.row(slot).computed + 1;
                 if self.grow(slot, tokens) == tokens {
                     self.plan_decode(slot);
@@ -249,13 +310,17 @@ impl Scheduler {
         // What has been reported is not computed again.
         let prompt_logprobs = sequence.prompt_logprobs.is_some();
         let sampling = SamplingParams { prompt_logprobs, ..parts.sampling.clone() };
-        let cached_ids = if sampling.needs_cached_ids() { &sequence.tokens[..cached_tokens as usize] } else { &[] };
+        let speculates = self.may_draft(&sequence);
+        let needs_ids = sampling.needs_cached_ids() || speculates;
+        let cached_ids = if needs_ids { &sequence.tokens[..cached_tokens as usize] } else { &[] };
+        self.speculation.rows_entered();
         self.step.new_slots.push(NewSlot {
             slot,
             request: sequence.id,
             sampling,
             prompt_tokens: sequence.request.input_tokens(),
             masked: parts.constraint.is_some(),
+            speculates,
             block_table: prefix.to_vec(),
             cached_tokens,
             cached_ids: cached_ids.to_vec(),
@@ -272,6 +337,9 @@ impl Scheduler {
             tenancy: Tenancy(self.next_tenancy),
             computed: cached_tokens,
             in_flight: 0,
+            drafts_in_flight: 0,
+            speculates,
+            acceptance: Acceptance::unknown(),
             prompt_planned: false,
             has_answered: false,
             cached: prefix.len() as u32,
@@ -368,7 +436,7 @@ impl Scheduler {
     }
 
     /// Seals the step: from here on it is sent.
-    fn issue(&mut self) -> &StepPlan {
+    fn issue(&mut self, stake: Stake) -> &StepPlan {
         self.seq = self.step.seq;
         self.step.freed_slots.append(&mut self.freed);
         self.step.same_rows = self.step.chunks.is_empty() && self.step.continues == self.last_continues;
@@ -376,10 +444,12 @@ impl Scheduler {
 
         let mut plan = self.spare_in_flight.pop().unwrap_or_default();
         plan.seq = self.seq;
+        (plan.continues, plan.is_decode, plan.stake) = (self.step.continues.len(), self.step.chunks.is_empty(), stake);
         plan.rows.clear();
-        let continues = self.step.continues.iter().map(|&slot| (slot, true));
-        let chunks = self.step.chunks.iter().map(|chunk| (chunk.slot, chunk.sample));
-        plan.rows.extend(continues.chain(chunks).map(|(slot, samples)| {
+        let limits = self.step.draft_limits.iter().copied().chain(std::iter::repeat(0));
+        let continues = self.step.continues.iter().zip(limits).map(|(&slot, limit)| (slot, true, limit));
+        let chunks = self.step.chunks.iter().map(|chunk| (chunk.slot, chunk.sample, 0));
+        plan.rows.extend(continues.chain(chunks).map(|(slot, samples, draft_limit)| {
             let row = self.slots[slot.0 as usize].as_ref().expect("planned rows are live");
             let (sequence, tenancy) = (&row.sequence, row.tenancy);
             if samples && sequence.request.parts().constraint.is_some() {
@@ -387,7 +457,7 @@ impl Scheduler {
                 let reply_len = sequence.reply_len() + row.in_flight - 1;
                 self.step.masked.push(MaskedRow { slot, request: sequence.id, reply_len, tenancy });
             }
-            PlannedRow { slot, tenancy, samples }
+            PlannedRow { slot, tenancy, samples, draft_limit }
         }));
         self.in_flight.push_back(plan);
         &self.step

@@ -3,6 +3,7 @@
 use crate::kv::{BlockHash, BlockId, KvCache};
 use crate::request::GenerateRequest;
 
+use super::speculation::Acceptance;
 use super::{PromptLogprob, RequestId};
 
 /// The truth of a request. Everything else can be rebuilt from it.
@@ -65,15 +66,21 @@ pub(super) struct Tenancy(pub(super) u64);
 pub(super) struct Row {
     pub(super) sequence: Sequence,
     pub(super) tenancy: Tenancy,
-    /// Tokens whose KV has been planned: the slot's length after the last plan.
+    /// Tokens whose KV has been planned: the slot's length after the last plan, if no draft in flight is right.
     pub(super) computed: u32,
-    /// Tokens sampled by plans in flight, not yet known.
+    /// Tokens sampled by plans in flight, not yet known; without those that drafts add.
     pub(super) in_flight: u32,
+    /// Draft tokens that plans in flight allow it: so many more may be sampled, and as many more be computed.
+    pub(super) drafts_in_flight: u32,
+    /// Whether it may draft.
+    pub(super) speculates: bool,
+    /// How good its drafts are.
+    pub(super) acceptance: Acceptance,
     /// Whether the plan that ends the prompt has been issued; from then on the shard knows the next input token.
     pub(super) prompt_planned: bool,
     /// Whether a token of this stay has arrived: the row has shown that it can be computed.
     pub(super) has_answered: bool,
-    /// Covers at least `computed` tokens.
+    /// Covers at least `computed + drafts_in_flight` tokens.
     pub(super) blocks: Vec<BlockId>,
     /// Leading blocks that came from the prefix index: others have computed them.
     pub(super) cached: u32,
@@ -104,6 +111,16 @@ impl Row {
         } else {
             Work::Prefill(self.sequence.len() - self.computed)
         }
+    }
+
+    /// Tokens after the plans in flight if all their drafts are right.
+    pub(super) fn longest(&self) -> u32 {
+        self.sequence.len() + self.in_flight + self.drafts_in_flight
+    }
+
+    /// Whether it must know first how many tokens the drafts in flight have brought, because they may have brought the last.
+    pub(super) fn may_have_ended(&self) -> bool {
+        self.longest() >= self.sequence.request.max_total_tokens()
     }
 
     /// Offers every block to the index that is full, whose ids are known and whose computation is planned, at the latest

@@ -26,6 +26,7 @@ struct Weather {
     crashes: bool,
     bad_rows: bool,
     grammars: bool,
+    speculation: bool,
 }
 
 struct Simulation {
@@ -81,6 +82,7 @@ impl Simulation {
             vocab_size: VOCAB_SIZE,
             eos_token_ids: vec![EOS],
             run_ahead: rng.random_range(1..=3),
+            max_draft_tokens: if weather.speculation { rng.random_range(1..=8) } else { 0 },
             prefix_key: PrefixKey::from_bytes([weather.seed as u8; 32]),
         };
         Self {
@@ -301,7 +303,9 @@ impl Simulation {
         let rows: Vec<&Row> = scheduler.slots.iter().flatten().collect();
         for row in &rows {
             assert!(row.cached <= row.committed, "{seed:?}");
-            assert!(row.computed <= row.blocks.len() as u32 * self.block_size, "{seed:?}: blocks cover the row");
+            let reach = row.computed + row.drafts_in_flight;
+            assert!(reach <= row.blocks.len() as u32 * self.block_size, "{seed:?}: blocks cover the row");
+            assert!(row.longest() <= row.sequence.request.max_total_tokens(), "{seed:?}: nothing beyond the end");
             assert!(
                 row.committed * self.block_size <= row.computed.min(row.sequence.len()),
                 "{seed:?}: committed blocks are full"
@@ -396,11 +400,14 @@ fn simulate(seeds: std::ops::Range<u64>, weather: Weather) -> Counters {
             preemptions: sum.preemptions + counters.preemptions,
             prefix_hit_tokens: sum.prefix_hit_tokens + counters.prefix_hit_tokens,
             wasted_rows: sum.wasted_rows + counters.wasted_rows,
+            draft_tokens: sum.draft_tokens + counters.draft_tokens,
+            accepted_draft_tokens: sum.accepted_draft_tokens + counters.accepted_draft_tokens,
         }
     })
 }
 
-const CALM: Weather = Weather { seed: 0, num_requests: 20, crashes: false, bad_rows: false, grammars: false };
+const CALM: Weather =
+    Weather { seed: 0, num_requests: 20, crashes: false, bad_rows: false, grammars: false, speculation: false };
 
 #[test]
 fn random_schedules_give_every_request_its_own_reply() {
@@ -432,6 +439,23 @@ fn random_schedules_obey_grammars() {
 #[test]
 fn grammars_survive_crashes_and_bad_rows() {
     simulate(50_000..51_000, Weather { grammars: true, crashes: true, bad_rows: true, ..CALM });
+}
+
+/// Every step brings as many tokens as its drafts had right, which the plans in flight do not know.
+#[test]
+fn random_schedules_may_draft() {
+    let counters = simulate(60_000..61_000, Weather { speculation: true, ..CALM });
+    println!("{counters:?}");
+    assert!(counters.accepted_draft_tokens > 5_000, "{counters:?}");
+    assert!(counters.draft_tokens - counters.accepted_draft_tokens > 5_000, "{counters:?}");
+    assert!(counters.preemptions > 500 && counters.prefix_hit_tokens > 5_000, "{counters:?}");
+}
+
+#[test]
+fn drafts_survive_crashes_bad_rows_and_grammars_beside_them() {
+    let all = Weather { speculation: true, crashes: true, bad_rows: true, grammars: true, ..CALM };
+    let counters = simulate(70_000..70_800, all);
+    assert!(counters.accepted_draft_tokens > 2_000, "{counters:?}");
 }
 
 /// A request that kills the shards on sight fails after two crashes, alone; the others get their whole replies.

@@ -3,6 +3,8 @@
 //! The same content as `Plan` and `StepResult` of `shard.proto` in plain vectors that are reused from step to step;
 //! `engine/wire.rs` translates.
 
+use std::time::Duration;
+
 use proto::v1::SamplingParams;
 
 use crate::kv::BlockId;
@@ -23,6 +25,8 @@ pub struct StepPlan {
     pub same_rows: bool,
     /// Rows that compute the token sampled last and sample the next.
     pub continues: Vec<SlotId>,
+    /// Draft tokens that each of them may compute; empty if none may any.
+    pub draft_limits: Vec<u8>,
     /// Pieces of prompts.
     pub chunks: Vec<Chunk>,
     /// The ids of all chunks, one after the other.
@@ -78,18 +82,25 @@ pub struct NewSlot {
     pub prompt_tokens: u32,
     /// Its sampled rows wait for masks.
     pub masked: bool,
+    /// It may draft.
+    pub speculates: bool,
     /// Blocks of its cached prefix.
     pub block_table: Vec<BlockId>,
     /// Tokens in those blocks.
     pub cached_tokens: u32,
-    /// Their ids, if the parameters need them; else empty.
+    /// Their ids, if the parameters need them or it may draft; else empty.
     pub cached_ids: Vec<u32>,
 }
 
 impl StepPlan {
-    /// Token rows this step computes.
+    /// Token rows this step computes, at most.
     pub fn num_tokens(&self) -> usize {
-        self.continues.len() + self.chunk_ids.len()
+        self.continues.len() + self.num_draft_tokens() + self.chunk_ids.len()
+    }
+
+    /// Draft tokens among them.
+    pub fn num_draft_tokens(&self) -> usize {
+        self.draft_limits.iter().map(|&limit| usize::from(limit)).sum()
     }
 
     /// The chunks with their ids.
@@ -105,6 +116,7 @@ impl StepPlan {
     pub(super) fn clear(&mut self) {
         self.same_rows = false;
         self.continues.clear();
+        self.draft_limits.clear();
         self.chunks.clear();
         self.chunk_ids.clear();
         self.new_slots.clear();
@@ -124,12 +136,17 @@ impl StepPlan {
 pub struct StepOutcome {
     /// The plan it answers.
     pub seq: u64,
-    /// One per sampled row that did not fail, in row order.
+    /// One per sampled row that did not fail, in row order, and one more for each token of its draft that was right. A row whose
+    /// draft came to a failure has those before it.
     pub samples: Vec<SampledRow>,
     /// Rows that failed alone, with the shard's words.
     pub row_errors: Vec<(SlotId, String)>,
     /// Log-probabilities of prompt tokens.
     pub prompt_runs: Vec<PromptRun>,
+    /// Draft tokens that each of the rows that continue has computed; empty if the plan allowed none.
+    pub draft_tokens: Vec<u8>,
+    /// What the step took on the shards.
+    pub took: Duration,
 }
 
 /// Log-probabilities of consecutive tokens of one prompt.
@@ -183,6 +200,12 @@ pub enum ApplyError {
         actual: Option<u32>,
         /// The next sampled row of the plan.
         expected: Option<u32>,
+    },
+    /// Drafts that the plan did not allow.
+    #[error("the draft tokens of plan {seq} are not within its limits")]
+    Drafts {
+        /// The plan.
+        seq: u64,
     },
     /// Log-probabilities of a prompt with a gap, or less than all of them.
     #[error("prompt log-probabilities of slot {slot} at position {actual}, expected {expected}")]

@@ -27,6 +27,7 @@ fn check([blocks, slots, budget, ahead]: [u32; 4], script: &str, expect: Expect)
         vocab_size: 1 << 16,
         eos_token_ids: vec![EOS],
         run_ahead: ahead as usize,
+        max_draft_tokens: 0,
         prefix_key: PrefixKey::from_bytes([3; 32]),
     };
     let mut stage = Stage {
@@ -154,6 +155,7 @@ impl Stage {
             samples: sampling.iter().filter(|slot| !is(slot, error)).map(sample).collect(),
             row_errors: failed.collect(),
             prompt_runs: Vec::new(),
+            ..Default::default()
         };
         self.scheduler.apply(outcome).unwrap();
         self.show_ends();
@@ -294,6 +296,7 @@ fn results_must_answer_the_oldest_plan_row_by_row() {
         vocab_size: 10,
         eos_token_ids: vec![],
         run_ahead: 1,
+        max_draft_tokens: 0,
         prefix_key: PrefixKey::from_bytes([3; 32]),
     };
     let outcome = |seq, slots: &[u32], token_id| StepOutcome {
@@ -304,6 +307,7 @@ fn results_must_answer_the_oldest_plan_row_by_row() {
             .collect(),
         row_errors: Vec::new(),
         prompt_runs: Vec::new(),
+        ..Default::default()
     };
     let apply = |outcome| {
         let mut scheduler = Scheduler::new(
@@ -339,6 +343,7 @@ fn no_plan_outgrows_its_message() {
         vocab_size: 1 << 20,
         eos_token_ids: vec![],
         run_ahead: 1,
+        max_draft_tokens: 0,
         prefix_key: PrefixKey::from_bytes([3; 32]),
     };
     let capacity = Capacity { num_blocks: 256, max_slots: 128, max_step_tokens: 512, max_logit_rows: 128 };
@@ -369,7 +374,125 @@ fn no_plan_outgrows_its_message() {
         plans += 1;
         let (seq, rows) = (step.seq, step.continues.iter().copied().chain(step.chunks.iter().map(|chunk| chunk.slot)));
         let samples = rows.map(|slot| SampledRow { slot, token_id: 5, logprob: 0.0, top: None }).collect();
-        scheduler.apply(StepOutcome { seq, samples, row_errors: vec![], prompt_runs: vec![] }).unwrap();
+        scheduler.apply(StepOutcome { seq, samples, ..Default::default() }).unwrap();
     }
     assert!(plans > 2, "all at once: the test shows nothing");
+}
+
+/// A request of 2 prompt tokens and at most `max_new_tokens` new ones that may draft 3 tokens. Four have come, in three
+/// steps: the first draft is of a single token, until it is known what one costs.
+fn drafting(max_new_tokens: u32) -> Scheduler {
+    let config = SchedulerConfig {
+        block_size: 16,
+        vocab_size: 100,
+        eos_token_ids: vec![EOS],
+        run_ahead: 1,
+        max_draft_tokens: 3,
+        prefix_key: PrefixKey::from_bytes([3; 32]),
+    };
+    let capacity = Capacity { num_blocks: 4, max_slots: 2, max_step_tokens: 8, max_logit_rows: 8 };
+    let mut scheduler = Scheduler::new(config, capacity);
+    let parts = RequestParts {
+        input_ids: [1, 2].into(),
+        sampling: proto::v1::SamplingParams::default(),
+        max_new_tokens,
+        ignore_eos: false,
+        cache_prompt: true,
+        salt: None,
+        constraint: None,
+    };
+    let limits = RequestLimits { max_total_tokens: 100, vocab_size: 100, max_top_n_tokens: 0 };
+    scheduler.submit(RequestId(1), GenerateRequest::new(parts, &limits).unwrap()).unwrap();
+    for seq in 1..=2 {
+        // What a step takes is measured before anything is drafted.
+        assert_eq!(scheduler.plan().unwrap().num_draft_tokens(), 0);
+        scheduler.apply(drafted(seq, &[1 + seq as u32], &[])).unwrap();
+    }
+    assert_eq!(scheduler.plan().unwrap().draft_limits, [1]);
+    scheduler.apply(drafted(3, &[4, 5], &[1])).unwrap();
+    scheduler.take_outputs().for_each(drop);
+    scheduler
+}
+
+/// The result of a plan of one row, which took a millisecond.
+fn drafted(seq: u64, tokens: &[u32], draft_tokens: &[u8]) -> StepOutcome {
+    let sample = |&token_id| SampledRow { slot: SlotId(0), token_id, logprob: -1.0, top: None };
+    StepOutcome {
+        seq,
+        samples: tokens.iter().map(sample).collect(),
+        draft_tokens: draft_tokens.to_vec(),
+        took: std::time::Duration::from_millis(1),
+        ..Default::default()
+    }
+}
+
+fn tokens(scheduler: &mut Scheduler) -> Vec<OutputEvent> {
+    scheduler.take_outputs().map(|output| output.event).collect()
+}
+
+#[test]
+fn a_draft_brings_as_many_tokens_as_were_right() {
+    let mut scheduler = drafting(20);
+    assert_eq!(scheduler.plan().unwrap().draft_limits, [3]);
+    scheduler.apply(drafted(4, &[7, 8, 9], &[3])).unwrap();
+    let token = |id| OutputEvent::Token { id, logprob: -1.0, top: None };
+    assert_eq!(tokens(&mut scheduler), [token(7), token(8), token(9)]);
+    let counters = scheduler.counters();
+    assert_eq!((counters.draft_tokens, counters.accepted_draft_tokens), (1 + 3, 1 + 2));
+}
+
+#[test]
+fn what_a_draft_brings_after_the_end_is_dropped() {
+    let mut scheduler = drafting(20);
+    scheduler.plan().unwrap();
+    scheduler.apply(drafted(4, &[7, EOS, 9, 9], &[3])).unwrap();
+    let events = tokens(&mut scheduler);
+    assert!(matches!(
+        events[..],
+        [
+            OutputEvent::Token { id: 7, .. },
+            OutputEvent::Token { id: EOS, .. },
+            OutputEvent::Finished(FinishReason::EosToken)
+        ]
+    ));
+    assert!(scheduler.is_idle());
+    assert_eq!(scheduler.counters().wasted_rows, 2);
+}
+
+#[test]
+fn a_draft_never_goes_beyond_the_longest_reply() {
+    // The next step has one token in any case.
+    for (max_new_tokens, expected) in [(5, vec![]), (6, vec![1]), (7, vec![2]), (8, vec![3]), (9, vec![3])] {
+        let mut scheduler = drafting(max_new_tokens);
+        assert_eq!(scheduler.plan().unwrap().draft_limits, expected, "{max_new_tokens} new tokens");
+    }
+    let mut scheduler = drafting(6);
+    scheduler.plan().unwrap();
+    scheduler.apply(drafted(4, &[7, 8], &[1])).unwrap();
+    assert_eq!(tokens(&mut scheduler).last(), Some(&OutputEvent::Finished(FinishReason::Length)));
+}
+
+#[test]
+fn a_row_that_fails_in_its_draft_keeps_the_tokens_before() {
+    let mut scheduler = drafting(20);
+    scheduler.plan().unwrap();
+    let outcome = StepOutcome { row_errors: vec![(SlotId(0), "bad".into())], ..drafted(4, &[7], &[3]) };
+    scheduler.apply(outcome).unwrap();
+    let events = tokens(&mut scheduler);
+    assert!(matches!(events[..], [OutputEvent::Token { id: 7, .. }, OutputEvent::Failed(_)]), "{events:?}");
+}
+
+#[test]
+fn drafts_must_be_within_their_limits() {
+    let apply = |tokens: &[u32], draft_tokens: &[u8]| {
+        let mut scheduler = drafting(20);
+        scheduler.plan().unwrap();
+        scheduler.apply(drafted(4, tokens, draft_tokens))
+    };
+    assert_eq!(apply(&[7, 8, 9, 10], &[3]), Ok(()));
+    assert_eq!(apply(&[7], &[]), Ok(()));
+    assert_eq!(apply(&[7], &[4]), Err(ApplyError::Drafts { seq: 4 }));
+    assert_eq!(apply(&[7], &[1, 1]), Err(ApplyError::Drafts { seq: 4 }));
+    assert_eq!(apply(&[7, 8, 9], &[1]), Err(ApplyError::Row { actual: Some(0), expected: None }));
+    assert_eq!(apply(&[], &[3]), Err(ApplyError::Row { actual: None, expected: Some(0) }));
 }

@@ -3,7 +3,7 @@
 //! The KV entry of a position is a hash of its token, its position and the entry before it, written to and read through
 //! the block table; the next token is a hash of all entries of the row. So a wrong table, position, prefix hit or reused
 //! block gives a wrong token, and a request alone ([`reference_reply`]) says which are right. Every rule of `shard.proto` that
-//! a plan can break is checked.
+//! a plan can break is checked. Its drafts are the right tokens up to a place that is anybody's guess, and garbage from there on.
 
 use proto::v1::{self, Plan, RowError, StepResult};
 use proto::{Sample, pack_u32, unpack_u32};
@@ -48,6 +48,7 @@ struct Slot {
     params: v1::SamplingParams,
     prompt_tokens: u32,
     masked: bool,
+    speculates: bool,
     table: Vec<u32>,
     length: u32,
     /// Known once the prompt has ended.
@@ -128,22 +129,37 @@ impl TinyShard {
         let mut rows: Vec<u32> = continues.iter().copied().chain(plan.chunks.iter().map(|chunk| chunk.slot)).collect();
         rows.sort_unstable();
         rule!(rows.windows(2).all(|pair| pair[0] != pair[1]), "a slot has two rows");
-        let num_tokens = continues.len() + plan.chunks.iter().map(|chunk| chunk.ids.len() / 4).sum::<usize>();
+        let limits = plan.draft_limits.to_vec();
+        rule!(
+            limits.is_empty() || limits.len() == continues.len(),
+            "{} limits of {} rows",
+            limits.len(),
+            continues.len()
+        );
+        let drafts = limits.iter().map(|&limit| usize::from(limit)).sum::<usize>();
+        let num_tokens = continues.len() + drafts + plan.chunks.iter().map(|chunk| chunk.ids.len() / 4).sum::<usize>();
         rule!(num_tokens <= self.max_step_tokens, "{num_tokens} tokens exceed {}", self.max_step_tokens);
 
         let logit_rows = plan.chunks.iter().map(|chunk| match self.slot(chunk.slot) {
             Some(slot) if slot.params.prompt_logprobs => chunk.ids.len() / 4,
             _ => usize::from(chunk.sample),
         });
-        let logit_rows = continues.len() + logit_rows.sum::<usize>();
+        let logit_rows = continues.len() + drafts + logit_rows.sum::<usize>();
         rule!(logit_rows <= self.max_logit_rows, "{logit_rows} logit rows exceed {}", self.max_logit_rows);
 
-        let mut step = StepResult { seq: plan.seq, timings: Some(v1::Timings::default()), ..Default::default() };
+        // So that drafts pay now and then.
+        let forward_ns = 1_000_000 + mix(plan.seq) % 500_000 + 50_000 * num_tokens as u64;
+        let timings = Some(v1::Timings { forward_ns, ..Default::default() });
+        let mut step = StepResult { seq: plan.seq, timings, ..Default::default() };
+        let mut draft_tokens = Vec::new();
         let mut samples = Vec::new();
-        for &slot in &continues {
+        for (index, &slot) in continues.iter().enumerate() {
             let last = self.slot(slot).as_ref().and_then(|slot| slot.last_token);
             let Some(last) = last else { return Err(Refusal::Broken(format!("slot {slot} has nothing to continue"))) };
             self.compute(slot, &[last], true, masks, &mut samples, &mut step)?;
+            if let Some(&limit) = limits.get(index) {
+                draft_tokens.push(self.draft(slot, limit, &mut samples, &mut step)?);
+            }
         }
         for chunk in &plan.chunks {
             let chunk_ids = ids(&chunk.ids)?;
@@ -158,6 +174,7 @@ impl TinyShard {
         }
         self.last_continues = continues;
         step.samples = Sample::pack(&samples);
+        step.draft_tokens = draft_tokens.into();
         Ok(step)
     }
 
@@ -178,7 +195,8 @@ impl TinyShard {
             rule!(is_full || self.has_holes, "block {block} is not full");
         }
         let needs_ids = params.needs_cached_ids();
-        let expected = if needs_ids { new.cached_tokens as usize } else { 0 };
+        rule!(!(new.speculates && new.masked), "a mask for a draft");
+        let expected = if needs_ids || new.speculates { new.cached_tokens as usize } else { 0 };
         rule!(new.prompt_tokens > 0, "a request without a prompt");
         rule!(!params.prompt_logprobs || table.is_empty(), "a cached prefix has no log-probabilities");
         rule!(cached_ids.len() == expected, "{} cached ids, expected {expected}", cached_ids.len());
@@ -186,6 +204,7 @@ impl TinyShard {
             params,
             prompt_tokens: new.prompt_tokens,
             masked: new.masked,
+            speculates: new.speculates,
             table,
             length: new.cached_tokens,
             last_token: None,
@@ -210,11 +229,6 @@ impl TinyShard {
         let mut prompt_logprobs = v1::PromptLogprobs { slot: slot_id, ..Default::default() };
         let mut logprobs = Vec::new();
         for &token in tokens {
-            let (block, offset) = ((slot.length / self.block_size) as usize, (slot.length % self.block_size) as usize);
-            rule!(block < slot.table.len(), "slot {slot_id} has no block for position {}", slot.length);
-            let block = slot.table[block];
-            let is_shared = self.slots.iter().flatten().any(|other| other.table.contains(&block));
-            rule!(!is_shared, "slot {slot_id} writes into block {block}, which another row reads");
             let before = slot.length.checked_sub(1).map(|position| self.entry(&slot, position));
             let before = before.flatten().unwrap_or_default();
             if slot.params.prompt_logprobs && (1..slot.prompt_tokens).contains(&slot.length) {
@@ -228,7 +242,7 @@ impl TinyShard {
                 }
             }
             let entry = kv_entry(before, token, slot.length);
-            self.kv[block as usize][offset] = (!slot.has_failed).then_some(entry);
+            self.write(slot_id, &slot, slot.length, (!slot.has_failed).then_some(entry))?;
             slot.length += 1;
         }
         if let Some(ids) = &mut slot.ids {
@@ -268,6 +282,46 @@ impl TinyShard {
             }
         }
         self.slots[slot_id as usize] = Some(slot);
+        Ok(())
+    }
+
+    /// A draft of a row that has just sampled: what it gets right is computed and sampled from, the rest is garbage in the cache.
+    /// Returns its length.
+    fn draft(
+        &mut self,
+        slot_id: u32,
+        limit: u8,
+        samples: &mut Vec<Sample>,
+        step: &mut StepResult,
+    ) -> Result<u8, Refusal> {
+        let Some(slot) = self.slot(slot_id) else { return Err(Refusal::Broken("a draft for a dead slot".into())) };
+        rule!(limit == 0 || slot.speculates, "slot {slot_id} drafts though it does not speculate");
+        let blocks = (slot.length + u32::from(limit)).div_ceil(self.block_size) as usize;
+        rule!(blocks <= slot.table.len(), "slot {slot_id} has no block for its draft");
+        let dice = mix(u64::from(slot.length) << 32 | self.seq);
+        // Once in four times nothing like it came before.
+        let drafted = if dice.is_multiple_of(4) { 0 } else { limit };
+        let right = u64::from(drafted).min(dice / 4 % 8);
+        for _ in 0..right {
+            let last = self.slot(slot_id).as_ref().and_then(|slot| slot.last_token).expect("it has just sampled");
+            self.compute(slot_id, &[last], true, &[], samples, step)?;
+        }
+        let slot = self.slots[slot_id as usize].take().expect("the caller has seen it");
+        for wrong in 0..u32::from(drafted) - right as u32 {
+            self.write(slot_id, &slot, slot.length + wrong, Some(dice))?;
+        }
+        self.slots[slot_id as usize] = Some(slot);
+        Ok(drafted)
+    }
+
+    /// Writes an entry of a slot that is taken out of `slots`.
+    fn write(&mut self, slot_id: u32, slot: &Slot, position: u32, entry: Option<u64>) -> Result<(), Refusal> {
+        let (block, offset) = ((position / self.block_size) as usize, (position % self.block_size) as usize);
+        rule!(block < slot.table.len(), "slot {slot_id} has no block for position {position}");
+        let block = slot.table[block];
+        let is_shared = self.slots.iter().flatten().any(|other| other.table.contains(&block));
+        rule!(!is_shared, "slot {slot_id} writes into block {block}, which another row reads");
+        self.kv[block as usize][offset] = entry;
         Ok(())
     }
 

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use kernels::DType;
+use kernels::{DType, KvDType};
 
-use super::{ConfigFile, ModelOptions, RopeSpec};
+use super::{ConfigFile, ModelOptions, Quantization, RopeSpec};
 use crate::error::Result;
 use crate::limits::{MAX_DIMENSION, MAX_LAYERS, MAX_POSITIONS};
 
@@ -13,8 +13,12 @@ use crate::limits::{MAX_DIMENSION, MAX_LAYERS, MAX_POSITIONS};
 pub struct DecoderSpec {
     /// The family: "llama".
     pub model_type: String,
-    /// Element type of linear weights, embeddings and KV cache; `None`: whatever the checkpoint's embeddings have.
+    /// Element type of embeddings, KV cache and linear weights that are not quantised; `None`: whatever the checkpoint's embeddings have.
     pub dtype: Option<DType>,
+    /// The element type of the KV cache; `None`: that of the weights.
+    pub kv_dtype: Option<KvDType>,
+    /// How linear weights are quantised while they are loaded.
+    pub quantization: Option<Quantization>,
     /// Token ids.
     pub vocab_size: usize,
     /// Width of the residual stream, E.
@@ -78,6 +82,8 @@ impl DecoderSpec {
         Ok(DecoderSpec {
             model_type: config.text("model_type")?.unwrap_or_default().to_owned(),
             dtype: options.dtype.or(checkpoint_dtype(config)?),
+            kv_dtype: options.kv_dtype,
+            quantization: options.quantization,
             vocab_size: config.size("vocab_size", MAX_DIMENSION)?,
             hidden_size,
             intermediate_size: config.size("intermediate_size", MAX_DIMENSION)?,

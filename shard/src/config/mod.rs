@@ -5,19 +5,29 @@
 
 mod decoder_spec;
 mod file;
+mod quantization;
 mod rope;
 
 pub use decoder_spec::DecoderSpec;
 pub use file::ConfigFile;
+pub use quantization::{Quantization, weight_types};
 pub use rope::{RopeKind, RopeOverride, RopeScaling, RopeSpec};
 
-use kernels::DType;
+use std::path::PathBuf;
+
+use kernels::{DType, KvDType};
 
 /// What the command line may change about a model.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ModelOptions {
-    /// Element type of weights and KV cache; `None`: that of the checkpoint.
+    /// Element type of the weights; `None`: that of the checkpoint.
     pub dtype: Option<DType>,
+    /// Element type of the KV cache; `None`: that of the weights (before they are quantised).
+    pub kv_dtype: Option<KvDType>,
+    /// How linear weights are quantised while they are loaded; `None`: not at all.
+    pub quantization: Option<Quantization>,
     /// RoPE scaling in place of the model's own.
     pub rope_scaling: Option<RopeOverride>,
+    /// Folder that keeps packed weights from one start to the next; `None`: they are packed every time.
+    pub packed_weights_cache: Option<PathBuf>,
 }

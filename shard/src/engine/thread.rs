@@ -133,6 +133,7 @@ impl EngineThread {
     ) -> Result<StepResult, StepError> {
         // An upper bound: packed ids take four bytes each.
         let tokens = self.executor.slots().limits().max_slots
+            + plan.draft_limits.iter().map(|&limit| usize::from(limit)).sum::<usize>()
             + plan.chunks.iter().map(|chunk| chunk.ids.len() / 4).sum::<usize>();
         self.heartbeat.step_begins(tokens, self.per_token);
         let started = Instant::now();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kernels::{Arena, DType, LinearWeight, MatrixView, Tensor, ops};
+use kernels::{Arena, DType, LinearWeight, Tensor, ops};
 
 use super::Loader;
 use crate::comm::Comm;
@@ -11,7 +11,7 @@ use crate::error::Result;
 /// Each rank computes the logits of its token ids; all ranks then hold all of them and sample alike.
 pub struct LmHead {
     /// As many outputs on every rank: those beyond the vocabulary have zero weights and are dropped.
-    weight: LinearWeight,
+    weight: Arc<LinearWeight>,
     vocab_size: usize,
     comm: Arc<dyn Comm>,
 }
@@ -30,9 +30,13 @@ impl LmHead {
         let weight = loader.checkpoint.matrix(&format!("{name}.weight"), vocab_size, hidden_size)?;
         let ids = loader.partition.vocab(vocab_size);
         let missing = loader.partition.vocab_stride(vocab_size) - ids.len();
-        let zeros = vec![0; missing * hidden_size * weight.dtype().size_bytes()];
-        let padding = MatrixView::dense(&zeros, weight.dtype(), missing, hidden_size);
-        Ok(LmHead { weight: loader.linear_weight(&[weight.row_slice(ids), padding])?, vocab_size, comm: comm.clone() })
+        let weight = loader.head_weight(weight.row_slice(ids), missing)?;
+        Ok(LmHead { weight: Arc::new(weight), vocab_size, comm: comm.clone() })
+    }
+
+    /// The matrix, which may serve as embedding table too.
+    pub(super) fn weight(&self) -> &Arc<LinearWeight> {
+        &self.weight
     }
 
     /// `logits`: `[S, vocab_size]`, equal on every rank; `x`: `[S, hidden_size]`.

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kernels::ops::{self, AttentionRows, RopeTable, SequenceRows};
-use kernels::{Arena, DType, Device, KvCache, Tensor};
+use kernels::{AlwaysThere, Arena, DType, Device, KvCache, KvDType, Tensor};
 
 use super::step::{SequenceSpan, StepInput};
 use crate::comm::Comm;
@@ -22,7 +22,7 @@ use crate::error::Result;
 use crate::layers::{
     ColumnParallelLinear, LmHead, Loader, Partition, Projection, RmsNorm, RowParallelLinear, VocabParallelEmbedding,
 };
-use crate::weights::Checkpoint;
+use crate::weights::{Checkpoint, PackedWeights, ReadAhead};
 
 /// This rank's part of a decoder.
 pub(super) struct Decoder {
@@ -40,7 +40,7 @@ pub(super) struct Decoder {
 /// What this rank's activations and cache measure.
 #[derive(Clone, Copy)]
 struct RankShape {
-    dtype: DType,
+    kv_dtype: KvDType,
     num_heads: usize,
     num_kv_heads: usize,
     head_dim: usize,
@@ -192,14 +192,14 @@ impl Decoder {
     }
 
     fn kv_cache_on(&self, device: &Device, num_blocks: usize) -> Result<KvCache> {
-        let RankShape { dtype, num_kv_heads, head_dim, .. } = self.shape;
-        Ok(KvCache::new(device, self.layers.len(), num_blocks, num_kv_heads, head_dim, dtype)?)
+        let RankShape { kv_dtype, num_kv_heads, head_dim, .. } = self.shape;
+        Ok(KvCache::new(device, self.layers.len(), num_blocks, num_kv_heads, head_dim, kv_dtype)?)
     }
 
     /// See [`Model::kv_bytes_per_block`](super::Model::kv_bytes_per_block).
     pub(super) fn kv_bytes_per_block(&self) -> usize {
-        let RankShape { dtype, num_kv_heads, head_dim, .. } = self.shape;
-        KvCache::bytes_per_block(self.layers.len(), num_kv_heads, head_dim, dtype)
+        let RankShape { kv_dtype, num_kv_heads, head_dim, .. } = self.shape;
+        KvCache::bytes_per_block(self.layers.len(), num_kv_heads, head_dim, kv_dtype)
     }
 
     // --- Loading -----------------------------------------------------------------------------------------------------
@@ -211,6 +211,7 @@ impl Decoder {
         comm: Arc<dyn Comm>,
         mut spec: DecoderSpec,
         names: &TensorNames,
+        packed_weights_cache: Option<&Path>,
     ) -> Result<Decoder> {
         let partition = Partition::new(&spec, comm.rank(), comm.world_size())?;
         let checkpoint = Checkpoint::open(dir)?;
@@ -221,8 +222,22 @@ impl Decoder {
         };
         spec.dtype = Some(dtype);
 
-        let loader = Loader::new(&checkpoint, device, partition, dtype);
-        let head_name = if spec.tie_word_embeddings { names.embed_tokens } else { names.lm_head };
+        // Once without reading anything: what is missing or misshapen is found now rather than after minutes of packing, and the
+        // disk can be told what comes next.
+        let plan = Device::plan();
+        let planner = Loader::new(&checkpoint, &plan, partition, dtype, spec.quantization, &AlwaysThere);
+        Parts::load(&planner, &comm, &spec, names)?;
+        let pages = ReadAhead::new(&checkpoint, planner.into_sources());
+        let layout = spec.quantization.map_or(dtype.to_string(), |mode| format!("{dtype}-{}", mode.name()));
+        let cache = packed_weights_cache.and_then(|folder| checkpoint.packed_cache(folder, &comm, layout));
+        let packed = PackedWeights::of(cache.as_ref());
+        let is_packed = matches!(packed, PackedWeights::Read(_));
+        let loader = Loader::new(&checkpoint, device, partition, dtype, spec.quantization, &pages);
+        let loader = loader.with_packed_weights(packed);
+        let load = || Parts::load(&loader, &comm, &spec, names);
+        let Parts { embed_tokens, layers, norm, lm_head } = if is_packed { load()? } else { pages.during(load)? };
+        loader.finish_packed_weights();
+
         let (dim, positions, factor) = (spec.head_dim, spec.max_position_embeddings, spec.rope.attention_factor());
         let rope = match spec.rope.depends_on_position() {
             true => RopeTable::per_position(device, dim, positions, |p| spec.rope.frequencies(dim, p), factor)?,
@@ -231,21 +246,49 @@ impl Decoder {
         Ok(Decoder {
             device: device.clone(),
             shape: RankShape {
-                dtype,
+                kv_dtype: spec.kv_dtype.unwrap_or_else(|| dtype.into()),
                 num_heads: partition.even(spec.num_heads).len(),
                 num_kv_heads: partition.kv_heads(spec.num_kv_heads).len(),
                 head_dim: spec.head_dim,
                 intermediate_size: partition.even(spec.intermediate_size).len(),
             },
-            embed_tokens: VocabParallelEmbedding::load(&loader, &comm, names.embed_tokens, vocab)?,
-            layers: (0..spec.num_layers)
-                .map(|index| Layer::load(&loader, &comm, &spec, names, index))
-                .collect::<Result<_>>()?,
-            norm: RmsNorm::load(&loader, names.norm, spec.hidden_size, spec.rms_norm_eps)?,
-            lm_head: LmHead::load(&loader, &comm, head_name, vocab)?,
+            embed_tokens,
+            layers,
+            norm,
+            lm_head,
             weights_bytes: loader.loaded_bytes() + rope.bytes() as u64,
             rope,
             spec,
+        })
+    }
+}
+
+/// What comes from the checkpoint.
+struct Parts {
+    embed_tokens: VocabParallelEmbedding,
+    layers: Vec<Layer>,
+    norm: RmsNorm,
+    lm_head: LmHead,
+}
+
+impl Parts {
+    /// In the order in which most checkpoints store them.
+    fn load(loader: &Loader<'_>, comm: &Arc<dyn Comm>, spec: &DecoderSpec, names: &TensorNames) -> Result<Parts> {
+        let vocab = [spec.vocab_size, spec.hidden_size];
+        let (lm_head, embed_tokens);
+        if spec.tie_word_embeddings {
+            lm_head = LmHead::load(loader, comm, names.embed_tokens, vocab)?;
+            embed_tokens = VocabParallelEmbedding::tied(loader, comm, names.embed_tokens, vocab, &lm_head)?;
+        } else {
+            lm_head = LmHead::load(loader, comm, names.lm_head, vocab)?;
+            embed_tokens = VocabParallelEmbedding::load(loader, comm, names.embed_tokens, vocab)?;
+        }
+        let layer = |index| Layer::load(loader, comm, spec, names, index);
+        Ok(Parts {
+            embed_tokens,
+            lm_head,
+            layers: (0..spec.num_layers).map(layer).collect::<Result<_>>()?,
+            norm: RmsNorm::load(loader, names.norm, spec.hidden_size, spec.rms_norm_eps)?,
         })
     }
 }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use kernels::{Arena, Device, KvCache, Tensor};
 
-pub use crate::config::{DecoderSpec, ModelOptions, RopeKind, RopeOverride};
+pub use crate::config::{DecoderSpec, ModelOptions, Quantization, RopeKind, RopeOverride};
 pub use step::{SequenceSpan, StepInput};
 
 use crate::comm::Comm;
@@ -53,7 +53,9 @@ impl Model {
         let config = ConfigFile::read(&dir.join("config.json"))?;
         let family = Family::of(&config)?;
         let spec = (family.spec)(&config, options)?;
-        Ok(Model { decoder: Decoder::load(dir, device, comm, spec, family.names)? })
+        Ok(Model {
+            decoder: Decoder::load(dir, device, comm, spec, family.names, options.packed_weights_cache.as_deref())?,
+        })
     }
 
     /// What kind of model it is. Sizes are those of the whole model.

@@ -24,8 +24,8 @@ fn chunk(slot: u32, start_position: u32, ids: &[u32], sample: bool) -> Chunk {
     Chunk { slot, start_position, ids: pack_u32(ids.iter().copied()), sample }
 }
 
-fn sampled(slot: u32, position: u32, logits: usize) -> SampledRow {
-    SampledRow { slot, position, logits }
+fn sampled(slot: u32, position: u32, logits: usize, row: usize) -> SampledRow {
+    SampledRow { slot, position, logits, row, draft_tokens: 0 }
 }
 
 fn packed_u32(values: &[u32]) -> bytes::Bytes {
@@ -53,7 +53,7 @@ fn rows_are_laid_out_in_plan_order() {
     assert_eq!(rows.input_ids, [1, 2, 3, 4, 5]);
     assert_eq!(rows.positions, [0, 1, 2, 0, 1]);
     assert_eq!(rows.slot_mapping, [20, 21, 22, 24, 25]);
-    assert_eq!((&rows.logit_rows[..], &rows.sampled[..]), (&[2][..], &[sampled(0, 3, 0)][..]));
+    assert_eq!((&rows.logit_rows[..], &rows.sampled[..]), (&[2][..], &[sampled(0, 3, 0, 2)][..]));
 
     let plan = Plan {
         seq: 2,
@@ -73,7 +73,10 @@ fn rows_are_laid_out_in_plan_order() {
         Span { slot: 1, first_row: 1, num_rows: 3, start_position: 2 },
     ];
     assert_eq!(rows.spans, spans);
-    assert_eq!((&rows.logit_rows[..], &rows.sampled[..]), (&[0, 3][..], &[sampled(0, 4, 0), sampled(1, 5, 1)][..]));
+    assert_eq!(
+        (&rows.logit_rows[..], &rows.sampled[..]),
+        (&[0, 3][..], &[sampled(0, 4, 0, 0), sampled(1, 5, 1, 3)][..])
+    );
     assert!(rows.scored.is_empty() && rows.kept.is_empty());
 }
 
@@ -163,7 +166,7 @@ fn prompt_tokens_are_scored_by_the_row_before_them() {
     assert_eq!(logit_rows, [0, 1, 3]);
     assert_eq!(scored, [(3, 13, Prediction::Kept), (4, 14, Row(0)), (5, 15, Row(1))]);
     assert!(kept.is_empty());
-    assert_eq!(samples, [sampled(0, 7, 2)]);
+    assert_eq!(samples, [sampled(0, 7, 2, 3)]);
     // Behind a cached prefix nothing predicted the first token.
     let cached = NewSlot { cached_tokens: 4, params: Some(params), prompt_tokens: 6, ..new_slot(1, &[2, 3]) };
     let (logit_rows, scored, kept, _) = apply(&mut slots, chunk(1, 4, &[14, 15], true), vec![cached]);
@@ -305,6 +308,96 @@ fn a_step_has_a_budget() {
         ..Plan::default()
     };
     check(plan, "the plan has 11 tokens; a step computes at most 10");
+}
+
+/// After plan 2: slot 0 holds 5 tokens of a period of two, and 1, 2 come next in it.
+fn speculating() -> (Slots, Rows) {
+    let limits = SlotLimits { max_logit_rows: 9, ..LIMITS };
+    let (mut slots, mut rows) = (Slots::new(limits), Rows::default());
+    let plan = Plan {
+        seq: 1,
+        new_slots: vec![NewSlot { speculates: true, ..new_slot(0, &[5, 6]) }, new_slot(1, &[7])],
+        chunks: vec![chunk(0, 0, &[9, 1, 2, 1], true), chunk(1, 0, &[1, 2, 1], true)],
+        ..Plan::default()
+    };
+    slots.check(&plan).unwrap();
+    slots.apply(&plan, &mut rows);
+    (slots.get_mut(0).last_token, slots.get_mut(1).last_token) = (2, 2);
+    (slots, rows)
+}
+
+#[test]
+fn a_draft_is_computed_after_the_last_token_and_taken_back_where_it_was_wrong() {
+    let (mut slots, mut rows) = speculating();
+    let drafts = |seq, same_rows, draft_limits: &[u8]| Plan {
+        seq,
+        same_rows,
+        continues: if same_rows { Default::default() } else { packed_u32(&[1, 0]) },
+        draft_limits: draft_limits.to_vec().into(),
+        ..Plan::default()
+    };
+    let plan = drafts(2, false, &[0, 3]);
+    slots.check(&plan).unwrap();
+    slots.apply(&plan, &mut rows);
+    assert_eq!(rows.input_ids, [2, 2, 1, 2, 1]);
+    assert_eq!(rows.positions, [3, 4, 5, 6, 7]);
+    assert_eq!(rows.slot_mapping, [31, 24, 25, 26, 27]);
+    assert_eq!(rows.logit_rows, [0, 1, 2, 3, 4]);
+    assert_eq!(rows.spans[1], Span { slot: 0, first_row: 1, num_rows: 4, start_position: 4 });
+    let drafted = SampledRow { draft_tokens: 3, ..sampled(0, 5, 1, 1) };
+    assert_eq!(rows.sampled, [sampled(1, 4, 0, 0), drafted]);
+    assert_eq!((rows.draft_of(&drafted), &rows.draft_tokens[..]), (&[1, 2, 1][..], &[0, 3][..]));
+
+    // The sampler agreed with the first token only, and chose 9 after it.
+    slots.settle(&drafted, &[1, 2, 1], 1);
+    slots.get_mut(0).last_token = 9;
+    assert_eq!(slots.inspect()[0].length, 6);
+    slots.get_mut(1).block_table.push(4);
+    slots.shapes[1].num_blocks += 1;
+    // What was taken back is no part of the next draft's search: 1, 9 never came before, neither does 9 go on to anything.
+    let plan = drafts(3, true, &[0, 1]);
+    slots.check(&plan).unwrap();
+    slots.apply(&plan, &mut rows);
+    assert_eq!((&rows.positions[..], &rows.draft_tokens[..]), (&[4, 6][..], &[0, 0][..]));
+}
+
+#[test]
+fn drafts_have_their_limits() {
+    let check = |change: fn(&mut Plan), expected: &str| {
+        let (mut slots, _) = speculating();
+        let draft_limits = vec![0, 3].into();
+        let mut plan = Plan { seq: 2, continues: packed_u32(&[1, 0]), draft_limits, ..Plan::default() };
+        change(&mut plan);
+        let verdict = slots.check(&plan);
+        assert_eq!(verdict.map_or_else(|violation| violation.to_string(), |()| "legal".into()), expected);
+    };
+    check(|_| (), "legal");
+    check(|plan| plan.draft_limits = vec![1].into(), "`draft_limits` has 1 bytes for 2 rows that continue");
+    check(|plan| plan.draft_limits = vec![1, 1].into(), "slot 1 may have a draft of 1 tokens; its longest is 0");
+    check(|plan| plan.draft_limits = vec![0, 33].into(), "slot 0 may have a draft of 33 tokens; its longest is 32");
+    let blocks = "slot 0 would hold 9 tokens, which takes 3 blocks; it has 2";
+    check(|plan| plan.draft_limits = vec![0, 4].into(), blocks);
+    check(|plan| (plan.appended_blocks, plan.draft_limits) = (packed_u32(&[0, 1]), vec![0, 7].into()), "legal");
+    check(
+        |plan| (plan.appended_blocks, plan.draft_limits) = (packed_u32(&[0, 1]), vec![0, 8].into()),
+        "slot 0 would hold 13 tokens; the longest sequence is 12",
+    );
+    check(
+        |plan| plan.new_slots = vec![NewSlot { speculates: true, masked: true, ..new_slot(2, &[]) }],
+        "slot 2 cannot both speculate and wait for masks",
+    );
+    check(
+        |plan| plan.new_slots = vec![NewSlot { speculates: true, cached_tokens: 4, ..new_slot(2, &[0]) }],
+        "slot 2: 0 cached ids for 4 cached tokens",
+    );
+    check(
+        |plan| {
+            plan.new_slots = vec![new_slot(2, &[0])];
+            plan.chunks = vec![chunk(2, 0, &[1; 4], false)];
+            (plan.appended_blocks, plan.draft_limits) = (packed_u32(&[0, 1]), vec![0, 5].into());
+        },
+        "the plan has 11 tokens; a step computes at most 10",
+    );
 }
 
 #[test]

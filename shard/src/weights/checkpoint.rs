@@ -2,11 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use kernels::{DType, MatrixView};
 use safetensors::Dtype;
 
-use super::safetensors_file::SafetensorsFile;
+use super::packed_cache::{CheckpointIdentity, PackedCache};
+use super::safetensors_file::{SafetensorsFile, Usage};
+use crate::comm::Comm;
 use crate::config::ConfigFile;
 use crate::error::{Error, Result};
 use crate::limits::MAX_WEIGHT_FILES;
@@ -95,6 +98,28 @@ impl Checkpoint {
             checkpoint.files.push(file);
         }
         Ok(checkpoint)
+    }
+
+    /// Where a rank keeps these weights packed in `layout` (element type and quantisation); `None`, with a warning, if it cannot.
+    pub fn packed_cache(&self, folder: &Path, comm: &Arc<dyn Comm>, layout: String) -> Option<PackedCache> {
+        let config = self.dir.join("config.json");
+        let cache = || {
+            let headers = self.files.iter().map(|file| (file.path().to_owned(), file.header().to_owned()));
+            let files = std::iter::once((config.clone(), std::fs::read(&config)?)).chain(headers).collect();
+            let rank = format!("{}-of-{}", comm.rank(), comm.world_size());
+            let identity = CheckpointIdentity { dir: self.dir.clone(), files, layout: layout.clone(), rank };
+            PackedCache::new(folder, identity)
+        };
+        let warn =
+            |error: &std::io::Error| tracing::warn!("packed weights cannot be kept in {}: {error}", folder.display());
+        cache().inspect_err(warn).ok()
+    }
+
+    /// Tells the kernel how bytes of these files are about to be used; of others, nothing.
+    pub(super) fn advise(&self, bytes: &[u8], usage: Usage) {
+        if let Some(file) = self.files.iter().find(|file| file.contains(bytes)) {
+            file.advise(bytes, usage);
+        }
     }
 
     /// Whether there is a tensor of that name.

@@ -1,6 +1,10 @@
 //! The checkpoint: safetensors files, mapped, of which each rank touches only its slice.
 
 mod checkpoint;
+mod packed_cache;
+mod read_ahead;
 mod safetensors_file;
 
 pub use checkpoint::{Checkpoint, CheckpointTensor};
+pub use packed_cache::{CheckpointIdentity, PackedCache, PackedReader, PackedWeights, PackedWriter};
+pub use read_ahead::ReadAhead;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
+use memmap2::{Advice, Mmap, UncheckedAdvice};
 use safetensors::tensor::{Metadata, TensorInfo};
 
 use crate::error::{Error, Result};
@@ -17,6 +17,17 @@ pub(super) struct SafetensorsFile {
     /// Where the data begins.
     data_start: usize,
     tensors: HashMap<String, TensorInfo>,
+}
+
+/// What is about to happen to some bytes of a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Usage {
+    /// The disk should deliver them.
+    Soon,
+    /// They are read next, all of them: page by page the kernel would be asked a thousand times.
+    Now,
+    /// They are not read again: they need not count as memory of this process.
+    Done,
 }
 
 /// The JSON header.
@@ -51,6 +62,29 @@ impl SafetensorsFile {
     /// The names of its tensors.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
+    }
+
+    /// The header, with its length.
+    pub(super) fn header(&self) -> &[u8] {
+        &self.map[..self.data_start]
+    }
+
+    /// Whether these bytes lie in this map.
+    pub(super) fn contains(&self, bytes: &[u8]) -> bool {
+        let (map, bytes) = (self.map.as_ptr_range(), bytes.as_ptr_range());
+        map.start <= bytes.start && bytes.end <= map.end
+    }
+
+    /// Tells the kernel what is about to happen to bytes of this map. A hint: what it refuses costs time only.
+    pub(super) fn advise(&self, bytes: &[u8], advice: Usage) {
+        let offset = bytes.as_ptr().addr() - self.map.as_ptr().addr();
+        let _ = match advice {
+            Usage::Soon => self.map.advise_range(Advice::WillNeed, offset, bytes.len()),
+            Usage::Now => self.map.advise_range(Advice::PopulateRead, offset, bytes.len()),
+            // SAFETY: of a shared map of a file that nobody writes to, the kernel drops the pages of this process only: who
+            // reads them again, finds the file's bytes again.
+            Usage::Done => unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, bytes.len()) },
+        };
     }
 
     /// A tensor's description and bytes.

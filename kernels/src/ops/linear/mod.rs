@@ -1,21 +1,30 @@
 //! The linear layer: activations times a packed weight.
 //!
-//! Two arms: `pairs` where the machine has dot products of bf16 pairs and the weight is bf16, `vectors` everywhere else. An arm
-//! belongs to a weight for good (it decides how the weight is packed), and each has one order of additions per output, so bits
-//! depend on the machine's type only.
+//! One arm per [`Format`] of the weight, a file each. Every arm has one order of additions per output element, whatever the
+//! number of rows and threads.
 
+mod bytes;
+mod format;
+mod fp8;
+#[cfg(target_arch = "x86_64")]
+mod grid;
+mod grouped;
+mod int8;
+mod interleave;
+mod nf4;
 #[cfg(target_arch = "x86_64")]
 mod pairs;
+#[cfg(test)]
+mod quantized_tests;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 mod vectors;
 
-#[cfg(target_arch = "x86_64")]
-use std::sync::PoisonError;
+pub(crate) use format::{Format, PanelRows};
 
 use crate::contract::{expect_f32, expect_len, expect_matrix, expect_memory};
 use crate::pool::SendPtr;
-#[cfg(target_arch = "x86_64")]
-use crate::simd::{Avx512Bf16, Pair, RoundToPairs};
-use crate::simd::{Element, LANES, Lanes, with_element};
+use crate::simd::{LANES, Lanes};
 use crate::{Cpu, Device, Error, LinearWeight, Result, Tensor};
 
 /// `out = x · wᵀ (+ bias)`.
@@ -63,38 +72,7 @@ fn cpu_arm(cpu: &Cpu, out: &mut Tensor, x: &Tensor, w: &LinearWeight, bias: Opti
         return;
     }
     let base = SendPtr(values.as_mut_ptr());
-    let outputs = Outputs { base: &base, m, n, bias: bias.as_deref() };
-    #[cfg(target_arch = "x86_64")]
-    if let Some((simd, panels)) = w.pairs() {
-        return pair_arm(cpu, &x, k, simd, panels, outputs);
-    }
-    with_element!(w.dtype(), T => vector_arm::<T>(cpu, &x, w, outputs))
-}
-
-#[cfg(target_arch = "x86_64")]
-fn pair_arm(cpu: &Cpu, x: &[f32], k: usize, simd: Avx512Bf16, panels: &[[Pair; LANES]], out: Outputs<'_>) {
-    let (m, row_len, k) = (out.m, k, k.div_ceil(2));
-    // Rounded once for all panels. Another caller of the same device waits here.
-    let mut pairs = cpu.pairs.lock().unwrap_or_else(PoisonError::into_inner);
-    pairs.resize(m * k, 0);
-    cpu.for_rows(&mut pairs, k, k, |first, rows| {
-        for (x, pairs) in x[first * row_len..].chunks(row_len).zip(rows.chunks_exact_mut(k)) {
-            simd.vectorize(RoundToPairs { x, pairs });
-        }
-    });
-    let x = &pairs[..];
-    // One visit is a vector of weights or of dot products.
-    cpu.split(out.n.div_ceil(LANES), k * (1 + m), |range| {
-        simd.vectorize(pairs::Stripe { x, m, k, panels, range, out });
-    });
-}
-
-fn vector_arm<T: Element>(cpu: &Cpu, x: &[f32], w: &LinearWeight, out: Outputs<'_>) {
-    let (m, k, panels) = (out.m, w.k(), w.vectors::<T>());
-    // One visit is a vector of weights or of multiply-adds.
-    cpu.split(w.n().div_ceil(LANES), k * (1 + m), |range| {
-        cpu.isa.run(vectors::Stripe { x, m, k, panels, range, out });
-    });
+    w.format().run(cpu, &x, w, Outputs { base: &base, m, n, bias: bias.as_deref() });
 }
 
 /// Where an arm writes: `[M][N]`, in tiles of rows × panels that no other stripe touches.
@@ -112,14 +90,7 @@ impl Outputs<'_> {
     fn write<const M: usize, const P: usize>(&self, row: usize, panel: usize, tile: &[[Lanes; P]; M], complete: bool) {
         for (m, vectors) in tile.iter().enumerate() {
             for (p, vector) in vectors.iter().enumerate() {
-                let out = self.out_part(row + m, panel + p);
-                match self.bias {
-                    Some(bias) if complete => {
-                        let bias = &bias[(panel + p) * LANES..];
-                        out.iter_mut().zip(vector).zip(bias).for_each(|((out, sum), bias)| *out = sum + bias);
-                    }
-                    _ => out.iter_mut().zip(vector).for_each(|(out, sum)| *out = *sum),
-                }
+                self.write_row(row + m, panel + p, vector, complete);
             }
         }
     }
@@ -129,10 +100,28 @@ impl Outputs<'_> {
     fn read<const M: usize, const P: usize>(&self, row: usize, panel: usize, tile: &mut [[Lanes; P]; M]) {
         for (m, vectors) in tile.iter_mut().enumerate() {
             for (p, vector) in vectors.iter_mut().enumerate() {
-                let out = self.out_part(row + m, panel + p);
-                vector.iter_mut().zip(out).for_each(|(sum, out)| *sum = *out);
+                self.read_row(row + m, panel + p, vector);
             }
         }
+    }
+
+    /// Writes the outputs of one row in a panel; with the bias if their chains are complete.
+    #[inline(always)]
+    fn write_row(&self, row: usize, panel: usize, sums: &Lanes, complete: bool) {
+        let out = self.out_part(row, panel);
+        match self.bias {
+            Some(bias) if complete => {
+                let bias = &bias[panel * LANES..];
+                out.iter_mut().zip(sums).zip(bias).for_each(|((out, sum), bias)| *out = sum + bias);
+            }
+            _ => out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum),
+        }
+    }
+
+    /// Reads the unfinished chains of one row in a panel.
+    #[inline(always)]
+    fn read_row(&self, row: usize, panel: usize, sums: &mut Lanes) {
+        sums.iter_mut().zip(self.out_part(row, panel)).for_each(|(sum, out)| *sum = *out);
     }
 
     /// The up to sixteen outputs of a row in a panel.
@@ -151,7 +140,7 @@ impl Outputs<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{assert_close, bits, cpus, random, random_tensor};
+    use crate::ops::testing::{assert_close, bits, cpus, cpus_and_models, random, random_tensor};
     use crate::{DType, MatrixView};
 
     /// What the op means, in f64.
@@ -168,21 +157,31 @@ mod tests {
 
     fn pack(device: &Device, values: &[f32], n: usize, k: usize, dtype: DType) -> LinearWeight {
         let view = MatrixView::dense(bytemuck::cast_slice(values), DType::F32, n, k);
-        LinearWeight::pack_as(device, &[view], dtype).unwrap()
+        LinearWeight::pack_as(device, &[view], crate::WeightType::Float(dtype)).unwrap()
     }
 
-    fn is_pairs(weight: &LinearWeight) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        return weight.pairs().is_some();
-        #[cfg(not(target_arch = "x86_64"))]
-        false
+    /// Which bits to expect: each arm has its own, on all instruction sets and threads alike.
+    fn arm(weight: &LinearWeight) -> usize {
+        match weight.format() {
+            Format::Vectors(_) => 0,
+            #[cfg(target_arch = "x86_64")]
+            Format::Pairs(_) => 1,
+            #[cfg(target_arch = "x86_64")]
+            Format::Tiles(_) => 2,
+            Format::Int8 | Format::Fp8(_) | Format::Nf4 => unreachable!("these tests pack floats"),
+        }
+    }
+
+    fn rounds_inputs(weight: &LinearWeight) -> bool {
+        weight.format().input_dtype() == DType::Bf16
     }
 
     #[test]
     fn arms_match_the_definition_and_each_other() {
-        for (m, n, k) in [(0, 3, 5), (1, 1, 1), (1, 130, 64), (2, 49, 7), (3, 64, 33), (4, 17, 100), (5, 16, 513)]
-            .into_iter()
-            .chain([(8, 48, 40), (13, 200, 1030), (64, 100, 96)])
+        for (m, n, k) in
+            [(0, 3, 5), (1, 1, 1), (1, 130, 64), (2, 49, 7), (3, 64, 33), (4, 17, 100), (5, 16, 513)].into_iter().chain(
+                [(6, 70, 64), (7, 50, 31), (8, 48, 40), (13, 200, 1030), (37, 40, 2100), (64, 100, 96), (150, 70, 90)],
+            )
         {
             let (x, w, bias) = (random(1, m * k), exact(2, n * k), random(3, n));
             for dtype in [DType::F32, DType::F16, DType::Bf16] {
@@ -190,9 +189,8 @@ mod tests {
                     let exact = definition(&x, &w, with_bias.then_some(&bias[..]), n, k);
                     let rounded: Vec<f32> = x.iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect();
                     let of_rounded = definition(&rounded, &w, with_bias.then_some(&bias[..]), n, k);
-                    // Each arm has its own bits, on all instruction sets and threads alike.
-                    let mut first: [Option<Vec<u32>>; 2] = [None, None];
-                    for device in cpus() {
+                    let mut first: [Option<Vec<u32>>; 3] = [None, None, None];
+                    for device in cpus_and_models() {
                         let context = format!("{} {m}x{n}x{k} {dtype} bias {with_bias}", device.describe());
                         let weight = pack(&device, &w, n, k, dtype);
                         let bias = random_tensor(&device, 3, &[n]);
@@ -201,9 +199,9 @@ mod tests {
                         linear(&mut out, &x, &weight, with_bias.then_some(&bias)).unwrap();
                         // A chain of K roundings of at most 6e-8 of the running sum, which stays below sqrt(K).
                         let tolerance = 6e-8 * k as f32 * (k as f32).sqrt().max(1.0) / 4.0 + 1e-6;
-                        let expected = if is_pairs(&weight) { &of_rounded } else { &exact };
+                        let expected = if rounds_inputs(&weight) { &of_rounded } else { &exact };
                         assert_close(&out.as_f32(), expected, tolerance.min(2e-4), &context);
-                        let first = first[usize::from(is_pairs(&weight))].get_or_insert_with(|| bits(&out.as_f32()));
+                        let first = first[arm(&weight)].get_or_insert_with(|| bits(&out.as_f32()));
                         assert_eq!(*first, bits(&out.as_f32()), "{context}");
                     }
                 }
@@ -215,13 +213,15 @@ mod tests {
     fn a_row_does_not_see_the_rows_beside_it() {
         let (n, k) = (83, 700);
         let w = exact(2, n * k);
-        for device in cpus() {
+        for device in cpus_and_models() {
             for dtype in [DType::F32, DType::Bf16] {
                 let weight = pack(&device, &w, n, k, dtype);
                 let mut all = random_tensor(&device, 4, &[23, n]);
                 let x = random_tensor(&device, 1, &[23, k]);
                 linear(&mut all, &x, &weight, None).unwrap();
-                for (start, len) in [(0, 1), (22, 1), (7, 2), (3, 3), (5, 4), (1, 9), (0, 22)] {
+                for (start, len) in
+                    [(0, 1), (22, 1), (7, 2), (3, 3), (5, 4), (1, 5), (2, 6), (9, 7), (4, 8), (1, 9), (3, 17), (0, 22)]
+                {
                     let mut part = random_tensor(&device, 5, &[len, n]);
                     linear(&mut part, &x.narrow_rows(start, len).unwrap(), &weight, None).unwrap();
                     let expected = all.narrow_rows(start, len).unwrap();

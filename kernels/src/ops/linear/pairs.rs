@@ -3,107 +3,176 @@
 //! Every output element is one chain of dot products over pairs of inputs, k = (0, 1), (2, 3), …, and the bias is added last.
 //! Tiles run over M and N, blocks over K pause a chain in memory without rounding; so, as in the other arm, neither the number
 //! of rows nor threads change a bit. The weights are read as they are stored: there is nothing to widen.
+//!
+//! Rows are worked on in tiles of up to eight, as equal as they can be, and their activations are packed in the order in which
+//! the tile reads them: eight rows in place, a power of two of bytes apart, would share one set of the first-level cache. Up to
+//! eight rows, the weights stream through once. With more, a block of activations stays in the second-level cache while
+//! the weights pass by, asked for a block ahead.
 
 use std::ops::Range;
+use std::sync::PoisonError;
 
-use super::Outputs;
-use crate::simd::{Avx512Bf16, LANES, Pair, PairKernel, Simd};
+use super::grid::{Ahead, Grid, RowTiles};
+use super::{Outputs, PanelRows};
+use crate::simd::{Avx512Bf16, LANES, PackPairs, Pair, PairKernel, Simd, prefetch_line};
+use crate::{Cpu, DType, LinearWeight};
 
-/// The outputs of some neighbouring panels, for all rows.
-pub(super) struct Stripe<'a> {
-    /// `[M][K / 2]`.
-    pub(super) x: &'a [Pair],
-    pub(super) m: usize,
-    /// Pairs of inputs.
-    pub(super) k: usize,
-    /// `[ceil(N / 16)][K / 2]`.
-    pub(super) panels: &'a [[Pair; LANES]],
-    pub(super) range: Range<usize>,
-    pub(super) out: Outputs<'a>,
+/// A panel is `[ceil(K / 2)][16]` pairs.
+pub(super) fn panel_bytes(k: usize) -> usize {
+    k.div_ceil(2) * LANES * size_of::<Pair>()
 }
 
-/// Steps over pairs of one block: with three panels 96 KiB, which several row tiles read from the second-level cache.
+pub(super) fn pack_panel(panel: &mut [u8], rows: &PanelRows<'_>) {
+    rows.write(panel, DType::Bf16, 2);
+}
+
+pub(super) fn run(cpu: &Cpu, x: &[f32], w: &LinearWeight, simd: Avx512Bf16, out: Outputs<'_>) {
+    let (row_len, k) = (w.k(), w.k().div_ceil(2));
+    let tiles = RowTiles { m: out.m, most: TILE_ROWS };
+    // Rounded once for all panels. Another caller of the same device waits here.
+    let mut pairs = cpu.pairs.lock().unwrap_or_else(PoisonError::into_inner);
+    let tile_len = tiles.largest() * k;
+    let pairs = pairs.at_least(tiles.count() * tile_len);
+    cpu.for_rows(pairs, tile_len, tile_len, |first, parts| {
+        for (at, pairs) in parts.chunks_exact_mut(tile_len).enumerate() {
+            let rows = tiles.rows(first + at);
+            let x = &x[rows.start * row_len..rows.end * row_len];
+            simd.vectorize(PackPairs { x, row_len, rows: rows.len(), pairs: &mut pairs[..rows.len() * k] });
+        }
+    });
+    let (x, panels) = (&*pairs, w.panels::<Pair>().as_chunks().0);
+    let all_panels = (out.n.div_ceil(LANES), panel_bytes(row_len));
+    let grid = Grid::new(cpu.pool.threads(), tiles, PIECE_TILES, all_panels, tile_panels(tiles));
+    cpu.pool.run(grid.pieces(), |piece| {
+        let (tiles_of_piece, panels_of_piece) = grid.piece(piece);
+        let stripe = Stripe { x, tiles, k, panels, tiles_of_piece, panels_of_piece, out };
+        simd.vectorize(stripe);
+    });
+}
+
+/// Rows of a tile at most: with three panels 24 chains, which leaves registers for their operands.
+const TILE_ROWS: usize = 8;
+
+/// Row tiles of a piece at most. 16 tiles of 8 rows of a block of activations are 256 KiB: they stay in the second-level
+/// cache together with this block of weights and the next.
+const PIECE_TILES: usize = 16;
+
+/// Steps over pairs of one block: with three panels 96 KiB, which the row tiles read from the second-level cache.
 const K_BLOCK: usize = 512;
 
-/// Panels of one block at most.
-const TILE_PANELS: usize = 3;
+/// Panels of a tile: eight for one row, whose chains would not hide their latency with fewer; four for some; with seven rows and
+/// eight, three panels are what fits.
+fn tile_panels(tiles: RowTiles) -> usize {
+    match tiles.m {
+        1 => 8,
+        2..=6 => 4,
+        _ => 3,
+    }
+}
+
+/// The outputs of some neighbouring panels, for some neighbouring row tiles.
+struct Stripe<'a> {
+    /// Per tile of R rows, as far apart as the largest is long, `[K / 2][R]`.
+    x: &'a [Pair],
+    tiles: RowTiles,
+    /// Pairs of inputs.
+    k: usize,
+    /// `[ceil(N / 16)][K / 2]`.
+    panels: &'a [[Pair; LANES]],
+    tiles_of_piece: Range<usize>,
+    panels_of_piece: Range<usize>,
+    out: Outputs<'a>,
+}
 
 impl PairKernel for Stripe<'_> {
     #[inline(always)]
     fn run(self, simd: Avx512Bf16) {
-        match self.m {
-            // Few rows are bound by memory: several panels at once hide the latency of the chains.
-            1 => self.few::<1, 8>(simd),
-            2 => self.few::<2, 4>(simd),
-            3 => self.few::<3, 4>(simd),
-            4 => self.few::<4, 4>(simd),
-            _ => self.many(simd),
+        let most = tile_panels(self.tiles);
+        // A single tile reads every weight once: no block has to stay.
+        let k_block = if self.tiles_of_piece.len() == 1 { self.k } else { K_BLOCK };
+        for first_k in (0..self.k).step_by(k_block) {
+            let ks = first_k..self.k.min(first_k + k_block);
+            let mut panel = self.panels_of_piece.start;
+            while panel < self.panels_of_piece.end {
+                let (left, next) = (most.min(self.panels_of_piece.end - panel), self.next(panel + most, &ks));
+                panel += match left {
+                    8 => {
+                        self.tile::<1, 8>(simd, self.x, 0, panel, &ks, next, &Ahead::none(ks.len()));
+                        8
+                    }
+                    4.. => self.row_tiles::<4>(simd, panel, &ks, next),
+                    3 => self.row_tiles::<3>(simd, panel, &ks, next),
+                    2 => self.row_tiles::<2>(simd, panel, &ks, next),
+                    _ => self.row_tiles::<1>(simd, panel, &ks, next),
+                };
+            }
         }
     }
 }
 
+/// Steps between two looks ahead of a single tile. Sixteen, which are cheaper, ask for too many lines at once.
+const EVERY: usize = 4;
+
+/// Rows up to which nothing is asked for ahead: there is so little to compute that the loads themselves run far ahead. One row was
+/// 1.2 times as slow with looks ahead.
+const FEW_ROWS: usize = 3;
+
+/// How far ahead a single tile asks for its weights, in vectors of all its panels: 8 KiB. Half and twice as much were slower.
+const AHEAD: usize = 128;
+
 impl Stripe<'_> {
-    /// All `M` rows, `P` panels at a time, then fewer.
+    /// Where the weights of the block that begins with `panel` are, or of the one that comes instead if that lies beyond the
+    /// piece: after the last come those of the next piece, most likely this thread's.
     #[inline(always)]
-    fn few<const M: usize, const P: usize>(&self, simd: Avx512Bf16) {
-        let (mut panel, end) = (self.range.start, self.range.end);
-        while panel + P <= end {
-            self.tile::<M, P>(simd, 0, panel, &(0..self.k));
-            panel += P;
-        }
-        if P > 4 && panel + 4 <= end {
-            self.tile::<M, 4>(simd, 0, panel, &(0..self.k));
-            panel += 4;
-        }
-        if panel + 2 <= end {
-            self.tile::<M, 2>(simd, 0, panel, &(0..self.k));
-            panel += 2;
-        }
-        if panel < end {
-            self.tile::<M, 1>(simd, 0, panel, &(0..self.k));
+    fn next(&self, panel: usize, ks: &Range<usize>) -> usize {
+        match panel {
+            panel if panel < self.panels_of_piece.end => panel * self.k + ks.start,
+            _ if ks.end < self.k => self.panels_of_piece.start * self.k + ks.end,
+            panel => panel * self.k,
         }
     }
 
-    /// All rows, in tiles of eight and fewer, over blocks of three panels and fewer.
+    /// The tiles of the piece over one block of weights. Returns `P`.
     #[inline(always)]
-    fn many(&self, simd: Avx512Bf16) {
-        for panel in self.range.clone().step_by(TILE_PANELS) {
-            for first_k in (0..self.k).step_by(K_BLOCK) {
-                let ks = first_k..self.k.min(first_k + K_BLOCK);
-                match TILE_PANELS.min(self.range.end - panel) {
-                    3 => self.row_tiles::<3>(simd, panel, &ks),
-                    2 => self.row_tiles::<2>(simd, panel, &ks),
-                    _ => self.row_tiles::<1>(simd, panel, &ks),
-                }
+    fn row_tiles<const P: usize>(&self, simd: Avx512Bf16, panel: usize, ks: &Range<usize>, next: usize) -> usize {
+        let tiles = self.tiles_of_piece.len();
+        for (at, tile) in self.tiles_of_piece.clone().enumerate() {
+            let rows = self.tiles.rows(tile);
+            let ahead = match self.tiles.m {
+                0..=FEW_ROWS => Ahead::none(ks.len()),
+                _ => Ahead::new(at, tiles, ks.len(), AHEAD / P, EVERY),
+            };
+            let x = &self.x[tile * self.tiles.largest() * self.k..];
+            match rows.len() {
+                1 => self.tile::<1, P>(simd, x, rows.start, panel, ks, next, &ahead),
+                2 => self.tile::<2, P>(simd, x, rows.start, panel, ks, next, &ahead),
+                3 => self.tile::<3, P>(simd, x, rows.start, panel, ks, next, &ahead),
+                4 => self.tile::<4, P>(simd, x, rows.start, panel, ks, next, &ahead),
+                5 => self.tile::<5, P>(simd, x, rows.start, panel, ks, next, &ahead),
+                6 => self.tile::<6, P>(simd, x, rows.start, panel, ks, next, &ahead),
+                7 => self.tile::<7, P>(simd, x, rows.start, panel, ks, next, &ahead),
+                _ => self.tile::<8, P>(simd, x, rows.start, panel, ks, next, &ahead),
             }
         }
-    }
-
-    #[inline(always)]
-    fn row_tiles<const P: usize>(&self, simd: Avx512Bf16, panel: usize, ks: &Range<usize>) {
-        let mut row = 0;
-        while row + 8 <= self.m {
-            self.tile::<8, P>(simd, row, panel, ks);
-            row += 8;
-        }
-        if row + 4 <= self.m {
-            self.tile::<4, P>(simd, row, panel, ks);
-            row += 4;
-        }
-        if row + 2 <= self.m {
-            self.tile::<2, P>(simd, row, panel, ks);
-            row += 2;
-        }
-        if row < self.m {
-            self.tile::<1, P>(simd, row, panel, ks);
-        }
+        P
     }
 
     /// `M` rows × `P` panels over one block of pairs: the chains stay in registers.
     #[inline(always)]
-    fn tile<const M: usize, const P: usize>(&self, simd: Avx512Bf16, row: usize, panel: usize, ks: &Range<usize>) {
-        let x: [&[Pair]; M] = std::array::from_fn(|m| &self.x[(row + m) * self.k..][ks.clone()]);
-        let panels: [&[[Pair; LANES]]; P] = std::array::from_fn(|p| &self.panels[(panel + p) * self.k..][ks.clone()]);
+    fn tile<const M: usize, const P: usize>(
+        &self,
+        simd: Avx512Bf16,
+        x: &[Pair],
+        row: usize,
+        panel: usize,
+        ks: &Range<usize>,
+        next: usize,
+        ahead: &Ahead,
+    ) {
+        let steps = ks.len();
+        let x = x[ks.start * M..][..steps * M].as_chunks::<M>().0;
+        let first: [usize; P] = std::array::from_fn(|p| (panel + p) * self.k + ks.start);
+        let panels: [&[[Pair; LANES]]; P] = first.map(|first| &self.panels[first..][..steps]);
         // Registers move through `done`, with loops so plain that they unroll: an array of registers that some loop indexes
         // at run time would live in memory, and every step would store it.
         let mut done = [[[0.0; LANES]; P]; M];
@@ -117,14 +186,29 @@ impl Stripe<'_> {
                 sums[m][p] = lanes.load(&done[m][p]);
             }
         }
-        for step in 0..ks.len() {
-            let w: [_; P] = std::array::from_fn(|p| simd.load(&panels[p][step]));
-            for m in 0..M {
-                let x = simd.splat(x[m][step]);
+        let (mut done_steps, mut asked) = (0, ahead.first);
+        while done_steps < steps {
+            for position in asked..asked + ahead.count {
                 for p in 0..P {
-                    sums[m][p] = simd.dot(sums[m][p], x, w[p]);
+                    let vector = match position < steps {
+                        true => first[p] + position,
+                        false => next + p * self.k + position - steps,
+                    };
+                    prefetch_line(self.panels.as_ptr().wrapping_add(vector));
                 }
             }
+            asked += ahead.count;
+            let end = steps.min(done_steps + ahead.every);
+            for step in done_steps..end {
+                let w: [_; P] = std::array::from_fn(|p| simd.load(&panels[p][step]));
+                for m in 0..M {
+                    let x = simd.splat(x[step][m]);
+                    for p in 0..P {
+                        sums[m][p] = simd.dot(sums[m][p], x, w[p]);
+                    }
+                }
+            }
+            done_steps = end;
         }
         for m in 0..M {
             for p in 0..P {

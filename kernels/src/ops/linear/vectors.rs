@@ -10,23 +10,48 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::Outputs;
-use crate::simd::{Element, Kernel, LANES, Lanes, Simd};
+use super::{Outputs, PanelRows};
+use crate::simd::{Element, Kernel, LANES, Lanes, Simd, with_element};
+use crate::{Cpu, DType, LinearWeight};
+
+/// A panel is `[K][16]` elements: a step over k reads sixteen neighbouring outputs as one vector.
+pub(super) fn panel_bytes(dtype: DType, k: usize) -> usize {
+    k * LANES * dtype.size_bytes()
+}
+
+pub(super) fn pack_panel(panel: &mut [u8], rows: &PanelRows<'_>, dtype: DType) {
+    rows.write(panel, dtype, 1);
+}
+
+pub(super) fn run(cpu: &Cpu, x: &[f32], w: &LinearWeight, dtype: DType, out: Outputs<'_>) {
+    with_element!(dtype, T => run_as::<T>(cpu, x, w, out))
+}
+
+fn run_as<T: Element>(cpu: &Cpu, x: &[f32], w: &LinearWeight, out: Outputs<'_>) {
+    let (m, k, panels) = (out.m, w.k(), w.panels::<T>().as_chunks().0);
+    // One visit is a vector of weights or of multiply-adds.
+    cpu.split(w.n().div_ceil(LANES), k * (1 + m), |range| {
+        cpu.isa.run(Stripe { x, m, k, panels, range, out });
+    });
+}
 
 /// The outputs of some neighbouring panels, for all rows.
-pub(super) struct Stripe<'a, T> {
+struct Stripe<'a, T> {
     /// `[M][K]`.
-    pub(super) x: &'a [f32],
-    pub(super) m: usize,
-    pub(super) k: usize,
+    x: &'a [f32],
+    m: usize,
+    k: usize,
     /// `[ceil(N / 16)][K]` vectors.
-    pub(super) panels: &'a [[T; LANES]],
-    pub(super) range: Range<usize>,
-    pub(super) out: Outputs<'a>,
+    panels: &'a [[T; LANES]],
+    range: Range<usize>,
+    out: Outputs<'a>,
 }
 
 /// Rows up to which the panels are read as they are. Beyond, widening once for all rows is cheaper than once per row tile.
 const FEW_ROWS: usize = 4;
+
+/// The same with registers for four rows of four panels: the second four rows find the panels in the second-level cache.
+const FEW_ROWS_OF_WIDE_TILES: usize = 8;
 
 /// Steps over k of one widened block: with three panels 96 KiB, a tenth of the second-level cache of a server core, and
 /// within that of a laptop. 128 steps, which fit into the first level, were slower: chains go through memory four times as
@@ -48,13 +73,8 @@ impl<T: Element> Kernel for Stripe<'_, T> {
                 3 => self.few::<S, 3, 1>(simd),
                 _ => self.few::<S, 4, 1>(simd),
             }
-        } else if self.m <= FEW_ROWS {
-            match self.m {
-                1 => self.few::<S, 1, 8>(simd),
-                2 => self.few::<S, 2, 4>(simd),
-                3 => self.few::<S, 3, 4>(simd),
-                _ => self.few::<S, 4, 4>(simd),
-            }
+        } else if self.m <= FEW_ROWS_OF_WIDE_TILES && S::ACCUMULATORS >= 24 {
+            self.fours(simd);
         } else if S::ACCUMULATORS >= 24 {
             self.many::<S, 8, MAX_TILE_PANELS>(simd);
         } else {
@@ -70,27 +90,48 @@ impl<T: Element> Stripe<'_, T> {
         let mut panel = self.range.start;
         let end = self.range.end;
         while panel + P <= end {
-            self.few_tile::<S, M, P>(simd, panel);
+            self.few_tile::<S, M, P>(simd, 0, panel);
             panel += P;
         }
-        if P > 4 && panel + 4 <= end {
-            self.few_tile::<S, M, 4>(simd, panel);
-            panel += 4;
-        }
         if P > 2 && panel + 2 <= end {
-            self.few_tile::<S, M, 2>(simd, panel);
+            self.few_tile::<S, M, 2>(simd, 0, panel);
             panel += 2;
         }
         if P > 1 && panel < end {
-            self.few_tile::<S, M, 1>(simd, panel);
+            self.few_tile::<S, M, 1>(simd, 0, panel);
+        }
+    }
+
+    /// Four rows and fewer against four panels and fewer, as stored. Four streams through memory were faster than eight.
+    #[inline(always)]
+    fn fours<S: Simd>(&self, simd: S) {
+        for panel in self.range.clone().step_by(4) {
+            match self.range.end - panel {
+                1 => self.rows_by_four::<S, 1>(simd, panel),
+                2 => self.rows_by_four::<S, 2>(simd, panel),
+                3 => self.rows_by_four::<S, 3>(simd, panel),
+                _ => self.rows_by_four::<S, 4>(simd, panel),
+            }
         }
     }
 
     #[inline(always)]
-    fn few_tile<S: Simd, const M: usize, const P: usize>(&self, simd: S, panel: usize) {
+    fn rows_by_four<S: Simd, const P: usize>(&self, simd: S, panel: usize) {
+        for row in (0..self.m).step_by(4) {
+            match self.m - row {
+                1 => self.few_tile::<S, 1, P>(simd, row, panel),
+                2 => self.few_tile::<S, 2, P>(simd, row, panel),
+                3 => self.few_tile::<S, 3, P>(simd, row, panel),
+                _ => self.few_tile::<S, 4, P>(simd, row, panel),
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn few_tile<S: Simd, const M: usize, const P: usize>(&self, simd: S, row: usize, panel: usize) {
         let k = self.k;
         let panels: [&[[T; LANES]]; P] = std::array::from_fn(|p| &self.panels[(panel + p) * k..][..k]);
-        let x: [&[f32]; M] = std::array::from_fn(|m| &self.x[m * k..][..k]);
+        let x: [&[f32]; M] = std::array::from_fn(|m| &self.x[(row + m) * k..][..k]);
         let mut sums = [[simd.splat(0.0); P]; M];
         for step in 0..k {
             let mut weights = [simd.splat(0.0); P];
@@ -110,7 +151,7 @@ impl<T: Element> Stripe<'_, T> {
                 simd.store(sums[m][p], &mut done[m][p]);
             }
         }
-        self.out.write(0, panel, &done, true);
+        self.out.write(row, panel, &done, true);
     }
 
     /// All rows, `P` panels at a time in tiles of `M` rows.

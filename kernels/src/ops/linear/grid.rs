@@ -1,0 +1,144 @@
+//! How a product is divided: rows into tiles of registers, rows and panels into pieces for threads.
+
+use std::ops::Range;
+
+use crate::limits::{MIN_WORK_PER_THREAD, PIECES_PER_THREAD};
+use crate::pool::share;
+
+/// How `m` rows are divided into tiles of at most `most` rows: as equal as they can be.
+#[derive(Clone, Copy)]
+pub(super) struct RowTiles {
+    pub(super) m: usize,
+    pub(super) most: usize,
+}
+
+impl RowTiles {
+    pub(super) fn count(self) -> usize {
+        self.m.div_ceil(self.most)
+    }
+
+    pub(super) fn rows(self, tile: usize) -> Range<usize> {
+        share(self.m, self.count(), tile)
+    }
+
+    /// Rows of the largest tile.
+    pub(super) fn largest(self) -> usize {
+        self.m.div_ceil(self.count())
+    }
+}
+
+/// Pieces: blocks of row tiles × ranges of panels.
+pub(super) struct Grid {
+    tiles: RowTiles,
+    panels: usize,
+    tile_panels: usize,
+    row_blocks: usize,
+    panel_ranges: usize,
+}
+
+/// Bytes of weights of a piece at most, if there are several pieces along the rows: they take them from the third-level cache.
+const PIECE_BYTES: usize = 4 << 20;
+
+impl Grid {
+    /// The pieces of a product with `panels` panels of `panel_bytes` bytes, which are computed `tile_panels` at a time; at most
+    /// `piece_tiles` row tiles a piece.
+    pub(super) fn new(
+        threads: usize,
+        tiles: RowTiles,
+        piece_tiles: usize,
+        (panels, panel_bytes): (usize, usize),
+        tile_panels: usize,
+    ) -> Grid {
+        let (row_blocks, groups) = (tiles.count().div_ceil(piece_tiles), panels.div_ceil(tile_panels));
+        // One visit is a cache line of weights or a vector of products with it.
+        let visits = panels * (panel_bytes / CACHE_LINE_BYTES) * (1 + tiles.m);
+        let most = (visits / MIN_WORK_PER_THREAD).max(1);
+        let several = most.min(threads * PIECES_PER_THREAD).div_ceil(row_blocks);
+        let for_cache = if row_blocks > 1 { (panels * panel_bytes).div_ceil(PIECE_BYTES) } else { 1 };
+        let ranges = several.max(for_cache);
+        // As many for each.
+        let ranges = if ranges >= threads { ranges.next_multiple_of(threads) } else { ranges };
+        Grid { tiles, panels, tile_panels, row_blocks, panel_ranges: ranges.min(groups) }
+    }
+
+    pub(super) fn pieces(&self) -> usize {
+        self.row_blocks * self.panel_ranges
+    }
+
+    /// The tiles and panels of a piece: neighbours share their weights.
+    pub(super) fn piece(&self, piece: usize) -> (Range<usize>, Range<usize>) {
+        let tiles = share(self.tiles.count(), self.row_blocks, piece % self.row_blocks);
+        let groups = share(self.panels.div_ceil(self.tile_panels), self.panel_ranges, piece / self.row_blocks);
+        (tiles, groups.start * self.tile_panels..self.panels.min(groups.end * self.tile_panels))
+    }
+}
+
+/// Which weights a tile asks for while it computes with a block of them, in steps along K from the beginning of the block; those
+/// beyond its end are steps of the next block. A single tile runs a little ahead of itself, several share the next block.
+pub(super) struct Ahead {
+    /// The first step that this tile asks for.
+    pub(super) first: usize,
+    /// Steps of computation between two looks ahead: with many more, so many lines would be asked for at once that loads wait
+    /// behind them.
+    pub(super) every: usize,
+    /// Steps that are asked for at a look.
+    pub(super) count: usize,
+}
+
+impl Ahead {
+    /// For tile number `tile` of `tiles` that work one after the other on a block of `steps` steps; a single one looks `single`
+    /// steps ahead. `every`: the fewest steps between two looks that cost little.
+    pub(super) fn new(tile: usize, tiles: usize, steps: usize, single: usize, every: usize) -> Ahead {
+        match tiles {
+            1 => Ahead { first: single, every, count: every },
+            _ => {
+                let count = (2 * every / tiles).max(1);
+                Ahead { first: steps + tile * steps / tiles, every: count * tiles, count }
+            }
+        }
+    }
+
+    /// For a tile that leaves it to the processor to see the pattern.
+    pub(super) fn none(steps: usize) -> Ahead {
+        Ahead { first: 0, every: steps, count: 0 }
+    }
+}
+
+const CACHE_LINE_BYTES: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_meets_every_panel_once() {
+        for (m, panels, k, threads) in
+            [(1, 1, 1, 1), (1, 36, 288, 2), (9, 7, 40, 3), (130, 60, 288, 2), (2048, 128, 1024, 2), (513, 3, 4096, 5)]
+        {
+            let tiles = RowTiles { m, most: 8 };
+            for tile_panels in [2, 3, 4] {
+                let grid = Grid::new(threads, tiles, 16, (panels, k * CACHE_LINE_BYTES), tile_panels);
+                let mut visits = vec![0; m * panels];
+                for piece in 0..grid.pieces() {
+                    let (of_rows, of_panels) = grid.piece(piece);
+                    assert!(of_rows.len() <= 16 && of_panels.start % tile_panels == 0);
+                    for row in of_rows.flat_map(|tile| tiles.rows(tile)) {
+                        of_panels.clone().for_each(|panel| visits[row * panels + panel] += 1);
+                    }
+                }
+                assert!(visits.iter().all(|visits| *visits == 1), "{m} rows, {panels} panels, {threads} threads");
+            }
+        }
+    }
+
+    #[test]
+    fn tiles_differ_by_one_row_at_most() {
+        for m in 1..100 {
+            let tiles = RowTiles { m, most: 8 };
+            let sizes: Vec<usize> = (0..tiles.count()).map(|tile| tiles.rows(tile).len()).collect();
+            assert_eq!(sizes.iter().sum::<usize>(), m);
+            assert!(sizes.iter().all(|size| [tiles.largest(), tiles.largest() - 1].contains(size)), "{sizes:?}");
+            assert!(tiles.largest() <= 8);
+        }
+    }
+}

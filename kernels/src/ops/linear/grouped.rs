@@ -1,0 +1,368 @@
+//! What the arms of quantised weights share: their tiles, and the order of their sums.
+//!
+//! Every output element is a sum over groups of 64 inputs, each summed by itself (in integers or in f32, as the arm says), then
+//! scaled and added to the groups before it by one fused multiply-add; at the end the total is scaled by the output's own factor, and
+//! the bias is added last. Tiles run over M and N, blocks over K pause a sum between two groups in memory without
+//! rounding; so, as in the arms of floats, neither the number of rows nor threads change a bit.
+//!
+//! Few rows read the panels as they are. Many rows share the work of unpacking a block of panels, where that is work.
+
+use std::cell::RefCell;
+use std::ops::Range;
+use std::sync::PoisonError;
+
+use bytemuck::Pod;
+
+use super::{Outputs, PanelRows};
+use crate::simd::{Kernel, LANES, Lanes, Simd, StepCodes};
+use crate::{Cpu, LinearWeight};
+
+/// Inputs of a group. 64: the block of NF4, a tile of 64-byte rows on machines that have them, and a divisor of the usual sizes, so
+/// that no padding is read. Inputs that do not exist are zeros.
+pub(super) const GROUP: usize = 64;
+
+/// A line of a panel: 64 bytes. Every panel is a whole number of them.
+pub(super) type Line = StepCodes;
+
+/// A format of quantised weights on an instruction set.
+pub(super) trait Arm: Copy + Send + Sync {
+    /// The lanes in which groups are added up.
+    type Lanes: Simd;
+    /// A group of a row's inputs, as the dot products take them.
+    type Inputs: Pod + Send + Sync;
+    /// The weights of a group and sixteen outputs, as they lie in a panel.
+    type Block;
+    /// The weights of sixteen outputs for one step, in registers: 64 bytes.
+    type Weights: Copy;
+    /// What one load gives: the weights of [`STEPS_PER_LOAD`](Arm::STEPS_PER_LOAD) steps.
+    type Loaded: Copy;
+    /// Sixteen sums of a group.
+    type Sums: Copy;
+    /// Loads of a group.
+    const LOADS: usize;
+    /// Steps of a load.
+    const STEPS_PER_LOAD: usize;
+    /// Whether loading takes more than reading, so that many rows should share it.
+    const UNPACKS: bool;
+
+    fn lanes(self) -> Self::Lanes;
+    /// Runs `kernel` compiled for the arm's instruction set.
+    fn vectorize<K: Kernel<Output = ()>>(self, kernel: K);
+    /// Converts up to [`GROUP`] inputs.
+    fn prepare(self, x: &[f32], inputs: &mut Self::Inputs);
+    /// The weights of a group in a panel.
+    fn block(panel: &[Line], group: usize) -> &Self::Block;
+    /// Load number `at` of a group.
+    fn load(self, block: &Self::Block, at: usize) -> Self::Loaded;
+    /// Step number `at` of a load.
+    fn step(loaded: &Self::Loaded, at: usize) -> Self::Weights;
+    fn start(self, inputs: &Self::Inputs) -> Self::Sums;
+    /// Adds the inputs of a step times their weights.
+    fn dot(self, sums: Self::Sums, inputs: &Self::Inputs, step: usize, weights: Self::Weights) -> Self::Sums;
+    /// Adds a group to the groups before it.
+    fn add(self, total: V<Self>, sums: Self::Sums, inputs: &Self::Inputs, panel: &[Line], group: usize) -> V<Self>;
+    /// The output's own factor.
+    fn finish(self, total: V<Self>, panel: &[Line]) -> V<Self>;
+}
+
+/// The f32 vectors of an arm.
+pub(super) type V<A> = <<A as Arm>::Lanes as Simd>::V;
+
+/// `out = x · wᵀ (+ bias)`; `x`: `[M][K]`.
+pub(super) fn run<A: Arm>(arm: A, cpu: &Cpu, x: &[f32], w: &LinearWeight, out: Outputs<'_>) {
+    let (m, k, groups) = (out.m, w.k(), w.k().div_ceil(GROUP));
+    // Converted once for all panels. Another caller of the same device waits here.
+    let mut words = cpu.inputs.lock().unwrap_or_else(PoisonError::into_inner);
+    let row_words = groups * size_of::<A::Inputs>() / size_of::<u32>();
+    let longest = words.len().max(m * row_words);
+    words.resize(longest, 0);
+    let words = &mut words[..m * row_words];
+    cpu.for_rows(words, row_words, k, |first, rows| {
+        for (x, inputs) in x[first * k..].chunks(k).zip(rows.chunks_exact_mut(row_words)) {
+            arm.vectorize(Prepare { arm, x, inputs: bytemuck::cast_slice_mut(inputs) });
+        }
+    });
+    let (x, panels) = (bytemuck::cast_slice(words), w.panels::<Line>());
+    let panel_lines = w.panel_bytes() / size_of::<Line>();
+    // One visit is a vector of dot products; a line of weights that comes from memory takes as long as a dozen.
+    cpu.split(out.n.div_ceil(LANES), groups * A::LOADS * (12 + A::STEPS_PER_LOAD * m), |range| {
+        arm.vectorize(Stripe { arm, x, m, groups, panels, panel_lines, range, out });
+    });
+}
+
+/// Converts a row of inputs.
+struct Prepare<'a, A: Arm> {
+    arm: A,
+    x: &'a [f32],
+    inputs: &'a mut [A::Inputs],
+}
+
+impl<A: Arm> Kernel for Prepare<'_, A> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _simd: S) {
+        for (x, inputs) in self.x.chunks(GROUP).zip(self.inputs) {
+            self.arm.prepare(x, inputs);
+        }
+    }
+}
+
+/// The outputs of some neighbouring panels, for all rows.
+struct Stripe<'a, A: Arm> {
+    arm: A,
+    /// `[M][groups]`.
+    x: &'a [A::Inputs],
+    m: usize,
+    groups: usize,
+    panels: &'a [Line],
+    panel_lines: usize,
+    range: Range<usize>,
+    out: Outputs<'a>,
+}
+
+/// Groups of one block: with three panels 48 KiB of bytes or 96 KiB of bf16, which several row tiles read from the
+/// second-level cache.
+const BLOCK_GROUPS: usize = 16;
+
+/// Panels of one block where the registers hold the sums of eight rows for them.
+const TILE_PANELS: usize = 3;
+
+/// Rows up to which the panels are read as they are: beyond, unpacking once for all of them is cheaper than once per tile.
+const FEW_ROWS: usize = 4;
+
+impl<A: Arm> Kernel for Stripe<'_, A> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _simd: S) {
+        // Few rows are bound by memory, and unpack what they read on the way.
+        let shares = A::UNPACKS && self.m > FEW_ROWS;
+        // Taken out rather than borrowed in a closure: a closure is a function without this instruction set.
+        let mut unpacked = UNPACKED.take();
+        if shares {
+            unpacked.resize(BLOCK_GROUPS * TILE_PANELS * A::LOADS * A::STEPS_PER_LOAD, Aligned([0; size_of::<Line>()]));
+        }
+        let mut panel = self.range.start;
+        while panel < self.range.end {
+            let panels = if panel + TILE_PANELS <= self.range.end { self.tile_panels() } else { 1 };
+            for first in (0..self.groups).step_by(BLOCK_GROUPS) {
+                let groups = first..self.groups.min(first + BLOCK_GROUPS);
+                // Not several cases of one match: where the condition is a constant, only one of them is compiled.
+                if A::Lanes::ACCUMULATORS >= 24 {
+                    match panels {
+                        1 => self.block::<1>(panel, &groups, shares, &mut unpacked),
+                        _ => self.block::<TILE_PANELS>(panel, &groups, shares, &mut unpacked),
+                    }
+                } else {
+                    self.block::<1>(panel, &groups, shares, &mut unpacked);
+                }
+            }
+            panel += panels;
+        }
+        UNPACKED.set(unpacked);
+    }
+}
+
+impl<A: Arm> Stripe<'_, A> {
+    /// Panels of a tile where the stripe has enough of them.
+    fn tile_panels(&self) -> usize {
+        if A::Lanes::ACCUMULATORS >= 24 { TILE_PANELS } else { 1 }
+    }
+
+    /// All rows against one block of `P` panels.
+    #[inline(always)]
+    fn block<const P: usize>(&self, panel: usize, groups: &Range<usize>, shares: bool, unpacked: &mut [Aligned]) {
+        if A::UNPACKS && shares {
+            self.unpack::<P>(panel, groups, unpacked);
+            self.row_tiles::<P, true>(panel, groups, unpacked);
+        } else {
+            self.row_tiles::<P, false>(panel, groups, &[]);
+        }
+    }
+
+    /// All rows, in tiles of eight and fewer. `SHARED`: the block is unpacked.
+    #[inline(always)]
+    fn row_tiles<const P: usize, const SHARED: bool>(&self, panel: usize, groups: &Range<usize>, unpacked: &[Aligned]) {
+        let mut row = 0;
+        if A::Lanes::ACCUMULATORS >= 24 {
+            while row + 8 <= self.m {
+                self.tile::<8, P, SHARED>(row, panel, groups, unpacked);
+                row += 8;
+            }
+        }
+        while row + 4 <= self.m {
+            self.tile::<4, P, SHARED>(row, panel, groups, unpacked);
+            row += 4;
+        }
+        if A::Lanes::ACCUMULATORS >= 24 && row + 2 <= self.m {
+            self.tile::<2, P, SHARED>(row, panel, groups, unpacked);
+            row += 2;
+        }
+        while row < self.m {
+            self.tile::<1, P, SHARED>(row, panel, groups, unpacked);
+            row += 1;
+        }
+    }
+
+    /// Loads a block once for all row tiles: `[groups][steps][P]`.
+    #[inline(always)]
+    fn unpack<const P: usize>(&self, panel: usize, groups: &Range<usize>, unpacked: &mut [Aligned]) {
+        let loads = unpacked.chunks_exact_mut(A::STEPS_PER_LOAD * P);
+        for (load, lines) in loads.take(groups.len() * A::LOADS).enumerate() {
+            for p in 0..P {
+                let block = A::block(self.panel(panel + p), groups.start + load / A::LOADS);
+                let loaded = self.arm.load(block, load % A::LOADS);
+                for step in 0..A::STEPS_PER_LOAD {
+                    lines[step * P + p].put(A::step(&loaded, step));
+                }
+            }
+        }
+    }
+
+    /// `M` rows × `P` panels over one block of groups. The sums of a group stay in registers.
+    #[inline(always)]
+    fn tile<const M: usize, const P: usize, const SHARED: bool>(
+        &self,
+        row: usize,
+        panel: usize,
+        groups: &Range<usize>,
+        unpacked: &[Aligned],
+    ) {
+        let (arm, lanes) = (self.arm, self.arm.lanes());
+        let x: [&[A::Inputs]; M] = std::array::from_fn(|m| &self.x[(row + m) * self.groups..][groups.clone()]);
+        let panels: [&[Line]; P] = std::array::from_fn(|p| self.panel(panel + p));
+        let mut done = [[[0.0; LANES]; P]; M];
+        if groups.start > 0 {
+            self.out.read(row, panel, &mut done);
+        }
+        let mut totals = [[lanes.splat(0.0); P]; M];
+        for m in 0..M {
+            for p in 0..P {
+                totals[m][p] = lanes.load(&done[m][p]);
+            }
+        }
+        for (at, group) in groups.clone().enumerate() {
+            let inputs: [&A::Inputs; M] = std::array::from_fn(|m| &x[m][at]);
+            // Plain loops from here on instead of closures: until they are inlined, those are functions without the instruction
+            // set, and an array of registers that one of them sees lives in memory.
+            let mut sums = [[arm.start(inputs[0]); P]; M];
+            for m in 1..M {
+                sums[m] = [arm.start(inputs[m]); P];
+            }
+            if SHARED {
+                let steps = A::LOADS * A::STEPS_PER_LOAD;
+                let lines = &unpacked.as_chunks::<P>().0[at * steps..][..steps];
+                for step in 0..steps {
+                    let mut weights = [lines[step][0].get::<A::Weights>(); P];
+                    for p in 1..P {
+                        weights[p] = lines[step][p].get::<A::Weights>();
+                    }
+                    for m in 0..M {
+                        for p in 0..P {
+                            sums[m][p] = arm.dot(sums[m][p], inputs[m], step, weights[p]);
+                        }
+                    }
+                }
+            } else {
+                let blocks: [&A::Block; P] = std::array::from_fn(|p| A::block(panels[p], group));
+                for load in 0..A::LOADS {
+                    let mut loaded = [arm.load(blocks[0], load); P];
+                    for p in 1..P {
+                        loaded[p] = arm.load(blocks[p], load);
+                    }
+                    for step in 0..A::STEPS_PER_LOAD {
+                        for m in 0..M {
+                            for p in 0..P {
+                                let weights = A::step(&loaded[p], step);
+                                sums[m][p] = arm.dot(sums[m][p], inputs[m], load * A::STEPS_PER_LOAD + step, weights);
+                            }
+                        }
+                    }
+                }
+            }
+            for m in 0..M {
+                for p in 0..P {
+                    totals[m][p] = arm.add(totals[m][p], sums[m][p], inputs[m], panels[p], group);
+                }
+            }
+        }
+        let complete = groups.end == self.groups;
+        for m in 0..M {
+            for p in 0..P {
+                if complete {
+                    totals[m][p] = arm.finish(totals[m][p], panels[p]);
+                }
+                lanes.store(totals[m][p], &mut done[m][p]);
+            }
+        }
+        self.out.write(row, panel, &done, complete);
+    }
+
+    #[inline(always)]
+    fn panel(&self, panel: usize) -> &[Line] {
+        &self.panels[panel * self.panel_lines..][..self.panel_lines]
+    }
+}
+
+/// An unpacked step: a line of its own, an unaligned one costs two per load.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Aligned(#[allow(dead_code, reason = "read and written through its address")] Line);
+
+impl Aligned {
+    #[inline(always)]
+    fn put<W: Copy>(&mut self, weights: W) {
+        const { assert!(size_of::<W>() == size_of::<Line>() && align_of::<W>() <= 64, "weights of a step are a line") };
+        // SAFETY: size and alignment fit (asserted), and any bytes are a line.
+        unsafe { std::ptr::from_mut(self).cast::<W>().write(weights) }
+    }
+
+    #[inline(always)]
+    fn get<W: Copy>(&self) -> W {
+        const { assert!(size_of::<W>() == size_of::<Line>() && align_of::<W>() <= 64, "weights of a step are a line") };
+        // SAFETY: size and alignment fit (asserted). The line was written by `put` with weights of the same arm in the same call
+        // of `many`; and they are vectors or arrays of integers and floats, of which any bytes are valid.
+        unsafe { std::ptr::from_ref(self).cast::<W>().read() }
+    }
+}
+
+thread_local! {
+    /// The unpacked block of a thread, allocated at its first use.
+    static UNPACKED: RefCell<Vec<Aligned>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The scale that maps values up to `absmax` to `-largest..=largest`, and its inverse. Both 0 where all values are zero (or so
+/// small, 1e-30, that the inverse could overflow); a scale that is NaN, and 0, where one of them is not finite.
+pub(super) fn scale_and_inverse(absmax: f32, largest: f32) -> (f32, f32) {
+    match absmax {
+        ..1e-30 => (0.0, 0.0),
+        ..=f32::MAX => (absmax / largest, largest / absmax),
+        _ => (f32::NAN, 0.0),
+    }
+}
+
+/// The largest absolute value; infinite or NaN if one of them is.
+#[inline(always)]
+pub(super) fn absmax(values: &[f32]) -> f32 {
+    // As integers: the bits of NaN and infinity are above those of all numbers.
+    f32::from_bits(values.iter().map(|x| x.to_bits() & (u32::MAX >> 1)).max().unwrap_or(0))
+}
+
+/// Calls `pack(lane, row)` with each row of a panel as f32; `[ceil(K / 64) · 64]`, padded with zeros.
+pub(super) fn for_each_row(rows: &PanelRows<'_>, mut pack: impl FnMut(usize, &[f32])) {
+    let mut values = Vec::new();
+    for lane in 0..LANES {
+        let Some((dtype, source)) = rows.row(lane) else { return };
+        values.clear();
+        dtype.decode_all(source, &mut values);
+        values.resize(values.len().next_multiple_of(GROUP), 0.0);
+        pack(lane, &values);
+    }
+}
+
+/// Sixteen f32 of a line.
+#[inline(always)]
+pub(super) fn floats(line: &Line) -> Lanes {
+    bytemuck::cast(*line)
+}
