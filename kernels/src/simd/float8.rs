@@ -96,26 +96,16 @@ impl Format {
 static ALL_E4M3: [f32; 256] = E4M3.decode_all();
 static ALL_E5M2: [f32; 256] = E5M2.decode_all();
 
+#[cfg(target_arch = "x86_64")]
 impl E4m3 {
     /// bf16 bits of the codes 0..128.
-    #[cfg(target_arch = "x86_64")]
     pub(crate) const BF16: [u16; 128] = E4M3.bf16_of_magnitudes();
-
-    #[inline(always)]
-    pub(crate) fn to_f32(self) -> f32 {
-        ALL_E4M3[self.0 as usize]
-    }
 }
 
+#[cfg(target_arch = "x86_64")]
 impl E5m2 {
     /// bf16 bits of the codes 0..128.
-    #[cfg(target_arch = "x86_64")]
     pub(crate) const BF16: [u16; 128] = E5M2.bf16_of_magnitudes();
-
-    #[inline(always)]
-    pub(crate) fn to_f32(self) -> f32 {
-        ALL_E5M2[self.0 as usize]
-    }
 }
 
 impl Element for E4m3 {
@@ -128,6 +118,11 @@ impl Element for E4m3 {
     fn from_f32(x: f32) -> E4m3 {
         E4m3(E4M3.encode(x))
     }
+
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        ALL_E4M3[self.0 as usize]
+    }
 }
 
 impl Element for E5m2 {
@@ -139,6 +134,11 @@ impl Element for E5m2 {
     #[inline(always)]
     fn from_f32(x: f32) -> E5m2 {
         E5m2(E5M2.encode(x))
+    }
+
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        ALL_E5M2[self.0 as usize]
     }
 }
 

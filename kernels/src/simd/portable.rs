@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{E4M3_FACTOR, E4M3_IN_F32, E4m3, E5m2, Kernel, LANES, Lanes, Simd};
+use super::{E4M3_FACTOR, E4M3_IN_F32, E4m3, E5m2, Element, Kernel, LANES, Lanes, Simd};
 
 /// No instruction set beyond the target's own.
 #[derive(Clone, Copy)]
