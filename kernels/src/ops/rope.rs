@@ -306,22 +306,7 @@ mod tests {
     }
 
     fn dtype_round(dtype: KvDType, x: f32) -> f32 {
-        with_kv_element!(dtype, T => widen(T::from_f32(x)))
-    }
-
-    fn widen<T: Element>(x: T) -> f32 {
-        crate::simd::Isa::available().last().expect("portable is always there").run(First([x; LANES]))
-    }
-
-    struct First<T>([T; LANES]);
-
-    impl<T: Element> Kernel for First<T> {
-        type Output = f32;
-
-        #[inline(always)]
-        fn run<S: Simd>(self, simd: S) -> f32 {
-            simd.to_array(T::load(simd, &self.0))[0]
-        }
+        with_kv_element!(dtype, T => T::from_f32(x).to_f32())
     }
 
     fn read(kv: &KvCache, layer: usize, head: usize, slot: usize, d: usize) -> (f32, f32) {
@@ -330,7 +315,7 @@ mod tests {
         let value = head * shape.value_head_len() + block * shape.value_block_len() + shape.value_at(offset, d);
         with_kv_element!(kv.dtype(), T => {
             let (keys, values) = kv.layer::<T>(layer);
-            (widen(keys[key]), widen(values[value]))
+            (keys[key].to_f32(), values[value].to_f32())
         })
     }
 

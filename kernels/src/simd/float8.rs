@@ -96,15 +96,15 @@ impl Format {
 static ALL_E4M3: [f32; 256] = E4M3.decode_all();
 static ALL_E5M2: [f32; 256] = E5M2.decode_all();
 
+#[cfg(target_arch = "x86_64")]
 impl E4m3 {
     /// bf16 bits of the codes 0..128.
-    #[cfg(target_arch = "x86_64")]
     pub(crate) const BF16: [u16; 128] = E4M3.bf16_of_magnitudes();
 }
 
+#[cfg(target_arch = "x86_64")]
 impl E5m2 {
     /// bf16 bits of the codes 0..128.
-    #[cfg(target_arch = "x86_64")]
     pub(crate) const BF16: [u16; 128] = E5M2.bf16_of_magnitudes();
 }
 

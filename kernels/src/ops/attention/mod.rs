@@ -328,7 +328,6 @@ mod tests {
     use crate::KvDType;
     use crate::ops::testing::{assert_close, bits, cpus, random, random_tensor};
     use crate::ops::{RopeTable, rope_and_store_kv};
-    use crate::simd::Isa;
 
     /// A sequence whose first `length` positions are computed, cut into steps.
     struct Case {
@@ -442,18 +441,7 @@ mod tests {
 
     /// As the cache rounds it.
     fn rounded(dtype: KvDType, x: f32) -> f32 {
-        struct First<T>([T; LANES]);
-
-        impl<T: Element> Kernel for First<T> {
-            type Output = f32;
-
-            #[inline(always)]
-            fn run<S: Simd>(self, simd: S) -> f32 {
-                simd.to_array(T::load(simd, &self.0))[0]
-            }
-        }
-
-        with_kv_element!(dtype, T => Isa::detect().run(First([T::from_f32(x); LANES])))
+        with_kv_element!(dtype, T => T::from_f32(x).to_f32())
     }
 
     fn cases() -> Vec<Case> {
