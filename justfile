@@ -31,7 +31,7 @@ deny:
     cargo deny check bans licenses sources
 
 # The figures of the README, each with its goal.
-bench: bench-startup bench-concurrency bench-long-prompt bench-grammar-load bench-first-token
+bench: bench-startup bench-concurrency bench-long-prompt bench-grammar-load bench-first-token bench-router
 
 # Time from start to the ready line.
 bench-startup *args:
@@ -65,6 +65,10 @@ bench-grammar-load:
 bench-first-token:
     cargo run --release -p integration-tests --example first_token
 
+# What the router itself costs, in front of a shard that computes nothing: its time, memory and delay.
+bench-router *args:
+    cargo run --release -p integration-tests --example router_cost -- {{ args }}
+
 # What drafts are worth where a text repeats itself, and cost where it does not.
 bench-speculation *args:
     cargo run --release -p integration-tests --example speculation -- {{ args }}
@@ -72,3 +76,7 @@ bench-speculation *args:
 # text-generation-benchmark: prefill and decode on shards, or with --url requests to a server.
 bench-load *args:
     cargo run --release -p benchmark -- {{ args }}
+
+# This server, llama.cpp, transformers and vLLM in turn on the same weights: writes docs/performance.md (--quick: only prints).
+bench-peers *args:
+    python3 integration-tests/bench/run.py {{ args }}

@@ -253,12 +253,12 @@ class Server(Engine):
 
 
 class Programs:
-    """The executables under test, built from this working tree."""
+    """The executables under test."""
 
-    def __init__(self, target: Path, version: str) -> None:
-        self.launcher = target / "text-generation-launcher"
-        self.benchmark = target / "text-generation-benchmark"
-        self.machine = target / "examples" / "machine"
+    def __init__(self, launcher: Path, benchmark: Path, machine: Path, version: str) -> None:
+        self.launcher = launcher
+        self.benchmark = benchmark
+        self.machine = machine
         self.version = version
 
     def about(self) -> str:

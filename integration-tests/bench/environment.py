@@ -18,15 +18,21 @@ LLAMA_BUILD = {"CMAKE_ARGS": "-DGGML_NATIVE=ON", "CMAKE_BUILD_PARALLEL_LEVEL": "
 
 
 def programs() -> Programs:
-    """Builds what is measured, from this working tree."""
-    target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
-    for what in (
-        ["--bin", "text-generation-launcher", "--bin", "text-generation-benchmark"],
-        ["--package", "kernels", "--example", "machine"],
-    ):
-        say(f"cargo build --release {' '.join(what)}")
-        subprocess.run(["cargo", "build", "--quiet", "--release", *what], cwd=ROOT, check=True)
-    return Programs(target, commit())
+    """Built from this working tree, except those that the environment names, as in `integration-tests/src/executable.rs`."""
+    return Programs(
+        built("TEXT_GENERATION_LAUNCHER", "text-generation-launcher", ["--bin", "text-generation-launcher"]),
+        built("TEXT_GENERATION_BENCHMARK", "text-generation-benchmark", ["--bin", "text-generation-benchmark"]),
+        built("MACHINE_EXAMPLE", "examples/machine", ["--package", "kernels", "--example", "machine"]),
+        commit(),
+    )
+
+
+def built(variable: str, name: str, what: list[str]) -> Path:
+    if variable in os.environ:
+        return Path(os.environ[variable])
+    say(f"cargo build --release {' '.join(what)}")
+    subprocess.run(["cargo", "build", "--quiet", "--release", *what], cwd=ROOT, check=True)
+    return Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release" / name
 
 
 def commit() -> str:

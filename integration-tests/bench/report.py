@@ -23,7 +23,8 @@ def markdown(results: dict) -> str:
 
 
 def head(results: dict) -> str:
-    versions = "".join(f"- {name}: {about}\n" for name, about in sorted(results["versions"].items()))
+    # Engines of one program have one line.
+    versions = "".join(f"- {about}\n" for about in sorted(set(results["versions"].values())))
     return f"""# Performance on CPUs
 
 Written by `{results["command"]}` (`just bench-peers`) on {results["date"]}, commit {results["commit"]}, in {results["minutes"]:.0f} minutes: {results["rounds"]} rounds,
@@ -192,7 +193,7 @@ METHOD = """## How it is measured
 
 - Weights are random (seeded) in the shapes of the models named, the same bits for every engine; llama.cpp's quantised files are made
   from them by its own quantiser with its defaults. Speed does not depend on what weights say.
-- Prompts are random tokens, 16 long except where a prefill is measured. Prefill ends with the first token, decode counts the tokens after it;
+- Prompts are random tokens, 16 long, in batches 4, except where a prefill is measured. Prefill ends with the first token, decode counts the tokens after it;
   all engines choose greedily and hand the tokens over after every step.
 - This server: one shard, driven by `text-generation-benchmark` over its socket as a router would. Peers: Python processes that keep the
   model loaded. llama.cpp (compiled for this machine): `llama_decode` with default settings, several sequences in one batch. transformers: bf16, sdpa,

@@ -36,8 +36,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let modes = Quantization::ALL.map(Some);
         let float = ModelOptions { dtype: Some(DType::F32), ..ModelOptions::default() };
         let rows = [("bfloat16", bf16.clone()), ("float32", float)].into_iter();
-        let quantized =
-            modes.into_iter().flatten().map(|mode| (mode.name(), ModelOptions { quantization: Some(mode), ..bf16.clone() }));
+        let quantized = modes
+            .into_iter()
+            .flatten()
+            .map(|mode| (mode.name(), ModelOptions { quantization: Some(mode), ..bf16.clone() }));
         for (mode, options) in rows.chain(quantized) {
             let mut run = Run::load(&dir, &device, &options)?;
             let mut divergence = Divergence::default();

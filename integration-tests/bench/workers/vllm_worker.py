@@ -11,6 +11,8 @@ os.environ |= {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "HF_HUB_OFFLINE": "1",
+    # What it compiles for a model is kept beside it, not in the user's home.
+    "VLLM_CACHE_ROOT": os.path.join(sys.prefix, "vllm-cache"),
 }
 
 from time import perf_counter  # noqa: E402
