@@ -31,11 +31,11 @@ deny:
     cargo deny check bans licenses sources
 
 # The figures of the README, each with its goal.
-bench: bench-startup bench-concurrency bench-long-prompt bench-grammar-load bench-first-token
+bench: bench-startup bench-concurrency bench-long-prompt bench-grammar-load bench-first-token bench-router
 
 # Time from start to the ready line.
-bench-startup:
-    cargo run --release -p integration-tests --example startup
+bench-startup *args:
+    cargo run --release -p integration-tests --example startup -- {{args}}
 
 # 64 concurrent streams against one.
 bench-concurrency:
@@ -64,6 +64,10 @@ bench-grammar-load:
 # Time to the first token on fresh and on kept connections.
 bench-first-token:
     cargo run --release -p integration-tests --example first_token
+
+# What the router itself costs, in front of a shard that computes nothing: its time, memory and delay.
+bench-router *args:
+    cargo run --release -p integration-tests --example router_cost -- {{ args }}
 
 # What drafts are worth where a text repeats itself, and cost where it does not.
 bench-speculation *args:

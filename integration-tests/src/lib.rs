@@ -2,10 +2,13 @@
 //!
 //! The tests start the executable that users start, talk to it as users do, and look at what is left when it ends. This
 //! library is their harness: [`Server`] runs the executable, [`Stream`] reads server-sent events, [`TinyModel`] writes
-//! models of any shape with random weights, [`Metrics`] reads `/metrics`, [`Python`] and [`Node`] install pinned clients.
+//! models of any shape with random weights, [`LargeTokenizer`] vocabularies of
+//! any size, [`FakeShard`] is a shard that takes no time, [`Metrics`] reads `/metrics`, [`Python`] and [`Node`] install pinned clients.
 
 mod demo_model;
 mod executable;
+mod fake_shard;
+mod large_tokenizer;
 mod lone_shards;
 mod metrics;
 mod node;
@@ -17,6 +20,8 @@ mod tiny_model;
 
 pub use demo_model::endless_demo_model;
 pub use executable::{benchmark_executable, executable, workspace_root};
+pub use fake_shard::{FakeShard, Logprobs, age_of_stamp};
+pub use large_tokenizer::LargeTokenizer;
 pub use lone_shards::LoneShards;
 pub use metrics::Metrics;
 pub use node::Node;

@@ -32,6 +32,31 @@ impl Process {
         children
     }
 
+    /// The process `pid`, if there is one.
+    pub fn of(pid: u32) -> Option<Process> {
+        Process::find(i32::try_from(pid).ok()?)
+    }
+
+    /// Time its threads have computed, to the nanosecond. Threads that have ended are not counted, nor is what was computed in
+    /// the scheduler tick that is not over yet.
+    pub fn cpu_time(&self) -> Duration {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid)).expect("the process runs").flatten();
+        let nanoseconds = |thread: fs::DirEntry| -> Option<u64> {
+            // A thread may end between the two calls.
+            let schedstat = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+            schedstat.split_ascii_whitespace().next()?.parse().ok()
+        };
+        Duration::from_nanos(threads.filter_map(nanoseconds).sum())
+    }
+
+    /// Bytes of memory it holds, its executable's pages included.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).expect("the process runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it has memory");
+        let kilobytes = line.trim().trim_end_matches(" kB").parse::<u64>().expect("the kernel writes a number");
+        kilobytes * 1024
+    }
+
     /// The role of a child of the launcher: "router", "shard".
     pub fn role(&self) -> &str {
         self.argv.get(1).map_or("", String::as_str)
@@ -91,6 +116,19 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+
+    #[test]
+    fn time_and_memory_grow_with_what_is_done() {
+        let own = Process::of(std::process::id()).unwrap();
+        let (time, memory) = (own.cpu_time(), own.resident_bytes());
+        let bytes = vec![1_u8; 64 << 20];
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_millis(50) {
+            std::hint::black_box(&bytes);
+        }
+        assert!(own.resident_bytes() >= memory + (60 << 20));
+        wait_until("the time to be counted", || own.cpu_time() >= time + Duration::from_millis(10));
+    }
 
     #[test]
     fn children_are_found_and_their_end_is_noticed() {

@@ -6,6 +6,8 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
+use crate::large_tokenizer::byte_alphabet;
+
 /// A Llama-architecture model with a byte-level tokenizer: one token per byte, and an end token that greedy decoding
 /// never chooses, so that a generation is exactly as long as asked for.
 #[derive(Clone, Debug)]
@@ -138,18 +140,8 @@ fn write_safetensors(path: &Path, tensors: &[Tensor]) {
 
 /// One token per byte, in the alphabet of GPT-2 (bytes that are not printable become characters from U+0100 on).
 fn tokenizer() -> Value {
-    let mut vocab = Map::new();
-    let mut moved = 0;
-    for byte in 0..=255_u8 {
-        let character = match byte {
-            b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => char::from(byte),
-            _ => {
-                moved += 1;
-                char::from_u32(0xff + moved).expect("U+0100 to U+0143 are characters")
-            }
-        };
-        vocab.insert(character.to_string(), json!(byte));
-    }
+    let vocab: Map<String, Value> =
+        byte_alphabet().enumerate().map(|(byte, character)| (character.to_string(), json!(byte))).collect();
     let end = json!({
         "id": END, "content": "<|end|>", "special": true, "normalized": false,
         "single_word": false, "lstrip": false, "rstrip": false,
@@ -166,14 +158,19 @@ fn tokenizer() -> Value {
 }
 
 /// SplitMix64 (Steele et al., 2014): small, seeded, good enough for weights.
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
+    }
+
+    /// A number below `bound`, which is small beside 2^64.
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
     }
 
     /// Uniform in [0, 1).

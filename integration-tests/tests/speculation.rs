@@ -93,16 +93,16 @@ async fn check(model: Option<&TempDir>, shards: &str, least: f64, disturb: impl 
 #[tokio::test]
 async fn drafts_change_no_event_of_the_demo_model() {
     check(None, "1", 0.0, |_| {}).await;
-    check(Some(&endless_demo_model()), "1", 20.0, |_| {}).await;
+    check(Some(&endless_demo_model()), "1", 5.0, |_| {}).await;
 }
 
 #[tokio::test]
 async fn nor_on_two_ranks() {
-    check(Some(&TinyModel::default().write()), "2", 20.0, |_| {}).await;
+    check(Some(&TinyModel::default().write()), "2", 5.0, |_| {}).await;
 }
 
 #[tokio::test]
 async fn nor_if_a_shard_is_killed_in_mid_stream() {
     let kill = |server: &Server| server.shard(0).signal(Signal::SIGKILL);
-    check(Some(&TinyModel::default().write()), "1", 20.0, kill).await;
+    check(Some(&endless_demo_model()), "1", 5.0, kill).await;
 }

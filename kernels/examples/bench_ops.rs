@@ -10,7 +10,7 @@ use kernels::machine::{ReadBuffer, ReadPattern, bf16_pass, bf16_peak, fma_pass, 
 use kernels::ops::{
     AttentionRows, RopeTable, SequenceRows, add_rms_norm, attention, linear, rope_and_store_kv, sample, silu_mul,
 };
-use kernels::{BLOCK_SIZE, DType, Device, KvCache, LinearWeight, MatrixView, Result, Tensor, WeightType};
+use kernels::{BLOCK_SIZE, DType, Device, KvCache, KvDType, LinearWeight, MatrixView, Result, Tensor, WeightType};
 
 struct Bench {
     device: Device,
@@ -152,11 +152,24 @@ impl Bench {
         let decode = |sequences: usize, context: usize| (sequences, 1, context - 1);
         for (heads, kv_heads, dim) in [(8, 4, 32), (32, 8, 64), (32, 8, 128)] {
             for (sequences, rows, start) in
-                [decode(1, 256), decode(64, 80), decode(64, 256), decode(8, 2048), (1, 512, 0), (1, 512, 3584)]
+                // One long sequence, some, many; a prompt's first chunk, a whole prompt, a late chunk.
+                [
+                    decode(1, 256),
+                    decode(1, 2048),
+                    decode(1, 16_384),
+                    decode(8, 2048),
+                    decode(32, 1024),
+                    decode(64, 80),
+                    decode(64, 256),
+                    decode(64, 1024),
+                    (1, 512, 0),
+                    (1, 2048, 0),
+                    (1, 512, 3584),
+                ]
             {
                 let context = start + rows;
                 let blocks = context.div_ceil(BLOCK_SIZE);
-                let kv = KvCache::new(&self.device, 1, sequences * blocks, kv_heads, dim, DType::Bf16)?;
+                let kv = KvCache::new(&self.device, 1, sequences * blocks, kv_heads, dim, KvDType::Bf16)?;
                 // As a server hands them out: rows that grow side by side take blocks in turn.
                 let id = |s: usize, block: usize| (block * sequences + s) as u32;
                 let ids: Vec<u32> = (0..sequences).flat_map(|s| (0..blocks).map(move |b| id(s, b))).collect();
@@ -199,7 +212,7 @@ impl Bench {
             let (heads, kv_heads) = (hidden / 64, (hidden / 256).max(1));
             let mut qkv = zeros((heads + 2 * kv_heads) * 64)?;
             let rope = RopeTable::new(&self.device, 64, 1024, &[0.5; 32], 1.0)?;
-            let mut kv = KvCache::new(&self.device, 1, tokens.div_ceil(BLOCK_SIZE), kv_heads, 64, DType::Bf16)?;
+            let mut kv = KvCache::new(&self.device, 1, tokens.div_ceil(BLOCK_SIZE), kv_heads, 64, KvDType::Bf16)?;
             let positions: Vec<u32> = (0..tokens as u32).collect();
             self.report(&format!("rope_and_store_kv {tokens}x{hidden}"), 2 * qkv.bytes(), 3 * qkv.len(), || {
                 rope_and_store_kv(&mut qkv, heads, &rope, &positions, &positions, &mut kv, 0)

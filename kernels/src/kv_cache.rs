@@ -4,10 +4,20 @@
 //! to 16 and K the KV heads. Keys lie transposed so that sixteen scores are sixteen lanes and need no reduction; values
 //! lie by position so that the weighted sum's lanes are dimensions. The head is outermost, so that writers of different heads
 //! own different memory.
+//!
+//! Where the machine has dot products of bf16 pairs and the type widens to bf16, two steps of either sum lie beside each
+//! other: keys `[K][num_blocks][head_dim / 2][16][2]`, values `[K][num_blocks][8][D'][2]`. An odd head_dim is rounded up in
+//! both layouts, and the additional dimension of a stored key is zero.
+
+use std::fmt;
+
+use bytemuck::Pod;
 
 use crate::limits::BLOCK_SIZE;
 use crate::memory::Memory;
-use crate::simd::{Element, LANES};
+#[cfg(target_arch = "x86_64")]
+use crate::simd::Avx512Bf16;
+use crate::simd::LANES;
 use crate::{DType, Device, Result};
 
 /// Keys and values of all layers.
@@ -15,8 +25,97 @@ pub struct KvCache {
     device: Device,
     layers: Vec<Layer>,
     pub(crate) shape: KvShape,
-    dtype: DType,
+    dtype: KvDType,
+    /// Steps lie in pairs, for these dot products.
+    #[cfg(target_arch = "x86_64")]
+    pairs: Option<Avx512Bf16>,
 }
+
+/// The element type of keys and values. `Display` gives the names that configurations use: those of [`DType`],
+/// `fp8_e4m3fn`, `fp8_e5m2`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KvDType {
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary16.
+    F16,
+    /// The upper half of a binary32.
+    Bf16,
+    /// OCP FP8 with four bits of exponent, without infinities: up to 448. What is larger is stored as that.
+    F8E4m3,
+    /// OCP FP8 with five bits of exponent: up to 57344. What is larger is stored as that.
+    F8E5m2,
+}
+
+impl KvDType {
+    /// All of them.
+    pub const ALL: [KvDType; 5] = [KvDType::F32, KvDType::F16, KvDType::Bf16, KvDType::F8E4m3, KvDType::F8E5m2];
+
+    /// Bytes of one element.
+    pub const fn size_bytes(self) -> usize {
+        match self {
+            KvDType::F32 => 4,
+            KvDType::F16 | KvDType::Bf16 => 2,
+            KvDType::F8E4m3 | KvDType::F8E5m2 => 1,
+        }
+    }
+
+    /// Whether bf16 holds every one of its numbers.
+    fn widens_to_bf16(self) -> bool {
+        matches!(self, KvDType::Bf16 | KvDType::F8E4m3 | KvDType::F8E5m2)
+    }
+}
+
+impl From<DType> for KvDType {
+    fn from(dtype: DType) -> KvDType {
+        match dtype {
+            DType::F32 => KvDType::F32,
+            DType::F16 => KvDType::F16,
+            DType::Bf16 => KvDType::Bf16,
+        }
+    }
+}
+
+impl fmt::Display for KvDType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            KvDType::F32 => DType::F32.fmt(f),
+            KvDType::F16 => DType::F16.fmt(f),
+            KvDType::Bf16 => DType::Bf16.fmt(f),
+            KvDType::F8E4m3 => f.write_str("fp8_e4m3fn"),
+            KvDType::F8E5m2 => f.write_str("fp8_e5m2"),
+        }
+    }
+}
+
+/// Evaluates an expression with `$T` as the element type of a [`KvDType`].
+macro_rules! with_kv_element {
+    ($dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            $crate::KvDType::F32 => {
+                type $T = f32;
+                $body
+            }
+            $crate::KvDType::F16 => {
+                type $T = half::f16;
+                $body
+            }
+            $crate::KvDType::Bf16 => {
+                type $T = half::bf16;
+                $body
+            }
+            $crate::KvDType::F8E4m3 => {
+                type $T = $crate::simd::E4m3;
+                $body
+            }
+            $crate::KvDType::F8E5m2 => {
+                type $T = $crate::simd::E5m2;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_kv_element;
 
 /// What a layer of the cache holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +123,8 @@ pub(crate) struct KvShape {
     pub(crate) num_blocks: usize,
     pub(crate) kv_heads: usize,
     pub(crate) head_dim: usize,
+    /// Neighbours in memory: dimensions of a key, positions of values. 1 or 2.
+    pub(crate) step: usize,
 }
 
 impl KvShape {
@@ -32,14 +133,41 @@ impl KvShape {
         self.head_dim.next_multiple_of(LANES)
     }
 
+    /// The extent of a key in memory: the same in both layouts, so that a block takes the same memory on every machine.
+    fn padded_key_dim(&self) -> usize {
+        self.head_dim.next_multiple_of(2)
+    }
+
+    /// Elements of one head's keys in a block.
+    pub(crate) fn key_block_len(&self) -> usize {
+        self.padded_key_dim() * BLOCK_SIZE
+    }
+
+    /// Elements of one head's values in a block.
+    pub(crate) fn value_block_len(&self) -> usize {
+        self.padded_dim() * BLOCK_SIZE
+    }
+
     /// Elements of one head's keys.
     pub(crate) fn key_head_len(&self) -> usize {
-        self.num_blocks * self.head_dim * BLOCK_SIZE
+        self.num_blocks * self.key_block_len()
     }
 
     /// Elements of one head's values.
     pub(crate) fn value_head_len(&self) -> usize {
-        self.num_blocks * self.padded_dim() * BLOCK_SIZE
+        self.num_blocks * self.value_block_len()
+    }
+
+    /// Where dimension `d` of a key lies among the block's.
+    #[cfg(test)]
+    pub(crate) fn key_at(&self, offset: usize, d: usize) -> usize {
+        (d / self.step * BLOCK_SIZE + offset) * self.step + d % self.step
+    }
+
+    /// Where dimension `d` of a value lies among the block's.
+    #[cfg(test)]
+    pub(crate) fn value_at(&self, offset: usize, d: usize) -> usize {
+        (offset / self.step * self.padded_dim() + d) * self.step + offset % self.step
     }
 }
 
@@ -59,18 +187,34 @@ impl KvCache {
         num_blocks: usize,
         kv_heads: usize,
         head_dim: usize,
-        dtype: DType,
+        dtype: KvDType,
     ) -> Result<KvCache> {
-        let shape = KvShape { num_blocks, kv_heads, head_dim };
+        #[cfg(target_arch = "x86_64")]
+        let pairs = match device {
+            Device::Cpu(cpu) if dtype.widens_to_bf16() => cpu.isa.bf16_dots(),
+            _ => None,
+        };
+        #[cfg(target_arch = "x86_64")]
+        let step = if pairs.is_some() { 2 } else { 1 };
+        #[cfg(not(target_arch = "x86_64"))]
+        let step = 1;
+        let shape = KvShape { num_blocks, kv_heads, head_dim, step };
         let memory = |len: usize| Memory::new(device, kv_heads * len * dtype.size_bytes(), "kv cache");
         let layer = |_| Ok(Layer { keys: memory(shape.key_head_len())?, values: memory(shape.value_head_len())? });
         let layers = (0..num_layers).map(layer).collect::<Result<_>>()?;
-        Ok(KvCache { device: device.clone(), layers, shape, dtype })
+        Ok(KvCache {
+            device: device.clone(),
+            layers,
+            shape,
+            dtype,
+            #[cfg(target_arch = "x86_64")]
+            pairs,
+        })
     }
 
     /// Bytes that one block takes over all layers.
-    pub fn bytes_per_block(num_layers: usize, kv_heads: usize, head_dim: usize, dtype: DType) -> usize {
-        let shape = KvShape { num_blocks: 1, kv_heads, head_dim };
+    pub fn bytes_per_block(num_layers: usize, kv_heads: usize, head_dim: usize, dtype: KvDType) -> usize {
+        let shape = KvShape { num_blocks: 1, kv_heads, head_dim, step: 1 };
         num_layers * kv_heads * (shape.key_head_len() + shape.value_head_len()) * dtype.size_bytes()
     }
 
@@ -100,7 +244,7 @@ impl KvCache {
     }
 
     /// The element type.
-    pub fn dtype(&self) -> DType {
+    pub fn dtype(&self) -> KvDType {
         self.dtype
     }
 
@@ -109,14 +253,20 @@ impl KvCache {
         self.layers.iter().map(|layer| layer.keys.bytes() + layer.values.bytes()).sum()
     }
 
-    /// Keys and values of a layer, to read.
-    pub(crate) fn layer<T: Element>(&self, layer: usize) -> (&[T], &[T]) {
-        debug_assert_eq!(size_of::<T>(), self.dtype.size_bytes());
+    /// The dot products for which the steps lie in pairs, if they do.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn pairs(&self) -> Option<Avx512Bf16> {
+        self.pairs
+    }
+
+    /// Keys and values of a layer, to read: as elements, or as vectors of them.
+    pub(crate) fn layer<T: Pod>(&self, layer: usize) -> (&[T], &[T]) {
+        debug_assert!(size_of::<T>().is_multiple_of(self.dtype.size_bytes()));
         (self.layers[layer].keys.as_slice(), self.layers[layer].values.as_slice())
     }
 
     /// Keys and values of a layer, to write.
-    pub(crate) fn layer_mut<T: Element>(&mut self, layer: usize) -> (&mut [T], &mut [T]) {
+    pub(crate) fn layer_mut<T: Pod>(&mut self, layer: usize) -> (&mut [T], &mut [T]) {
         debug_assert_eq!(size_of::<T>(), self.dtype.size_bytes());
         let layer = &mut self.layers[layer];
         (layer.keys.as_mut_slice(), layer.values.as_mut_slice())

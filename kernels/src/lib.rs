@@ -32,7 +32,7 @@ pub use arena::{Arena, Mark};
 pub use device::{Cpu, Device};
 pub use dtype::DType;
 pub use error::{Error, Result};
-pub use kv_cache::KvCache;
+pub use kv_cache::{KvCache, KvDType};
 pub use ledger::{Cost, Ledger};
 pub use limits::BLOCK_SIZE;
 pub use linear_weight::{AlwaysThere, LinearWeight, PanelShape, SourcePages};

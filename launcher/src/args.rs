@@ -52,6 +52,10 @@ pub(crate) struct Model {
     /// [default: not].
     #[arg(long, env, value_name = "MODE", hide_possible_values = true)]
     pub(crate) quantize: Option<Quantize>,
+    /// Store keys and values in this type: `fp8_e4m3fn` and `fp8_e5m2` take half the memory of 16 bits, and of its traffic.
+    /// `auto`: the type of the weights before they are quantised.
+    #[arg(long, env, default_value = "auto")]
+    pub(crate) kv_cache_dtype: KvCacheDtype,
     /// Folder that keeps the weights as they are packed for this machine, so that a restart need not pack them again. As large
     /// as the weights; its files are replaced when the model changes.
     #[arg(long, env, value_name = "FOLDER")]
@@ -213,6 +217,28 @@ pub(crate) enum Dtype {
     Float32,
 }
 
+/// Types of the KV cache: TGI's two, and those of weights, which other engines offer too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KvCacheDtype {
+    /// That of the weights.
+    Auto,
+    /// The upper half of a float32.
+    #[value(alias = "bfloat16")]
+    Bf16,
+    /// IEEE half precision.
+    #[value(alias = "float16")]
+    F16,
+    /// IEEE single precision.
+    #[value(alias = "float32")]
+    F32,
+    /// 8 bits, four of them exponent: up to 448.
+    #[value(name = "fp8_e4m3fn")]
+    Fp8E4m3fn,
+    /// 8 bits, five of them exponent: up to 57344, with fewer digits.
+    #[value(name = "fp8_e5m2")]
+    Fp8E5m2,
+}
+
 /// TGI's modes of quantisation. The first four happen while loading; the others are formats of checkpoints, which are known by name
 /// only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -337,6 +363,24 @@ mod tests {
             );
         }
         assert!(parse_words("launcher --quantize int8").unwrap_err().to_string().contains("eetq"));
+    }
+
+    #[test]
+    fn kv_cache_types_have_the_names_of_tgi_and_of_other_engines() {
+        let parsed = |name: &str| parse_words(&format!("launcher --kv-cache-dtype {name}")).map(|parsed| parsed.args);
+        for (name, dtype) in [
+            ("auto", KvCacheDtype::Auto),
+            ("bf16", KvCacheDtype::Bf16),
+            ("bfloat16", KvCacheDtype::Bf16),
+            ("f16", KvCacheDtype::F16),
+            ("f32", KvCacheDtype::F32),
+            ("fp8_e4m3fn", KvCacheDtype::Fp8E4m3fn),
+            ("fp8_e5m2", KvCacheDtype::Fp8E5m2),
+        ] {
+            assert_eq!(parsed(name).unwrap().model.kv_cache_dtype, dtype, "{name}");
+        }
+        let error = parsed("int8").unwrap_err().to_string();
+        assert!(error.contains("'int8'") && error.contains("fp8_e4m3fn, fp8_e5m2"), "{error}");
     }
 
     #[test]

@@ -72,6 +72,7 @@ pub(crate) fn shard(
         .value("comm-name", comm_name)
         .option("dtype", shard.dtype.map(name_of))
         .option("quantize", shard.quantize.map(name_of))
+        .value("kv-cache-dtype", name_of(shard.kv_cache_dtype))
         .option("rope-scaling", scaling.map(name_of))
         .option("rope-factor", factor)
         .option("max-batch-total-tokens", settings.router.max_batch_total_tokens)
@@ -145,7 +146,7 @@ mod tests {
     }
 
     const EVERYTHING: &str = "--num-shard 2 --dtype bfloat16 --quantize bitsandbytes-nf4 --packed-weights-cache /w \
-        --rope-scaling dynamic --rope-factor 2.5 --port 8080 \
+        --kv-cache-dtype fp8_e4m3fn --rope-scaling dynamic --rope-factor 2.5 --port 8080 \
         --max-input-tokens 100 --max-total-tokens 200 --max-batch-total-tokens 4000 --max-batch-size 8 \
         --cors-allow-origin http://a --cors-allow-origin http://b --tokenizer-config-path /t.json --request-timeout 60 \
         --api-key sk-1 --api-key sk-2 --aip-predict-route /p --aip-health-route /h --aip-http-port 9090 \
@@ -173,6 +174,7 @@ mod tests {
             "--world-size=2",
             "--dtype=bfloat16",
             "--quantize=bitsandbytes-nf4",
+            "--kv-cache-dtype=fp8_e4m3fn",
             "--packed-weights-cache=/w",
             "--rope-scaling=dynamic",
             "--rope-factor=2.5",

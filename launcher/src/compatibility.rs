@@ -41,7 +41,6 @@ pub(crate) const NO_EFFECT: &[Knob] = &[
 
 /// Refused: the server would not do what was asked.
 pub(crate) const NOT_SUPPORTED: &[Knob] = &[
-    knob("kv-cache-dtype", "KV_CACHE_DTYPE", "the KV cache has the type of the weights"),
     knob("lora-adapters", "LORA_ADAPTERS", "adapters cannot be loaded"),
     knob("weights-cache-override", "WEIGHTS_CACHE_OVERRIDE", "give the folder of the weights with --model-id"),
     knob("otlp-endpoint", "OTLP_ENDPOINT", "traces are not exported"),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use router::api_key::{self, ApiKey};
 
-use crate::args::{Args, Dtype, Quantize, RopeScaling};
+use crate::args::{Args, Dtype, KvCacheDtype, Quantize, RopeScaling};
 use crate::error::LauncherError;
 use crate::limits::{DEFAULT_STEP_TOKENS, MAX_DEFAULT_SLOTS, MAX_SHARDS};
 
@@ -39,6 +39,8 @@ pub(crate) struct ShardSettings {
     pub(crate) dtype: Option<Dtype>,
     /// How to quantise them: one of the modes that a shard knows.
     pub(crate) quantize: Option<Quantize>,
+    /// Type of the KV cache.
+    pub(crate) kv_cache_dtype: KvCacheDtype,
     /// Folder for packed weights.
     pub(crate) packed_weights_cache: Option<PathBuf>,
     /// Forced RoPE scaling and its factor.
@@ -148,6 +150,7 @@ pub(crate) fn settings(args: Args, warnings: &mut Vec<String>) -> Result<Setting
         shard: ShardSettings {
             dtype: model.dtype,
             quantize,
+            kv_cache_dtype: model.kv_cache_dtype,
             packed_weights_cache: model.packed_weights_cache,
             rope: match (model.rope_scaling, model.rope_factor) {
                 (None, None) => None,

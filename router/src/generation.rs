@@ -208,7 +208,7 @@ impl<E: Events> Generation<E> {
         if is_stopped {
             finish = finish.or(Some(Finish::StopSequence));
         }
-        let token = Token { id, text, logprob, is_special: self.tokenizer.special(id).is_some() };
+        let token = Token { id, text, logprob, is_special: self.tokenizer.is_special(id) };
         let top_tokens = top.unwrap_or_default().iter().map(|&(id, logprob)| self.lone_token(id, logprob)).collect();
         let end = finish.map(|finish| self.end(finish));
         Ok(Step { token, delta, top_tokens, prompt: std::mem::take(&mut self.prompt), end })
@@ -229,7 +229,7 @@ impl<E: Events> Generation<E> {
 
     /// A token outside any text.
     fn lone_token(&self, id: u32, logprob: f32) -> Token {
-        Token { id, text: self.tokenizer.token_text(id), logprob, is_special: self.tokenizer.special(id).is_some() }
+        Token { id, text: self.tokenizer.token_text(id), logprob, is_special: self.tokenizer.is_special(id) }
     }
 
     fn end(&self, finish: Finish) -> End {

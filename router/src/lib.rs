@@ -15,6 +15,7 @@ pub mod kv;
 pub mod limits;
 mod listener;
 mod logging;
+mod memory;
 mod metrics;
 mod params;
 mod priority;

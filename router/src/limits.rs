@@ -68,7 +68,8 @@ pub const MAX_REQUEST_TIMEOUT_SECONDS: u64 = 24 * 3600;
 // Queues and work.
 
 /// Tokenizer and template jobs that wait, per worker. 128: at about 100 µs a job a full queue is 13 ms of work; beyond
-/// it the answer is 429, because the queue would only grow.
+/// it the answer is 429, because the queue would only grow. `--max-concurrent-requests` raises it: requests that may all run may
+/// also come in one moment.
 pub const QUEUED_TEXT_JOBS_PER_WORKER: usize = 128;
 /// Template instructions per rendering. A 100-turn conversation takes about 20 000; at 50 million a second this bound
 /// is reached in 0.2 s, then the rendering ends with an error.
@@ -109,6 +110,9 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3600);
 pub const MAX_GRACE_SECONDS: u64 = 7 * 24 * 3600;
 /// A silent stream gets a comment line this often, so that proxies with a 30 s idle limit keep it open.
 pub const SSE_KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// Samples of histograms are sorted into their buckets this often. 5 s: at a thousand steps a second, a quarter of a MB of samples.
+pub const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
 // Text.
 

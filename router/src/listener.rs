@@ -65,6 +65,9 @@ async fn serve_connection(stream: TcpStream, router: Router, mut stop: watch::Re
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(head_timeout)
+        // An event is smaller than what the kernel does to gather its frame from three places: copied into one buffer it costs a
+        // tenth less of a streamed token.
+        .writev(false)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     let mut connection = pin!(connection);
     let result = tokio::select! {

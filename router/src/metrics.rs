@@ -6,6 +6,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::engine::metrics::{Kind, Metric};
 use crate::generation::Timings;
+use crate::limits::METRICS_UPKEEP;
 use crate::params::ParamLimits;
 
 /// Why a request failed: the only values of `tgi_request_failure`'s label `err`.
@@ -119,6 +120,15 @@ pub(crate) fn install(limits: &ParamLimits) -> anyhow::Result<PrometheusHandle> 
     let handle = builder(limits)?.install_recorder()?;
     describe();
     Ok(handle)
+}
+
+/// Sorts samples into their buckets from time to time, for ever. The recorder does so only when it is scraped: where nobody
+/// scrapes, every sample of every step would be kept.
+pub(crate) async fn keep_up(recorder: PrometheusHandle) {
+    loop {
+        tokio::time::sleep(METRICS_UPKEEP).await;
+        recorder.run_upkeep();
+    }
 }
 
 fn builder(limits: &ParamLimits) -> anyhow::Result<PrometheusBuilder> {

@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::generation::Generation;
 use crate::grammar::GrammarEngine;
 use crate::limits::CONNECT_TIMEOUT;
+use crate::memory::return_freed_memory;
 use crate::priority::give_way;
 use crate::routes::ChatFormat;
 use crate::template::{ChatTemplate, RenderRequest, TemplateSource};
@@ -112,6 +113,8 @@ impl Server {
         .context("Backend failed")?;
         let limits = args.param_limits(engine.facts())?;
         let recorder = metrics::install(&limits)?;
+        tokio::spawn(metrics::keep_up(recorder.clone()));
+        return_freed_memory();
         Self::new(args, engine, tokenizer, template, limits, recorder)
     }
 
@@ -143,7 +146,7 @@ impl Server {
             compute_type: compute_type(&facts.device),
             validation: Validation {
                 tokenizer,
-                pool: Pool::new(args.validation_workers)?,
+                pool: Pool::new(args.validation_workers, args.max_concurrent_requests)?,
                 limits,
                 request_limits,
                 grammars,

@@ -175,7 +175,7 @@ mod tests {
         Validation {
             grammars: Some(GrammarEngine::new(&tokenizer, 300, &[257]).unwrap()),
             tokenizer,
-            pool: Pool::new(1).unwrap(),
+            pool: Pool::new(1, 0).unwrap(),
             limits: params::tests::limits(),
             request_limits: RequestLimits { max_total_tokens: 64, vocab_size: 300, max_top_n_tokens: 5 },
         }

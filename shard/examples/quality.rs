@@ -1,4 +1,5 @@
-//! What quantisation costs in quality: KL divergence and top-1 agreement against the same model in bfloat16, as a table in Markdown.
+//! What quantisation of weights or KV cache costs in quality: KL divergence and top-1 agreement against the same model in bfloat16, as a
+//! table in Markdown.
 //!
 //! `cargo run --release -p shard --example quality -- [model folder]...` (default: the demo model). The text is what the bfloat16 model
 //! itself writes, drawn from its own distribution after the prompts of the folder's golden.json, and every mode is shown the same
@@ -8,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kernels::ops::sample::gumbel_argmax;
-use kernels::{Arena, BLOCK_SIZE, DType, Device, KvCache};
+use kernels::{Arena, BLOCK_SIZE, DType, Device, KvCache, KvDType};
 use shard::comm::Single;
 use shard::models::{Model, ModelOptions, Quantization, SequenceSpan, StepInput};
 
@@ -36,9 +37,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let modes = Quantization::ALL.map(Some);
         let float = ModelOptions { dtype: Some(DType::F32), ..ModelOptions::default() };
         let rows = [("bfloat16", bf16.clone()), ("float32", float)].into_iter();
-        let quantized =
-            modes.into_iter().flatten().map(|mode| (mode.name(), ModelOptions { quantization: Some(mode), ..bf16.clone() }));
-        for (mode, options) in rows.chain(quantized) {
+        let quantized = modes
+            .into_iter()
+            .flatten()
+            .map(|mode| (mode.name(), ModelOptions { quantization: Some(mode), ..bf16.clone() }));
+        let kv = [KvDType::F8E4m3, KvDType::F8E5m2]
+            .map(|kv_dtype| (format!("KV {kv_dtype}"), ModelOptions { kv_dtype: Some(kv_dtype), ..bf16.clone() }));
+        let rows = rows.chain(quantized).map(|(mode, options)| (mode.to_owned(), options));
+        for (mode, options) in rows.chain(kv) {
             let mut run = Run::load(&dir, &device, &options)?;
             let mut divergence = Divergence::default();
             for (text, expected) in texts.iter().zip(&expected) {

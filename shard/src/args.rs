@@ -49,6 +49,10 @@ pub struct Args {
     #[arg(long)]
     pub quantize: Option<Quantize>,
 
+    /// Element type of the KV cache; `auto`: that of the weights before they are quantised.
+    #[arg(long, default_value = "auto")]
+    pub kv_cache_dtype: KvCacheDtype,
+
     /// Folder that keeps packed weights from one start to the next [default: none].
     #[arg(long)]
     pub packed_weights_cache: Option<PathBuf>,
@@ -89,6 +93,28 @@ pub enum Dtype {
     Bfloat16,
 }
 
+/// Element types of the KV cache: those of 8 bits by the names of TGI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KvCacheDtype {
+    /// That of the weights.
+    Auto,
+    /// The upper half of a float32.
+    #[value(alias = "bfloat16")]
+    Bf16,
+    /// IEEE half.
+    #[value(alias = "float16")]
+    F16,
+    /// 32 bits.
+    #[value(alias = "float32")]
+    F32,
+    /// OCP FP8 with four bits of exponent.
+    #[value(name = "fp8_e4m3fn")]
+    Fp8E4m3fn,
+    /// OCP FP8 with five bits of exponent.
+    #[value(name = "fp8_e5m2")]
+    Fp8E5m2,
+}
+
 /// Modes of quantisation, by the names of TGI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Quantize {
@@ -126,10 +152,11 @@ mod tests {
         let line = "shard --model-dir /m --rank 1 --world-size 2 --uds-path /tmp/u --threads 3 --max-batch-size 8 \
                     --max-step-tokens 256 --comm-name /c --dtype bfloat16 --max-batch-total-tokens 4096 \
                     --packed-weights-cache /w --max-total-tokens 1024 --rope-scaling linear --rope-factor 2.5 \
-                    --quantize bitsandbytes-nf4 --json-output";
+                    --quantize bitsandbytes-nf4 --kv-cache-dtype fp8_e5m2 --json-output";
         let args = Args::try_parse_from(line.split_whitespace()).unwrap();
         assert_eq!((args.rank, args.world_size.get(), args.compute_threads()), (1, 2, 3));
         assert_eq!((args.dtype, args.rope_scaling), (Some(Dtype::Bfloat16), Some(RopeScaling::Linear)));
+        assert_eq!(args.kv_cache_dtype, KvCacheDtype::Fp8E5m2);
         assert_eq!((args.rope_factor, args.quantize), (Some(2.5), Some(Quantize::BitsandbytesNf4)));
         assert!(args.json_output);
     }
@@ -141,6 +168,7 @@ mod tests {
         assert!(refused("shard --model-dir m --world-size 0").contains("--world-size"));
         assert!(refused("shard --model-dir m --max-step-tokens 0").contains("--max-step-tokens"));
         assert!(refused("shard --model-dir m --dtype int3").contains("float32"));
+        assert!(refused("shard --model-dir m --kv-cache-dtype fp8").contains("fp8_e4m3fn"));
         assert!(refused("shard --model-dir m --quantize gptq").contains("bitsandbytes-nf4"));
         assert!(refused("shard --model-dir m --rope-scaling linear").contains("--rope-factor"));
     }

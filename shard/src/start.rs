@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kernels::{Arena, BLOCK_SIZE, DType, Device};
+use kernels::{Arena, BLOCK_SIZE, DType, Device, KvDType};
 use proto::pack_u32;
 use proto::v1::{Chunk, InfoResponse, NewSlot, Plan};
 
-use crate::args::{Args, Dtype, Quantize, RopeScaling};
+use crate::args::{Args, Dtype, KvCacheDtype, Quantize, RopeScaling};
 use crate::capacity::{CapacityError, CapacityInput, capacity};
 use crate::comm::{Comm, Shm, Single};
 use crate::executor::{Executor, StepError};
@@ -88,6 +88,7 @@ pub fn start_with(args: &Args, comm: Arc<dyn Comm>) -> Result<Started, StartErro
     let device = Device::cpu(threads);
     let options = ModelOptions {
         dtype: args.dtype.map(dtype),
+        kv_dtype: kv_dtype(args.kv_cache_dtype),
         quantization: args.quantize.map(quantization),
         rope_scaling: rope_override(args),
         packed_weights_cache: args.packed_weights_cache.clone(),
@@ -145,15 +146,17 @@ pub fn start_with(args: &Args, comm: Arc<dyn Comm>) -> Result<Started, StartErro
         max_top_n_tokens: MAX_TOP_N_TOKENS,
         max_logit_rows: max_logit_rows as u32,
         quantize: spec.quantization.map_or("", Quantization::name).to_owned(),
+        kv_cache_dtype: kv.dtype().to_string(),
     };
     let quantize = if info.quantize.is_empty() { String::new() } else { format!(", {}", info.quantize) };
     tracing::info!(
-        "{} on {}: {} MiB weights ({}{quantize}), {} MiB KV cache ({} tokens), {} MiB activations, loaded in {} ms",
+        "{} on {}: {} MiB weights ({}{quantize}), {} MiB KV cache ({}, {} tokens), {} MiB activations, loaded in {} ms",
         info.model_type,
         info.device,
         info.weights_bytes >> 20,
         info.dtype,
         info.kv_cache_bytes >> 20,
+        info.kv_cache_dtype,
         capacity.num_blocks * BLOCK_SIZE,
         info.arena_bytes >> 20,
         began.elapsed().as_millis(),
@@ -209,6 +212,17 @@ fn dtype(dtype: Dtype) -> DType {
         Dtype::Float32 => DType::F32,
         Dtype::Float16 => DType::F16,
         Dtype::Bfloat16 => DType::Bf16,
+    }
+}
+
+fn kv_dtype(dtype: KvCacheDtype) -> Option<KvDType> {
+    match dtype {
+        KvCacheDtype::Auto => None,
+        KvCacheDtype::Bf16 => Some(KvDType::Bf16),
+        KvCacheDtype::F16 => Some(KvDType::F16),
+        KvCacheDtype::F32 => Some(KvDType::F32),
+        KvCacheDtype::Fp8E4m3fn => Some(KvDType::F8E4m3),
+        KvCacheDtype::Fp8E5m2 => Some(KvDType::F8E5m2),
     }
 }
 

@@ -189,7 +189,9 @@ async fn the_handshake_comes_first_and_once() {
 
     let mut router = server.open().await;
     router.send(to_shard::Message::Hello(Hello { epoch: 1, protocol_version: 999 })).await;
-    assert_eq!(router.fatal().await, "protocol version 999 of the router does not match 2 of this shard");
+    let version = proto::PROTOCOL_VERSION;
+    let refused = format!("protocol version 999 of the router does not match {version} of this shard");
+    assert_eq!(router.fatal().await, refused);
 
     let mut router = server.welcomed(1).await;
     router.hello(1).await;

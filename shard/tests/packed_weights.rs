@@ -89,8 +89,8 @@ impl Cached {
     #[track_caller]
     fn check_damage(&self, damage: impl FnOnce(&File, u64)) {
         self.check(None);
-        let files = self.files();
-        let files = if files.is_empty() { self.wait_for_new_files(1, &[]) } else { files };
+        // Complete: a file that is still being written is not the one that the next start reads.
+        let files = self.wait_for_new_files(1, &[]);
         let file = File::options().read(true).write(true).open(&files[0].0).unwrap();
         damage(&file, file.metadata().unwrap().len());
         let files = self.files();

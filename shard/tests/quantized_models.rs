@@ -51,9 +51,9 @@ fn every_mode_answers_as_the_model_does() {
 fn weights_take_the_memory_that_the_mode_promises() {
     let bytes = |mode| load(mode, 1, Arc::new(Single)).model.weights_bytes() as f64;
     let bf16 = bytes(None);
-    // The embedding matrix (tied in the checkpoint, so it is there once for either use) stays bf16.
-    assert!(bytes(Some(Quantization::Int8)) < 0.7 * bf16);
-    assert!(bytes(Some(Quantization::Fp8)) < 0.7 * bf16);
+    // The embedding matrix, a sixth of this model, stays bf16; without quantisation the head is the same memory.
+    assert!(bytes(Some(Quantization::Int8)) < 0.75 * bf16);
+    assert!(bytes(Some(Quantization::Fp8)) < 0.75 * bf16);
     assert!(bytes(Some(Quantization::Nf4)) < 0.55 * bf16);
 }
 

@@ -131,13 +131,13 @@ impl<T: Element> Kernel for Widen<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{cpus, random, random_tensor};
+    use crate::ops::testing::{cpus_and_models, random, random_tensor};
     use crate::{DType, MatrixView};
 
     #[test]
     fn ids_of_other_ranks_are_zero_and_dtypes_widen_exactly() {
         let ids = [9, 10, 14, 15, 0, u32::MAX, 12];
-        for device in cpus() {
+        for device in cpus_and_models() {
             for cols in [1, 15, 64, 1001] {
                 // Multiples of 1/128 in -1..1: exact in all three types.
                 let values: Vec<f32> = random(3, 5 * cols).iter().map(|x| (x * 128.0).round() / 128.0).collect();

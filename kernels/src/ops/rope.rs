@@ -3,8 +3,9 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::contract::{expect_below, expect_entries, expect_f32};
+use crate::kv_cache::{KvShape, with_kv_element};
 use crate::limits::BLOCK_SIZE;
-use crate::simd::{Element, Kernel, LANES, Simd, load_partial, store_partial, with_element};
+use crate::simd::{Element, Kernel, LANES, Simd, load_partial, store_partial};
 use crate::{Cpu, Device, Error, KvCache, Result, Tensor};
 
 /// Cosines and sines per position, `[max_positions, rotary_dim / 2]` each, in f32.
@@ -136,7 +137,7 @@ pub fn rope_and_store_kv(
             cpu.for_rows(&mut qkv.as_f32_mut(), cols, heads * dim, |first, rows| {
                 cpu.isa.run(Rotate { rows, cols, heads, dim, rope, positions: &positions[first..] });
             });
-            with_element!(kv.dtype(), T => store::<T>(&cpu, &qkv.as_f32(), cols, slot_mapping, kv, layer));
+            with_kv_element!(kv.dtype(), T => store::<T>(&cpu, &qkv.as_f32(), cols, slot_mapping, kv, layer));
         }
         Device::Plan(ledger) => {
             let rotated = qkv.rows() * (num_heads + kv_heads) * dim;
@@ -183,20 +184,16 @@ impl Kernel for Rotate<'_> {
 /// Threads share the work by head, because each head owns a contiguous part of the cache.
 fn store<T: Element>(cpu: &Cpu, qkv: &[f32], cols: usize, slot_mapping: &[u32], kv: &mut KvCache, layer: usize) {
     let (shape, num_tokens) = (kv.shape, slot_mapping.len());
-    let (dim, padded) = (shape.head_dim, shape.padded_dim());
+    let dim = shape.head_dim;
     let first_key = cols - 2 * shape.kv_heads * dim;
     let first_value = cols - shape.kv_heads * dim;
     let (keys, values) = kv.layer_mut::<T>(layer);
-    // A stored key element is a cache line of its own, which costs about four visits.
+    // Every step of a stored key is a cache line of its own, which costs about four visits.
     cpu.for_rows(keys, shape.key_head_len(), 4 * num_tokens * dim, |first, part| {
         for (at, cache) in part.chunks_exact_mut(shape.key_head_len()).enumerate() {
             for (row, slot) in qkv.chunks_exact(cols).zip(slot_mapping) {
-                let (block, offset) = (*slot as usize / BLOCK_SIZE, *slot as usize % BLOCK_SIZE);
                 let key = &row[first_key + (first + at) * dim..][..dim];
-                let block = &mut cache[block * dim * BLOCK_SIZE..][..dim * BLOCK_SIZE];
-                for (positions, x) in block.chunks_exact_mut(BLOCK_SIZE).zip(key) {
-                    positions[offset] = T::from_f32(*x);
-                }
+                store_key(&shape, cache, *slot as usize, key);
             }
         }
     });
@@ -204,17 +201,45 @@ fn store<T: Element>(cpu: &Cpu, qkv: &[f32], cols: usize, slot_mapping: &[u32], 
         for (at, cache) in part.chunks_exact_mut(shape.value_head_len()).enumerate() {
             for (row, slot) in qkv.chunks_exact(cols).zip(slot_mapping) {
                 let value = &row[first_value + (first + at) * dim..][..dim];
-                let out = &mut cache[*slot as usize * padded..][..dim];
-                out.iter_mut().zip(value).for_each(|(out, x)| *out = T::from_f32(*x));
+                store_value(&shape, cache, *slot as usize, value);
             }
         }
     });
 }
 
+fn store_key<T: Element>(shape: &KvShape, cache: &mut [T], slot: usize, key: &[f32]) {
+    let block = &mut cache[slot / BLOCK_SIZE * shape.key_block_len()..][..shape.key_block_len()];
+    let offset = slot % BLOCK_SIZE;
+    if shape.step == 1 {
+        for (positions, x) in block.chunks_exact_mut(BLOCK_SIZE).zip(key) {
+            positions[offset] = T::from_f32(*x);
+        }
+    } else {
+        for (positions, x) in block.as_chunks_mut::<{ 2 * BLOCK_SIZE }>().0.iter_mut().zip(key.chunks(2)) {
+            // The dimension that rounds an odd number up is zero, so that no product with it is NaN.
+            let second = x.get(1).copied().unwrap_or(0.0);
+            positions[2 * offset..][..2].copy_from_slice(&[T::from_f32(x[0]), T::from_f32(second)]);
+        }
+    }
+}
+
+fn store_value<T: Element>(shape: &KvShape, cache: &mut [T], slot: usize, value: &[f32]) {
+    let block = &mut cache[slot / BLOCK_SIZE * shape.value_block_len()..][..shape.value_block_len()];
+    let offset = slot % BLOCK_SIZE;
+    let row_len = shape.step * shape.padded_dim();
+    let row = &mut block[offset / shape.step * row_len..][..row_len];
+    if shape.step == 1 {
+        row.iter_mut().zip(value).for_each(|(out, x)| *out = T::from_f32(*x));
+    } else {
+        let part = offset % 2;
+        row.as_chunks_mut::<2>().0.iter_mut().zip(value).for_each(|(out, x)| out[part] = T::from_f32(*x));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::DType;
+    use crate::KvDType;
     use crate::ops::testing::{assert_close, bits, cpus, random, random_tensor};
 
     const HEADS: usize = 3;
@@ -238,8 +263,8 @@ mod tests {
 
     #[test]
     fn queries_and_keys_turn_and_the_cache_receives_them() {
-        for (dim, rotary_dim) in [(2, 2), (24, 24), (64, 64), (80, 32)] {
-            for dtype in [DType::F32, DType::F16, DType::Bf16] {
+        for (dim, rotary_dim) in [(1, 0), (2, 2), (24, 24), (64, 64), (80, 32)] {
+            for dtype in KvDType::ALL {
                 let tokens = 19;
                 let positions: Vec<u32> = (0..tokens).map(|t| (t * 37) % 500).collect();
                 // Slots of three blocks in a scattered order, all different.
@@ -280,19 +305,17 @@ mod tests {
         }
     }
 
-    #[allow(clippy::useless_conversion, reason = "the body is compiled for f32 too")]
-    fn dtype_round(dtype: DType, x: f32) -> f32 {
-        with_element!(dtype, T => f32::from(T::from_f32(x)))
+    fn dtype_round(dtype: KvDType, x: f32) -> f32 {
+        with_kv_element!(dtype, T => T::from_f32(x).to_f32())
     }
 
-    #[allow(clippy::useless_conversion, reason = "the body is compiled for f32 too")]
     fn read(kv: &KvCache, layer: usize, head: usize, slot: usize, d: usize) -> (f32, f32) {
         let (block, offset, shape) = (slot / BLOCK_SIZE, slot % BLOCK_SIZE, kv.shape);
-        let key = head * shape.key_head_len() + (block * shape.head_dim + d) * BLOCK_SIZE + offset;
-        let value = head * shape.value_head_len() + slot * shape.padded_dim() + d;
-        with_element!(kv.dtype(), T => {
+        let key = head * shape.key_head_len() + block * shape.key_block_len() + shape.key_at(offset, d);
+        let value = head * shape.value_head_len() + block * shape.value_block_len() + shape.value_at(offset, d);
+        with_kv_element!(kv.dtype(), T => {
             let (keys, values) = kv.layer::<T>(layer);
-            (f32::from(keys[key]), f32::from(values[value]))
+            (keys[key].to_f32(), values[value].to_f32())
         })
     }
 
@@ -300,7 +323,7 @@ mod tests {
     fn what_is_out_of_range_is_refused() {
         let device = &cpus()[0];
         let rope = RopeTable::new(device, 4, 8, &inv_freq(4), 1.0).unwrap();
-        let mut kv = KvCache::new(device, 1, 1, 1, 4, DType::F32).unwrap();
+        let mut kv = KvCache::new(device, 1, 1, 1, 4, KvDType::F32).unwrap();
         let mut qkv = random_tensor(device, 1, &[1, 12]);
         let mut call = |position, slot, layer| {
             rope_and_store_kv(&mut qkv, 1, &rope, &[position], &[slot], &mut kv, layer)

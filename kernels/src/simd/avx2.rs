@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::byte_dots::{ByteDots, CODE_BIAS, StepCodes};
-use super::{E4M3_FACTOR, E4M3_IN_F32, Kernel, LANES, Lanes, Simd};
+use super::{E4M3_FACTOR, E4M3_IN_F32, E4m3, E5m2, Kernel, LANES, Lanes, Simd};
 
 /// Proof that the machine has AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -71,6 +71,33 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn load_e4m3(self, x: &[u8; LANES]) -> V {
         avx2!([widen_e4m3(_mm_loadl_epi64(x.as_ptr().cast())), widen_e4m3(_mm_loadl_epi64(x[8..].as_ptr().cast()))])
+    }
+
+    #[inline(always)]
+    fn load_e4m3_any(self, x: &[E4m3; LANES]) -> V {
+        // As f16 with the exponent's bias of f16 every code is its value / 256, subnormal or not, but for NaN: that becomes
+        // 480 / 256, beyond the largest number.
+        avx2!({
+            let codes = _mm256_cvtepu8_epi16(_mm_loadu_si128(x.as_ptr().cast()));
+            let sign = _mm256_slli_epi16::<8>(_mm256_and_si256(codes, _mm256_set1_epi16(0x80)));
+            let magnitude = _mm256_slli_epi16::<7>(_mm256_and_si256(codes, _mm256_set1_epi16(0x7f)));
+            let small = _mm256_or_si256(sign, magnitude);
+            let value = |half: __m128i| {
+                let value = _mm256_mul_ps(_mm256_cvtph_ps(half), _mm256_set1_ps(256.0));
+                let magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0), value);
+                _mm256_or_ps(value, _mm256_cmp_ps::<_CMP_GT_OQ>(magnitude, _mm256_set1_ps(448.0)))
+            };
+            [value(_mm256_castsi256_si128(small)), value(_mm256_extracti128_si256::<1>(small))]
+        })
+    }
+
+    #[inline(always)]
+    fn load_e5m2(self, x: &[E5m2; LANES]) -> V {
+        // The upper halves of f16.
+        avx2!({
+            let wide = _mm256_slli_epi16::<8>(_mm256_cvtepu8_epi16(_mm_loadu_si128(x.as_ptr().cast())));
+            [_mm256_cvtph_ps(_mm256_castsi256_si128(wide)), _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(wide))]
+        })
     }
 
     #[inline(always)]

@@ -2,12 +2,13 @@
 
 use std::arch::x86_64::*;
 
+use bytemuck::Pod;
 use half::bf16;
 
-use super::LANES;
 use super::avx512::Avx512;
+use super::{E4m3, E5m2, LANES};
 
-/// Proof that the machine has AVX512-BF16 beside what [`Avx512`] proves.
+/// Proof that the machine has AVX512-BF16 and DQ beside what [`Avx512`] proves.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512Bf16(Avx512);
 
@@ -20,7 +21,7 @@ pub(crate) trait PairKernel {
     fn run(self, simd: Avx512Bf16);
 }
 
-#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
+#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 fn compiled<K: PairKernel>(simd: Avx512Bf16, kernel: K) {
     kernel.run(simd);
 }
@@ -28,7 +29,8 @@ fn compiled<K: PairKernel>(simd: Avx512Bf16, kernel: K) {
 impl Avx512Bf16 {
     pub(super) fn detect() -> Option<Avx512Bf16> {
         let plain = Avx512::detect()?;
-        is_x86_feature_detected!("avx512bf16").then_some(Avx512Bf16(plain))
+        let has = is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512dq");
+        has.then_some(Avx512Bf16(plain))
     }
 
     /// The set of everything that is no dot product.
@@ -38,7 +40,7 @@ impl Avx512Bf16 {
 
     /// Runs `kernel` compiled for this instruction set.
     pub(crate) fn vectorize(self, kernel: impl PairKernel) {
-        // SAFETY: `self` proves avx512bf16 and avx512f/bw/vl; every machine with those has avx2, fma and f16c.
+        // SAFETY: `self` proves avx512bf16 and avx512f/bw/dq/vl; every machine with those has avx2, fma and f16c.
         unsafe { compiled(self, kernel) }
     }
 
@@ -73,16 +75,12 @@ impl Avx512Bf16 {
         unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(x.cast_signed())) }
     }
 
-    /// Rounds 32 inputs to pairs, to nearest, ties to even.
+    /// Rounds 32 neighbouring inputs to pairs, to nearest, ties to even.
     #[inline(always)]
-    pub(crate) fn round(self, x: &[f32; 2 * LANES], pairs: &mut [Pair; LANES]) {
-        // SAFETY: `self` proves the instruction set; unaligned loads of the halves of an array of 32, and an unaligned store
-        // to a whole array of 16 pairs, which is what 32 bf16 are.
-        unsafe {
-            let (low, high) = (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x[LANES..].as_ptr()));
-            let rounded = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
-            _mm512_storeu_si512(pairs.as_mut_ptr().cast(), rounded);
-        }
+    pub(crate) fn round_to(self, x: &[f32; 2 * LANES], pairs: &mut [Pair; LANES]) {
+        // SAFETY: `self` proves AVX-512F; unaligned loads of the halves of an array of 32.
+        let (low, high) = unsafe { (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x[LANES..].as_ptr())) };
+        self.store(self.round_vectors(low, high), pairs);
     }
 
     /// The weights of sixteen outputs for one pair of inputs.
@@ -91,6 +89,107 @@ impl Avx512Bf16 {
         // SAFETY: `self` proves AVX-512F; the load is an unaligned one through a reference to the whole array, and the cast
         // reinterprets 512 bits.
         unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(w.as_ptr().cast())) }
+    }
+
+    /// The first elements of sixteen pairs, the second ones zero.
+    #[inline(always)]
+    pub(crate) fn first_of_pairs(self, x: __m512bh) -> __m512bh {
+        self.masked(x, 0x0000_ffff)
+    }
+
+    /// The second elements of sixteen pairs, the first ones zero.
+    #[inline(always)]
+    pub(crate) fn second_of_pairs(self, x: __m512bh) -> __m512bh {
+        self.masked(x, 0xffff_0000)
+    }
+
+    #[inline(always)]
+    fn masked(self, x: __m512bh, mask: u32) -> __m512bh {
+        // SAFETY: `self` proves AVX-512F. The casts reinterpret 512 bits.
+        unsafe {
+            let x = std::mem::transmute::<__m512bh, __m512i>(x);
+            let x = _mm512_and_si512(x, _mm512_set1_epi32(mask.cast_signed()));
+            std::mem::transmute::<__m512i, __m512bh>(x)
+        }
+    }
+
+    /// Sixteen pairs of the 32 neighbours in `low` and `high`, rounded to nearest, ties to even.
+    #[inline(always)]
+    pub(crate) fn round_vectors(self, low: __m512, high: __m512) -> __m512bh {
+        // SAFETY: `self` proves the instruction set.
+        unsafe { _mm512_cvtne2ps_pbh(high, low) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn store(self, x: __m512bh, out: &mut [Pair; LANES]) {
+        // SAFETY: `self` proves AVX-512F; the store is an unaligned one to a whole array, and the cast reinterprets 512 bits.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), std::mem::transmute::<__m512bh, __m512i>(x)) }
+    }
+
+    /// 2^x with a relative error below 4e-6, 2^-18: far below the rounding to bf16 that follows. 1 at 0, 0 at -∞, NaN at NaN.
+    ///
+    /// 2^(x - floor x) by the polynomial of degree 4 that is 1 at 0 and has the least relative error in 0..1 (2.9e-6, found by
+    /// Remez' algorithm), scaled by 2^(floor x): the instructions round down on their own.
+    #[inline(always)]
+    pub(crate) fn exp2(self, x: __m512) -> __m512 {
+        const COEFFICIENTS: [f32; 4] = [0.013_426_684, 0.052_242_473, 0.241_280_2, 0.693_044_84];
+        // SAFETY: `self` proves AVX-512F and DQ.
+        unsafe {
+            let fraction = _mm512_reduce_ps::<{ _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC }>(x);
+            let mut sum = _mm512_set1_ps(COEFFICIENTS[0]);
+            for coefficient in &COEFFICIENTS[1..] {
+                sum = _mm512_fmadd_ps(sum, fraction, _mm512_set1_ps(*coefficient));
+            }
+            _mm512_scalef_ps(_mm512_fmadd_ps(sum, fraction, _mm512_set1_ps(1.0)), x)
+        }
+    }
+}
+
+/// What is stored in pairs and widens to bf16 exactly.
+pub(crate) trait PairElement: Pod + Send + Sync {
+    fn load_pairs(simd: Avx512Bf16, x: &[[Self; 2]; LANES]) -> __m512bh;
+}
+
+impl PairElement for bf16 {
+    #[inline(always)]
+    fn load_pairs(simd: Avx512Bf16, x: &[[bf16; 2]; LANES]) -> __m512bh {
+        simd.load(bytemuck::cast_ref(x))
+    }
+}
+
+impl PairElement for E4m3 {
+    #[inline(always)]
+    fn load_pairs(simd: Avx512Bf16, x: &[[E4m3; 2]; LANES]) -> __m512bh {
+        simd.look_up(bytemuck::cast_ref(x), &E4m3::BF16)
+    }
+}
+
+impl PairElement for E5m2 {
+    #[inline(always)]
+    fn load_pairs(simd: Avx512Bf16, x: &[[E5m2; 2]; LANES]) -> __m512bh {
+        simd.look_up(bytemuck::cast_ref(x), &E5m2::BF16)
+    }
+}
+
+impl Avx512Bf16 {
+    /// The bf16 of 32 codes, whose lower seven bits number the entries of `magnitudes` and whose highest is the sign.
+    #[inline(always)]
+    fn look_up(self, codes: &[u8; 2 * LANES], magnitudes: &[u16; 128]) -> __m512bh {
+        let quarter = |at: usize| {
+            // SAFETY: `self` proves AVX-512F; the unaligned load ends at entry 32 · at + 32 <= 128.
+            unsafe { _mm512_loadu_si512(magnitudes[32 * at..].as_ptr().cast()) }
+        };
+        let quarters = [quarter(0), quarter(1), quarter(2), quarter(3)];
+        // SAFETY: `self` proves AVX-512F and BW; the load is an unaligned one of a whole array of 32 bytes.
+        unsafe {
+            let codes = _mm512_cvtepu8_epi16(_mm256_loadu_si256(codes.as_ptr().cast()));
+            let low = _mm512_permutex2var_epi16(quarters[0], codes, quarters[1]);
+            let high = _mm512_permutex2var_epi16(quarters[2], codes, quarters[3]);
+            let is_high = _mm512_test_epi16_mask(codes, _mm512_set1_epi16(0x40));
+            let magnitude = _mm512_mask_blend_epi16(is_high, low, high);
+            let sign = _mm512_and_si512(_mm512_slli_epi16::<8>(codes), _mm512_set1_epi16(i16::MIN));
+            std::mem::transmute::<__m512i, __m512bh>(_mm512_or_si512(magnitude, sign))
+        }
     }
 }
 
@@ -123,7 +222,7 @@ impl PackPairs<'_> {
     fn pack_one(self, simd: Avx512Bf16) {
         let (vectors, rest) = self.x.as_chunks();
         let (whole, last) = self.pairs.as_chunks_mut();
-        vectors.iter().zip(whole).for_each(|(x, pairs)| simd.round(x, pairs));
+        vectors.iter().zip(whole).for_each(|(x, pairs)| simd.round_to(x, pairs));
         last.iter_mut().zip(rest.chunks(2)).for_each(|(pair, x)| *pair = round_pair(x));
     }
 
@@ -134,7 +233,7 @@ impl PackPairs<'_> {
             let (vectors, rest) = row.as_chunks::<{ 2 * LANES }>();
             let mut places = self.pairs[at..].iter_mut().step_by(self.rows);
             for x in vectors {
-                simd.round(x, &mut rounded);
+                simd.round_to(x, &mut rounded);
                 rounded.iter().zip(places.by_ref()).for_each(|(pair, place)| *place = *pair);
             }
             places.zip(rest.chunks(2)).for_each(|(place, x)| *place = round_pair(x));
@@ -152,7 +251,7 @@ impl PackPairs<'_> {
             let first = at * 2 * LANES;
             for (row, rounded) in rows.iter().zip(&mut rounded) {
                 match row[first..].first_chunk() {
-                    Some(x) if at < whole => simd.round(x, rounded),
+                    Some(x) if at < whole => simd.round_to(x, rounded),
                     _ => rounded.iter_mut().zip(row[first..].chunks(2)).for_each(|(pair, x)| *pair = round_pair(x)),
                 }
             }

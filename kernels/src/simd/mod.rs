@@ -3,7 +3,7 @@
 //! A CPU arm is written once, generic over [`Simd`], and compiled for AVX-512, AVX2 and a portable form; the choice falls
 //! at run time. All three round alike (every multiply-add is fused, every reduction is the same tree), so the arms agree
 //! bit for bit, which the tests of the operations check. Dot products of bf16 pairs stand beside it: they round otherwise, and only
-//! linears use them.
+//! linears and attention use them.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -17,6 +17,7 @@ mod avx512_bf16;
 mod avx512_vnni;
 mod byte_dots;
 mod element;
+mod float8;
 mod math;
 mod portable;
 
@@ -25,9 +26,10 @@ pub(crate) use amx::{Amx, TILE_PAIRS, TILE_ROWS, TileKernel, TileRow, Tiles};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::Avx512;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx512_bf16::{Avx512Bf16, PackPairs, Pair, PairKernel, round_pair};
+pub(crate) use avx512_bf16::{Avx512Bf16, PackPairs, Pair, PairElement, PairKernel, round_pair};
 pub(crate) use byte_dots::{ByteCall, ByteDots, CODE_BIAS, StepCodes};
 pub(crate) use element::{Element, with_element};
+pub(crate) use float8::{E4m3, E5m2};
 pub(crate) use math::{exp, silu};
 
 use half::{bf16, f16};
@@ -63,6 +65,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn load_f16(self, x: &[f16; LANES]) -> Self::V;
     /// FP8 E4M3, of which neither NaN nor subnormals occur.
     fn load_e4m3(self, x: &[u8; LANES]) -> Self::V;
+    /// FP8 E4M3, every code.
+    fn load_e4m3_any(self, x: &[E4m3; LANES]) -> Self::V;
+    fn load_e5m2(self, x: &[E5m2; LANES]) -> Self::V;
     fn store(self, x: Self::V, out: &mut Lanes);
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
@@ -125,7 +130,7 @@ pub(crate) enum Isa {
     /// [`Isa::Avx512Bf16`] with products of tiles, which linears use; all else is the same.
     #[cfg(target_arch = "x86_64")]
     Amx(amx::Amx),
-    /// [`Isa::Avx512`] with dot products of bf16 pairs, which linears use; all else is the same.
+    /// [`Isa::Avx512`] with dot products of bf16 pairs, which linears and attention use; all else is the same.
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16(avx512_bf16::Avx512Bf16),
     #[cfg(target_arch = "x86_64")]

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{E4M3_FACTOR, E4M3_IN_F32, Kernel, LANES, Lanes, Simd};
+use super::{E4M3_FACTOR, E4M3_IN_F32, E4m3, E5m2, Element, Kernel, LANES, Lanes, Simd};
 
 /// No instruction set beyond the target's own.
 #[derive(Clone, Copy)]
@@ -46,6 +46,16 @@ impl Simd for Portable {
     fn load_e4m3(self, x: &[u8; LANES]) -> Lanes {
         let widened = |byte: u8| i32::from(byte.cast_signed()).cast_unsigned() << 20 & E4M3_IN_F32;
         each(|i| f32::from_bits(widened(x[i])) * E4M3_FACTOR)
+    }
+
+    #[inline(always)]
+    fn load_e4m3_any(self, x: &[E4m3; LANES]) -> Lanes {
+        each(|i| x[i].to_f32())
+    }
+
+    #[inline(always)]
+    fn load_e5m2(self, x: &[E5m2; LANES]) -> Lanes {
+        each(|i| x[i].to_f32())
     }
 
     #[inline(always)]

@@ -146,7 +146,7 @@ mod tests {
             change(&mut second);
             expect.assert_eq(&ShardFacts::merge(&[info(0), second]).unwrap_err().to_string());
         }
-        check(|i| i.protocol_version = 9, expect!["shard rank 1 says protocol_version 9, expected 2"]);
+        check(|i| i.protocol_version = 9, expect!["shard rank 1 says protocol_version 9, expected 3"]);
         check(|i| i.vocab_size = 99, expect!["shard rank 1 says vocab_size 99, expected 100"]);
         check(|i| i.rank = 0, expect!["shard rank 1 says rank 0, expected 1"]);
         check(|i| i.num_blocks = 0, expect!["shard rank 1 says num_blocks 0, expected 1"]);

@@ -19,6 +19,7 @@ use crate::limits::{
     GRAMMAR_CACHE_BYTES, GRAMMAR_COMPILE_TIMEOUT, GRAMMAR_STACK_BYTES, GRAMMAR_WORKERS, MAX_GRAMMAR_BYTES,
     QUEUED_GRAMMARS,
 };
+use crate::memory::return_freed_memory;
 use crate::metrics;
 use crate::text::TextTokenizer;
 
@@ -178,8 +179,11 @@ impl Worker {
 
     fn compiler(&self) -> &Result<Compiler, String> {
         self.compiler.get_or_init(|| {
-            catch_unwind(AssertUnwindSafe(|| Compiler::new(self.tokenizer.inner(), self.vocab_size, &self.end_ids)))
-                .unwrap_or_else(|_| Err("reading its vocabulary panicked".to_owned()))
+            let compiler = catch_unwind(AssertUnwindSafe(|| {
+                Compiler::new(self.tokenizer.inner(), self.vocab_size, &self.end_ids)
+            }));
+            return_freed_memory();
+            compiler.unwrap_or_else(|_| Err("reading its vocabulary panicked".to_owned()))
         })
     }
 }

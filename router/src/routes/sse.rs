@@ -4,7 +4,7 @@
 //! away drops it, and with it the generation.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -61,6 +61,9 @@ struct KeepAlive<S> {
     events: Pin<Box<S>>,
     interval: Duration,
     timer: Pin<Box<Sleep>>,
+    /// Whom the timer wakes, and when. Until then it need not be looked at: the timers of some hundred streams are memory that
+    /// is in no cache when their tokens come.
+    armed: Option<(Waker, Instant)>,
     /// When something was last sent. The timer is set anew only when it fires: resetting it per token would cost more
     /// than the token's text.
     last: Instant,
@@ -69,7 +72,13 @@ struct KeepAlive<S> {
 impl<S: Stream<Item = Vec<u8>>> KeepAlive<S> {
     fn new(events: S, interval: Duration) -> Self {
         let timer = Box::pin(tokio::time::sleep(interval));
-        Self { events: Box::pin(events), interval, timer, last: Instant::now() }
+        Self { events: Box::pin(events), interval, timer, armed: None, last: Instant::now() }
+    }
+
+    /// Whether the timer will wake the task of `context`.
+    fn is_armed(&self, context: &Context<'_>) -> bool {
+        let armed = self.armed.as_ref();
+        armed.is_some_and(|(waker, at)| waker.will_wake(context.waker()) && Instant::now() < *at)
     }
 }
 
@@ -80,6 +89,9 @@ impl<S: Stream<Item = Vec<u8>>> Stream for KeepAlive<S> {
         if let Poll::Ready(event) = self.events.as_mut().poll_next(context) {
             self.last = Instant::now();
             return Poll::Ready(event.map(|bytes| Ok(Bytes::from(bytes))));
+        }
+        if self.is_armed(context) {
+            return Poll::Pending;
         }
         while self.timer.as_mut().poll(context).is_ready() {
             let silence = self.last.elapsed();
@@ -93,6 +105,7 @@ impl<S: Stream<Item = Vec<u8>>> Stream for KeepAlive<S> {
                 return Poll::Ready(Some(Ok(Bytes::from_static(b":\n\n"))));
             }
         }
+        self.armed = Some((context.waker().clone(), self.timer.deadline()));
         Poll::Pending
     }
 }

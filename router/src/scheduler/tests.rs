@@ -379,7 +379,8 @@ fn no_plan_outgrows_its_message() {
     assert!(plans > 2, "all at once: the test shows nothing");
 }
 
-/// A request of 2 prompt tokens and at most `max_new_tokens` new ones that may draft 3 tokens, after its first decode step.
+/// A request of 2 prompt tokens and at most `max_new_tokens` new ones that may draft 3 tokens. Four have come, in three
+/// steps: the first draft is of a single token, until it is known what one costs.
 fn drafting(max_new_tokens: u32) -> Scheduler {
     let config = SchedulerConfig {
         block_size: 16,
@@ -407,6 +408,8 @@ fn drafting(max_new_tokens: u32) -> Scheduler {
         assert_eq!(scheduler.plan().unwrap().num_draft_tokens(), 0);
         scheduler.apply(drafted(seq, &[1 + seq as u32], &[])).unwrap();
     }
+    assert_eq!(scheduler.plan().unwrap().draft_limits, [1]);
+    scheduler.apply(drafted(3, &[4, 5], &[1])).unwrap();
     scheduler.take_outputs().for_each(drop);
     scheduler
 }
@@ -431,18 +434,18 @@ fn tokens(scheduler: &mut Scheduler) -> Vec<OutputEvent> {
 fn a_draft_brings_as_many_tokens_as_were_right() {
     let mut scheduler = drafting(20);
     assert_eq!(scheduler.plan().unwrap().draft_limits, [3]);
-    scheduler.apply(drafted(3, &[7, 8, 9], &[3])).unwrap();
+    scheduler.apply(drafted(4, &[7, 8, 9], &[3])).unwrap();
     let token = |id| OutputEvent::Token { id, logprob: -1.0, top: None };
     assert_eq!(tokens(&mut scheduler), [token(7), token(8), token(9)]);
     let counters = scheduler.counters();
-    assert_eq!((counters.draft_tokens, counters.accepted_draft_tokens), (3, 2));
+    assert_eq!((counters.draft_tokens, counters.accepted_draft_tokens), (1 + 3, 1 + 2));
 }
 
 #[test]
 fn what_a_draft_brings_after_the_end_is_dropped() {
     let mut scheduler = drafting(20);
     scheduler.plan().unwrap();
-    scheduler.apply(drafted(3, &[7, EOS, 9, 9], &[3])).unwrap();
+    scheduler.apply(drafted(4, &[7, EOS, 9, 9], &[3])).unwrap();
     let events = tokens(&mut scheduler);
     assert!(matches!(
         events[..],
@@ -458,14 +461,14 @@ fn what_a_draft_brings_after_the_end_is_dropped() {
 
 #[test]
 fn a_draft_never_goes_beyond_the_longest_reply() {
-    // Two of the tokens have come; the next step has one in any case.
-    for (max_new_tokens, expected) in [(3, vec![]), (4, vec![1]), (5, vec![2]), (6, vec![3]), (7, vec![3])] {
+    // The next step has one token in any case.
+    for (max_new_tokens, expected) in [(5, vec![]), (6, vec![1]), (7, vec![2]), (8, vec![3]), (9, vec![3])] {
         let mut scheduler = drafting(max_new_tokens);
         assert_eq!(scheduler.plan().unwrap().draft_limits, expected, "{max_new_tokens} new tokens");
     }
-    let mut scheduler = drafting(4);
+    let mut scheduler = drafting(6);
     scheduler.plan().unwrap();
-    scheduler.apply(drafted(3, &[7, 8], &[1])).unwrap();
+    scheduler.apply(drafted(4, &[7, 8], &[1])).unwrap();
     assert_eq!(tokens(&mut scheduler).last(), Some(&OutputEvent::Finished(FinishReason::Length)));
 }
 
@@ -473,7 +476,7 @@ fn a_draft_never_goes_beyond_the_longest_reply() {
 fn a_row_that_fails_in_its_draft_keeps_the_tokens_before() {
     let mut scheduler = drafting(20);
     scheduler.plan().unwrap();
-    let outcome = StepOutcome { row_errors: vec![(SlotId(0), "bad".into())], ..drafted(3, &[7], &[3]) };
+    let outcome = StepOutcome { row_errors: vec![(SlotId(0), "bad".into())], ..drafted(4, &[7], &[3]) };
     scheduler.apply(outcome).unwrap();
     let events = tokens(&mut scheduler);
     assert!(matches!(events[..], [OutputEvent::Token { id: 7, .. }, OutputEvent::Failed(_)]), "{events:?}");
@@ -484,12 +487,12 @@ fn drafts_must_be_within_their_limits() {
     let apply = |tokens: &[u32], draft_tokens: &[u8]| {
         let mut scheduler = drafting(20);
         scheduler.plan().unwrap();
-        scheduler.apply(drafted(3, tokens, draft_tokens))
+        scheduler.apply(drafted(4, tokens, draft_tokens))
     };
     assert_eq!(apply(&[7, 8, 9, 10], &[3]), Ok(()));
     assert_eq!(apply(&[7], &[]), Ok(()));
-    assert_eq!(apply(&[7], &[4]), Err(ApplyError::Drafts { seq: 3 }));
-    assert_eq!(apply(&[7], &[1, 1]), Err(ApplyError::Drafts { seq: 3 }));
+    assert_eq!(apply(&[7], &[4]), Err(ApplyError::Drafts { seq: 4 }));
+    assert_eq!(apply(&[7], &[1, 1]), Err(ApplyError::Drafts { seq: 4 }));
     assert_eq!(apply(&[7, 8, 9], &[1]), Err(ApplyError::Row { actual: Some(0), expected: None }));
     assert_eq!(apply(&[], &[3]), Err(ApplyError::Row { actual: None, expected: Some(0) }));
 }

@@ -18,6 +18,8 @@ pub(crate) struct Detokenizer {
     read: usize,
     /// What `ids[..read]` decodes to.
     context: String,
+    /// Nothing waits, and all context is plain: a plain token then adds its own text, and decoding would find the same.
+    is_settled: bool,
 }
 
 /// What one token adds to the text.
@@ -42,16 +44,28 @@ impl Detokenizer {
             ids.remove(0);
             context = tokenizer.decode(&ids);
         }
-        Self { read: ids.len(), ids, context, tokenizer }
+        let is_settled = Self::is_plain(&tokenizer, &ids);
+        Self { read: ids.len(), ids, context, tokenizer, is_settled }
     }
 
     /// The text that `id` completes.
     pub(crate) fn push(&mut self, id: u32) -> Piece {
+        if self.is_settled
+            && let Some(text) = self.tokenizer.plain_text(id)
+        {
+            self.ids.clear();
+            self.ids.push(id);
+            self.read = 1;
+            self.context.clear();
+            self.context.push_str(self.tokenizer.plain_alone(text));
+            return Piece { text: text.to_owned(), special: None };
+        }
         if let Some(literal) = self.tokenizer.special(id) {
             let special = Some(literal.to_owned());
             return Piece { text: self.flush(), special };
         }
         self.ids.push(id);
+        self.is_settled = false;
         let whole = self.tokenizer.decode(&self.ids);
         let is_complete = whole.len() > self.context.len() && !whole.ends_with(char::REPLACEMENT_CHARACTER);
         if !is_complete && self.ids.len() - self.read < DETOKENIZER_PENDING {
@@ -77,7 +91,12 @@ impl Detokenizer {
         self.ids.drain(..self.read);
         self.read = self.ids.len();
         self.context = waiting;
+        self.is_settled = Self::is_plain(&self.tokenizer, &self.ids);
         text
+    }
+
+    fn is_plain(tokenizer: &TextTokenizer, ids: &[u32]) -> bool {
+        !ids.is_empty() && ids.iter().all(|id| tokenizer.plain_text(*id).is_some())
     }
 }
 
@@ -154,6 +173,34 @@ mod tests {
                     assert!(detokenizer.ids.len() - detokenizer.read < DETOKENIZER_PENDING);
                     assert!(detokenizer.ids.len() <= 2 * DETOKENIZER_PENDING);
                 }
+            }
+        }
+    }
+
+    /// What is looked up is what decoding finds: the same pieces with and without the short way, at any mixture of tokens.
+    #[test]
+    fn plain_tokens_need_no_decoding() {
+        let seed = rand::random();
+        println!("seed {seed}");
+        let mut rng = StdRng::seed_from_u64(seed);
+        let words = ["▁plain", "▁words", ",", "▁", "▁▁", "a", "b", "▁two", "日", "n", "\u{fffd}", "<0x"];
+        for tokenizer in [Arc::new(byte_level()), Arc::new(byte_fallback(&words))] {
+            // Words stand behind the special tokens and bytes; both are drawn.
+            let draw = |rng: &mut StdRng| match rng.random_bool(0.5) {
+                true => rng.random_range(0..280),
+                false => rng.random_range(33..127),
+            };
+            for _ in 0..500 {
+                let prompt: Vec<u32> = (0..rng.random_range(0..4)).map(|_| draw(&mut rng)).collect();
+                let mut short = Detokenizer::new(tokenizer.clone(), &prompt);
+                let mut long = Detokenizer::new(tokenizer.clone(), &prompt);
+                for _ in 0..32 {
+                    let id = draw(&mut rng);
+                    long.is_settled = false;
+                    assert_eq!(short.push(id), long.push(id));
+                    assert_eq!((&short.ids, short.read, &short.context), (&long.ids, long.read, &long.context));
+                }
+                assert_eq!(short.flush(), long.flush());
             }
         }
     }

@@ -26,12 +26,12 @@ pub(crate) enum PoolError {
 }
 
 impl Pool {
-    /// Starts `workers` threads.
+    /// Starts `workers` threads with a queue for `jobs`, or [`QUEUED_TEXT_JOBS_PER_WORKER`] if that is more.
     ///
     /// # Errors
     /// If the system refuses a thread.
-    pub(crate) fn new(workers: usize) -> std::io::Result<Self> {
-        let (jobs, queue) = bounded::<Job>(workers * QUEUED_TEXT_JOBS_PER_WORKER);
+    pub(crate) fn new(workers: usize, jobs: usize) -> std::io::Result<Self> {
+        let (jobs, queue) = bounded::<Job>(jobs.max(workers * QUEUED_TEXT_JOBS_PER_WORKER));
         for index in 0..workers {
             let queue = queue.clone();
             std::thread::Builder::new().name(format!("text-{index}")).spawn(move || {
@@ -77,14 +77,24 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_fails_its_own_job_only() {
-        let pool = Pool::new(1).unwrap();
+        let pool = Pool::new(1, 0).unwrap();
         assert_eq!(pool.run(|| panic!("bad input")).await, Err::<(), _>(PoolError::Panicked));
         assert_eq!(pool.run(|| 7).await, Ok(7));
     }
 
     #[tokio::test]
     async fn a_full_queue_is_refused_at_once() {
-        let pool = std::sync::Arc::new(Pool::new(1).unwrap());
+        fill(Pool::new(1, 0).unwrap(), QUEUED_TEXT_JOBS_PER_WORKER).await;
+    }
+
+    #[tokio::test]
+    async fn as_many_jobs_wait_as_are_asked_for() {
+        fill(Pool::new(1, QUEUED_TEXT_JOBS_PER_WORKER + 7).unwrap(), QUEUED_TEXT_JOBS_PER_WORKER + 7).await;
+    }
+
+    /// Gives `pool`, which has one worker, a job that does not end and `room` jobs that wait; one more is refused.
+    async fn fill(pool: Pool, room: usize) {
+        let pool = std::sync::Arc::new(pool);
         let (release, gate) = std::sync::mpsc::channel::<()>();
         let (started, has_started) = oneshot::channel();
         let blocker = tokio::spawn({
@@ -99,7 +109,7 @@ mod tests {
         });
         has_started.await.unwrap();
         let mut waiting = Vec::new();
-        for _ in 0..QUEUED_TEXT_JOBS_PER_WORKER {
+        for _ in 0..room {
             let mut job = Box::pin(pool.run(|| ()));
             assert!(futures::poll!(&mut job).is_pending());
             waiting.push(job);

@@ -86,8 +86,9 @@ impl ReplyText {
             piece.text.push_str(&self.detokenizer.flush());
         }
         let result = if self.stops.is_empty() {
-            let special = piece.special.as_deref().unwrap_or("");
-            TokenText { token: format!("{}{special}", piece.text), delta: piece.text, is_stopped: false }
+            let mut token = piece.text.clone();
+            token.push_str(piece.special.as_deref().unwrap_or_default());
+            TokenText { token, delta: piece.text, is_stopped: false }
         } else {
             let pieces = [(Some(piece.text), Visibility::Visible), (piece.special, Visibility::Hidden)];
             let pieces = pieces.into_iter().filter_map(|(text, visibility)| Some((text?, visibility)));

@@ -85,7 +85,7 @@ fn byte_level() -> HashMap<char, u8> {
 }
 
 /// The byte of `<0x0A>`.
-fn byte_piece(token: &str) -> Option<u8> {
+pub(super) fn byte_piece(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use tokenizers::Tokenizer;
 
+use super::plain_texts::PlainTexts;
 use super::token_bytes::TokenBytes;
 
 use crate::error::ValidationError;
@@ -16,6 +17,7 @@ pub(crate) struct TextTokenizer {
     /// Special tokens and their literal text.
     special: HashMap<u32, String>,
     bytes: TokenBytes,
+    plain: PlainTexts,
 }
 
 /// A token of a text, with the bytes of the text it covers.
@@ -60,8 +62,8 @@ impl TextTokenizer {
             .filter(|(_, token)| token.special)
             .map(|(id, token)| (id, token.content))
             .collect();
-        let bytes = TokenBytes::new(&inner);
-        Self { inner, special, bytes }
+        let (bytes, plain) = (TokenBytes::new(&inner), PlainTexts::new(&inner));
+        Self { inner, special, bytes, plain }
     }
 
     /// The ids of `text`.
@@ -96,6 +98,21 @@ impl TextTokenizer {
     pub(crate) fn decode(&self, ids: &[u32]) -> String {
         // A decoder fails only on a broken decoder definition; the text is then unknown, not the request.
         self.inner.decode(ids, true).unwrap_or_default()
+    }
+
+    /// What `id` adds to any text that is not empty. `None` if that depends on the tokens beside it, and for special tokens.
+    pub(crate) fn plain_text(&self, id: u32) -> Option<&str> {
+        self.plain.get(id)
+    }
+
+    /// What a token whose plain text is `text` decodes to alone: some decoders strip the space in front.
+    pub(crate) fn plain_alone<'text>(&self, text: &'text str) -> &'text str {
+        self.plain.alone(text)
+    }
+
+    /// Whether a token is special.
+    pub(crate) fn is_special(&self, id: u32) -> bool {
+        self.plain_text(id).is_none() && self.special.contains_key(&id)
     }
 
     /// The literal text of a special token; `None` for all others.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use kernels::DType;
+use kernels::{DType, KvDType};
 
 use super::{ConfigFile, ModelOptions, Quantization, RopeSpec};
 use crate::error::Result;
@@ -15,6 +15,8 @@ pub struct DecoderSpec {
     pub model_type: String,
     /// Element type of embeddings, KV cache and linear weights that are not quantised; `None`: whatever the checkpoint's embeddings have.
     pub dtype: Option<DType>,
+    /// The element type of the KV cache; `None`: that of the weights.
+    pub kv_dtype: Option<KvDType>,
     /// How linear weights are quantised while they are loaded.
     pub quantization: Option<Quantization>,
     /// Token ids.
@@ -80,6 +82,7 @@ impl DecoderSpec {
         Ok(DecoderSpec {
             model_type: config.text("model_type")?.unwrap_or_default().to_owned(),
             dtype: options.dtype.or(checkpoint_dtype(config)?),
+            kv_dtype: options.kv_dtype,
             quantization: options.quantization,
             vocab_size: config.size("vocab_size", MAX_DIMENSION)?,
             hidden_size,

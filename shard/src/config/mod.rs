@@ -15,13 +15,15 @@ pub use rope::{RopeKind, RopeOverride, RopeScaling, RopeSpec};
 
 use std::path::PathBuf;
 
-use kernels::DType;
+use kernels::{DType, KvDType};
 
 /// What the command line may change about a model.
 #[derive(Clone, Debug, Default)]
 pub struct ModelOptions {
-    /// Element type of weights and KV cache; `None`: that of the checkpoint.
+    /// Element type of the weights; `None`: that of the checkpoint.
     pub dtype: Option<DType>,
+    /// Element type of the KV cache; `None`: that of the weights (before they are quantised).
+    pub kv_dtype: Option<KvDType>,
     /// How linear weights are quantised while they are loaded; `None`: not at all.
     pub quantization: Option<Quantization>,
     /// RoPE scaling in place of the model's own.

@@ -75,6 +75,7 @@ mod tests {
         DecoderSpec {
             model_type: "llama".into(),
             dtype: None,
+            kv_dtype: None,
             quantization: None,
             vocab_size: 10,
             hidden_size: 8 * num_heads,

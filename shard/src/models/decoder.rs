@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kernels::ops::{self, AttentionRows, RopeTable, SequenceRows};
-use kernels::{AlwaysThere, Arena, DType, Device, KvCache, Tensor};
+use kernels::{AlwaysThere, Arena, DType, Device, KvCache, KvDType, Tensor};
 
 use super::step::{SequenceSpan, StepInput};
 use crate::comm::Comm;
@@ -40,7 +40,7 @@ pub(super) struct Decoder {
 /// What this rank's activations and cache measure.
 #[derive(Clone, Copy)]
 struct RankShape {
-    dtype: DType,
+    kv_dtype: KvDType,
     num_heads: usize,
     num_kv_heads: usize,
     head_dim: usize,
@@ -192,14 +192,14 @@ impl Decoder {
     }
 
     fn kv_cache_on(&self, device: &Device, num_blocks: usize) -> Result<KvCache> {
-        let RankShape { dtype, num_kv_heads, head_dim, .. } = self.shape;
-        Ok(KvCache::new(device, self.layers.len(), num_blocks, num_kv_heads, head_dim, dtype)?)
+        let RankShape { kv_dtype, num_kv_heads, head_dim, .. } = self.shape;
+        Ok(KvCache::new(device, self.layers.len(), num_blocks, num_kv_heads, head_dim, kv_dtype)?)
     }
 
     /// See [`Model::kv_bytes_per_block`](super::Model::kv_bytes_per_block).
     pub(super) fn kv_bytes_per_block(&self) -> usize {
-        let RankShape { dtype, num_kv_heads, head_dim, .. } = self.shape;
-        KvCache::bytes_per_block(self.layers.len(), num_kv_heads, head_dim, dtype)
+        let RankShape { kv_dtype, num_kv_heads, head_dim, .. } = self.shape;
+        KvCache::bytes_per_block(self.layers.len(), num_kv_heads, head_dim, kv_dtype)
     }
 
     // --- Loading -----------------------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ impl Decoder {
         Ok(Decoder {
             device: device.clone(),
             shape: RankShape {
-                dtype,
+                kv_dtype: spec.kv_dtype.unwrap_or_else(|| dtype.into()),
                 num_heads: partition.even(spec.num_heads).len(),
                 num_kv_heads: partition.kv_heads(spec.num_kv_heads).len(),
                 head_dim: spec.head_dim,

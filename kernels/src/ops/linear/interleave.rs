@@ -139,7 +139,7 @@ mod tests {
     }
 
     fn check<const UNIT: usize>(len: usize, lanes: usize) {
-        let bytes: Vec<u8> = (0..len * LANES + 1).map(|at| (at * 2654435761 >> 7) as u8).collect();
+        let bytes: Vec<u8> = (0..len * LANES + 1).map(|at| ((at * 2654435761) >> 7) as u8).collect();
         // From an odd address: checkpoints are not aligned.
         let rows: LaneRows<'_> = std::array::from_fn(|lane| match lane < lanes {
             true => &bytes[1 + lane * len..][..len],

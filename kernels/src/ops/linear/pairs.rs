@@ -189,17 +189,19 @@ impl Stripe<'_> {
         let (mut done_steps, mut asked) = (0, ahead.first);
         while done_steps < steps {
             for position in asked..asked + ahead.count {
-                for p in 0..P {
+                for (p, first) in first.iter().enumerate() {
                     let vector = match position < steps {
-                        true => first[p] + position,
+                        true => first + position,
                         false => next + p * self.k + position - steps,
                     };
                     prefetch_line(self.panels.as_ptr().wrapping_add(vector));
                 }
             }
             asked += ahead.count;
-            let end = steps.min(done_steps + ahead.every);
-            for step in done_steps..end {
+            // Slices of one length, so that no step looks whether it lies inside.
+            let now = ahead.every.min(steps - done_steps);
+            let (x, panels) = (&x[done_steps..][..now], panels.map(|panel| &panel[done_steps..][..now]));
+            for step in 0..now {
                 let w: [_; P] = std::array::from_fn(|p| simd.load(&panels[p][step]));
                 for m in 0..M {
                     let x = simd.splat(x[step][m]);
@@ -208,7 +210,7 @@ impl Stripe<'_> {
                     }
                 }
             }
-            done_steps = end;
+            done_steps += now;
         }
         for m in 0..M {
             for p in 0..P {

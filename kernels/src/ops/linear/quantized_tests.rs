@@ -141,7 +141,7 @@ fn definition(x: &[f32], w: &[f32], bias: Option<&[f32]>, k: usize, of: (WeightT
 }
 
 fn is_pairs(weight: &LinearWeight) -> bool {
-    weight.format_name() == "fp8-pairs-v1"
+    weight.panel_shape().format == "fp8-pairs-v1"
 }
 
 #[test]

@@ -270,7 +270,7 @@ impl PackTile<'_> {
 impl PairKernel for PackTile<'_> {
     #[inline(always)]
     fn run(self, simd: Avx512Bf16) {
-        self.with(|x, pairs| simd.round(x, pairs));
+        self.with(|x, pairs| simd.round_to(x, pairs));
     }
 }
 
