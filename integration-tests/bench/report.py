@@ -17,6 +17,7 @@ def markdown(results: dict) -> str:
         http(results),
         startup(results),
         agreement(results),
+        failures(results),
         METHOD,
     ]
     return "\n".join(part for part in parts if part)
@@ -121,6 +122,8 @@ def http(results: dict) -> str:
     ]
     for model, figures in results["http"].items():
         ratios = [served / raw for served, raw in zip(figures["http"], figures["raw"])]
+        if not ratios:
+            continue
         lengths = f"{m.HTTP_PROMPT_TOKENS} + {m.HTTP_REPLY_TOKENS[model]} tokens"
         cells = [f"{SHAPES[model].title}, {lengths}", spread(figures["raw"]), spread(figures["http"]), spread(ratios)]
         lines.append(f"| {' | '.join(cells)} | {m.HTTP_GOAL}: {MET[median(ratios) >= m.HTTP_GOAL]} |")
@@ -137,11 +140,13 @@ def startup(results: dict) -> str:
         "|---|---:|---:|---|",
     ]
     for model, times in results["startup"].items():
+        if not times.get("cached_ready"):
+            continue
         title = "demo model" if model == "demo" else SHAPES[model].title
         most = m.STARTUP_GOALS[model]
         verdict = f"{most} s: {MET[median(times['cached_ready']) <= most]}"
         lines.append(f"| {title}, in the page cache | {spread(times.get('cached_read'))} | {spread(times['cached_ready'])} | {verdict} |")
-        if "uncached_ready" in times:
+        if times.get("uncached_ready"):
             ratio = median(times["uncached_ready"]) / median(times["uncached_read"])
             verdict = f"{m.STARTUP_GOAL_TO_READ} × reading: {MET[ratio <= m.STARTUP_GOAL_TO_READ]} ({ratio:.2f})"
             cells = [f"{title}, from the disk", spread(times["uncached_read"]), spread(times["uncached_ready"]), verdict]
@@ -163,11 +168,16 @@ def agreement(results: dict) -> str:
     ]
     for model, peers in results["agreement"].items():
         for name, first in peers.items():
-            if name not in (m.OURS_INT8, m.OURS_4BIT):
-                parted = sorted(tokens for tokens in first if tokens < m.AGREEMENT_TOKENS)
-                equal = f"{len(first) - len(parted)} of {len(first)}"
-                lines.append(f"| {SHAPES[model].title}, {name} | {equal} | {', '.join(map(str, parted))} |")
+            parted = sorted(tokens for tokens in first if tokens < m.AGREEMENT_TOKENS)
+            equal = f"{len(first) - len(parted)} of {len(first)}"
+            lines.append(f"| {SHAPES[model].title}, {name} | {equal} | {', '.join(map(str, parted))} |")
     return "\n".join([*lines, ""])
+
+
+def failures(results: dict) -> str:
+    if not results["failures"]:
+        return ""
+    return "\n".join(["## Not measured", "", *(f"- {failure}" for failure in results["failures"]), ""])
 
 
 def cell(figures: list | str) -> str:

@@ -30,12 +30,12 @@ PAGE = environment.ROOT / "docs" / "performance.md"
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
-    listed = lambda known: lambda text: [word for word in text.split(",") if word in known or parser.error(f"{word} is none of {known}")]  # noqa: E731
+    listed = lambda known: lambda text: [word for word in text.split(",") if word and (word in known or parser.error(f"{word} is none of {known}"))]  # noqa: E731
     parser.add_argument("--rounds", type=int, help="of every figure [default: 5, with --quick 3]")
     parser.add_argument("--quick", action="store_true", help="fewer measurements: about three minutes")
     parser.add_argument("--only", type=listed(GROUPS), default=list(GROUPS), help=f"of {','.join(GROUPS)}")
     parser.add_argument("--models", type=listed(tuple(SHAPES)), default=list(SHAPES), help=f"of {','.join(SHAPES)}")
-    parser.add_argument("--peers", type=listed(PEERS), default=list(PEERS), help=f"of {','.join(PEERS)}; an empty word is none")
+    parser.add_argument("--peers", type=listed(PEERS), default=list(PEERS), help=f"of {','.join(PEERS)}; '' is none")
     parser.add_argument("--threads", type=int, default=2, help="of every engine [default: 2]")
     parser.add_argument("--folder", type=Path, default=environment.ROOT / "target" / "peers", help="of peers, models and JSON")
     parser.add_argument("--output", type=Path, help="the page [default: docs/performance.md if everything is measured, else none]")
@@ -56,13 +56,13 @@ def main() -> None:
     start = time.monotonic()
     bench = Bench(args, environment.programs())
     for model in args.models:
-        bench.measure_engines(model)
+        bench.attempt(bench.measure_engines, model)
         if "startup" in args.only and model in m.STARTUP_GOALS:
-            bench.measure_startup(model)
+            bench.attempt(bench.measure_startup, model)
         if "http" in args.only:
-            bench.measure_http(model)
+            bench.attempt(bench.measure_http, model)
     if "startup" in args.only:
-        bench.measure_startup("demo")
+        bench.attempt(bench.measure_startup, "demo")
     results = bench.results | {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "command": " ".join(["python3", "integration-tests/bench/run.py", *sys.argv[1:]]),
@@ -96,7 +96,17 @@ class Bench:
             "http": {},
             "startup": {},
             "agreement": {},
+            # What could not be measured at all.
+            "failures": [],
         }
+
+    def attempt(self, measure, model: str) -> None:
+        """A part that fails costs its own rows, not those of an hour."""
+        try:
+            measure(model)
+        except Failure as failure:
+            self.results["failures"].append(f"{measure.__name__} of {model}: {failure}")
+            say(self.results["failures"][-1])
 
     def measure_engines(self, model: str) -> None:
         """The groups decode, prefill and batch."""
