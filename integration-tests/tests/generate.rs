@@ -24,6 +24,19 @@ async fn one_and_two_shards_answer_and_repeat_themselves() {
 }
 
 #[tokio::test]
+async fn keys_and_values_in_eight_bits_answer_too() {
+    for dtype in ["fp8_e4m3fn", "fp8_e5m2"] {
+        let server = Setup::new().env("KV_CACHE_DTYPE", dtype).start();
+        assert!(server.log().contains(&format!("KV cache ({dtype}, ")), "{}", server.log());
+        let body = json!({ "inputs": PROMPT, "parameters": { "max_new_tokens": 24, "details": true } });
+        let first = server.generate(&body).await;
+        assert!(first["generated_text"].as_str().unwrap().to_lowercase().contains("five"), "{dtype}: {first}");
+        assert_eq!(server.generate(&body).await, first, "{dtype}: greedy decoding repeats itself, with its logprobs");
+        assert_eq!(server.stop().code, Some(0));
+    }
+}
+
+#[tokio::test]
 async fn a_stream_is_the_answer_in_pieces() {
     let server = Setup::new().start();
     let body = json!({ "inputs": PROMPT, "parameters": { "max_new_tokens": 24, "details": true } });

@@ -128,6 +128,14 @@ fn flags_of_tgi_that_cannot_be_honoured_are_refused_by_name() {
 }
 
 #[test]
+fn an_unknown_type_of_the_kv_cache_is_answered_with_those_that_are_known() {
+    let exit = Setup::new().args(&["--kv-cache-dtype", "int8"]).run();
+    assert_eq!(exit.code, Some(2), "{}", exit.log);
+    assert!(exit.log.contains("invalid value 'int8' for '--kv-cache-dtype"), "{}", exit.log);
+    assert!(exit.log.contains("[possible values: auto, bf16, f16, f32, fp8_e4m3fn, fp8_e5m2]"), "{}", exit.log);
+}
+
+#[test]
 fn an_empty_key_neither_opens_nor_closes_the_server() {
     fails(Setup::new().env("API_KEY", ""), &["Invalid argument: `api_key` number 1 is empty"]);
 }
