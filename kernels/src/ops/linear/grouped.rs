@@ -253,10 +253,10 @@ impl<A: Arm> Stripe<'_, A> {
             if SHARED {
                 let steps = A::LOADS * A::STEPS_PER_LOAD;
                 let lines = &unpacked.as_chunks::<P>().0[at * steps..][..steps];
-                for step in 0..steps {
-                    let mut weights = [lines[step][0].get::<A::Weights>(); P];
+                for (step, line) in lines.iter().enumerate() {
+                    let mut weights = [line[0].get::<A::Weights>(); P];
                     for p in 1..P {
-                        weights[p] = lines[step][p].get::<A::Weights>();
+                        weights[p] = line[p].get::<A::Weights>();
                     }
                     for m in 0..M {
                         for p in 0..P {

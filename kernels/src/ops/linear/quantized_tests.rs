@@ -34,8 +34,7 @@ fn run(device: &Device, x: &[f32], weight: &LinearWeight, bias: Option<&[f32]>) 
     let bias = bias.map(|bias| Tensor::from_slice(device, &[bias.len()], bias).unwrap());
     let mut out = random_tensor(device, 9, &[m, weight.n()]);
     linear(&mut out, &x, weight, bias.as_ref()).unwrap();
-    let out = out.as_f32().to_vec();
-    out
+    out.as_f32().to_vec()
 }
 
 fn largest(values: &[f32]) -> f32 {
