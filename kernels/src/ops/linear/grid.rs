@@ -76,31 +76,28 @@ impl Grid {
 /// Which weights a tile asks for while it computes with a block of them, in steps along K from the beginning of the block; those
 /// beyond its end are steps of the next block. A single tile runs a little ahead of itself, several share the next block.
 pub(super) struct Ahead {
-    /// The first step that this tile asks for.
+    /// The steps that this tile asks for.
     pub(super) first: usize,
-    /// Steps of computation between two looks ahead: with many more, so many lines would be asked for at once that loads wait
-    /// behind them.
-    pub(super) every: usize,
-    /// Steps that are asked for at a look.
+    pub(super) end: usize,
+    /// Steps that are asked for at a look: with many more, so many lines would be asked for at once that loads wait behind them.
     pub(super) count: usize,
 }
 
 impl Ahead {
-    /// For tile number `tile` of `tiles` that work one after the other on a block of `steps` steps; a single one looks `single`
-    /// steps ahead. `every`: the fewest steps between two looks that cost little.
+    /// For a tile that leaves it to the processor to see the pattern.
+    pub(super) const NONE: Ahead = Ahead { first: 0, end: 0, count: 0 };
+
+    /// For tile number `tile` of `tiles` that work one after the other on a block of `steps` steps and look ahead every `every` steps;
+    /// a single one looks `single` steps ahead.
     pub(super) fn new(tile: usize, tiles: usize, steps: usize, single: usize, every: usize) -> Ahead {
         match tiles {
-            1 => Ahead { first: single, every, count: every },
-            _ => {
-                let count = (2 * every / tiles).max(1);
-                Ahead { first: steps + tile * steps / tiles, every: count * tiles, count }
-            }
+            1 => Ahead { first: single, end: single + steps, count: every },
+            _ => Ahead {
+                first: steps + tile * steps / tiles,
+                end: steps + (tile + 1) * steps / tiles,
+                count: every.div_ceil(tiles),
+            },
         }
-    }
-
-    /// For a tile that leaves it to the processor to see the pattern.
-    pub(super) fn none(steps: usize) -> Ahead {
-        Ahead { first: 0, every: steps, count: 0 }
     }
 }
 

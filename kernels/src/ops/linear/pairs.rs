@@ -97,7 +97,7 @@ impl PairKernel for Stripe<'_> {
                 let (left, next) = (most.min(self.panels_of_piece.end - panel), self.next(panel + most, &ks));
                 panel += match left {
                     8 => {
-                        self.tile::<1, 8>(simd, self.x, 0, panel, &ks, next, &Ahead::none(ks.len()));
+                        self.tile::<1, 8>(simd, self.x, 0, panel, &ks, next, &Ahead::NONE);
                         8
                     }
                     4.. => self.row_tiles::<4>(simd, panel, &ks, next),
@@ -110,8 +110,8 @@ impl PairKernel for Stripe<'_> {
     }
 }
 
-/// Steps between two looks ahead of a single tile. Sixteen, which are cheaper, ask for too many lines at once.
-const EVERY: usize = 4;
+/// Steps between two looks ahead. Sixteen, which are cheaper, ask for too many lines at once.
+const CHUNK: usize = 4;
 
 /// Rows up to which nothing is asked for ahead: there is so little to compute that the loads themselves run far ahead. One row was
 /// 1.2 times as slow with looks ahead.
@@ -139,8 +139,8 @@ impl Stripe<'_> {
         for (at, tile) in self.tiles_of_piece.clone().enumerate() {
             let rows = self.tiles.rows(tile);
             let ahead = match self.tiles.m {
-                0..=FEW_ROWS => Ahead::none(ks.len()),
-                _ => Ahead::new(at, tiles, ks.len(), AHEAD / P, EVERY),
+                0..=FEW_ROWS => Ahead::NONE,
+                _ => Ahead::new(at, tiles, ks.len(), AHEAD / P, CHUNK),
             };
             let x = &self.x[tile * self.tiles.largest() * self.k..];
             match rows.len() {
@@ -155,6 +155,20 @@ impl Stripe<'_> {
             }
         }
         P
+    }
+
+    /// Asks for the weights of some steps of a block whose panels begin at `first`, or, behind its `steps`, of the block at `next`.
+    #[inline(always)]
+    fn ask<const P: usize>(&self, first: &[usize; P], steps: usize, next: usize, positions: Range<usize>) {
+        for position in positions {
+            for (p, first) in first.iter().enumerate() {
+                let vector = match position < steps {
+                    true => first + position,
+                    false => next + p * self.k + position - steps,
+                };
+                prefetch_line(self.panels.as_ptr().wrapping_add(vector));
+            }
+        }
     }
 
     /// `M` rows × `P` panels over one block of pairs: the chains stay in registers.
@@ -186,31 +200,40 @@ impl Stripe<'_> {
                 sums[m][p] = lanes.load(&done[m][p]);
             }
         }
-        let (mut done_steps, mut asked) = (0, ahead.first);
-        while done_steps < steps {
-            for position in asked..asked + ahead.count {
-                for (p, first) in first.iter().enumerate() {
-                    let vector = match position < steps {
-                        true => first + position,
-                        false => next + p * self.k + position - steps,
-                    };
-                    prefetch_line(self.panels.as_ptr().wrapping_add(vector));
-                }
+        // Chunks of a fixed length, so that the steps within one unroll, and looks ahead come between two chunks.
+        let (x_chunks, x_rest) = x.as_chunks::<CHUNK>();
+        let mut chunks: [&[[[Pair; LANES]; CHUNK]]; P] = [&[]; P];
+        let mut rests: [&[[Pair; LANES]]; P] = [&[]; P];
+        for p in 0..P {
+            let (of_chunks, rest) = panels[p].as_chunks();
+            (chunks[p], rests[p]) = (&of_chunks[..x_chunks.len()], &rest[..x_rest.len()]);
+        }
+        let mut asked = ahead.first;
+        for at in 0..x_chunks.len() {
+            if asked < ahead.end {
+                self.ask::<P>(&first, steps, next, asked..asked + ahead.count);
+                asked += ahead.count;
             }
-            asked += ahead.count;
-            // Slices of one length, so that no step looks whether it lies inside.
-            let now = ahead.every.min(steps - done_steps);
-            let (x, panels) = (&x[done_steps..][..now], panels.map(|panel| &panel[done_steps..][..now]));
-            for step in 0..now {
-                let w: [_; P] = std::array::from_fn(|p| simd.load(&panels[p][step]));
+            for step in 0..CHUNK {
+                let mut w = [simd.load(&chunks[0][at][step]); P];
+                for p in 1..P {
+                    w[p] = simd.load(&chunks[p][at][step]);
+                }
                 for m in 0..M {
-                    let x = simd.splat(x[step][m]);
+                    let x = simd.splat(x_chunks[at][step][m]);
                     for p in 0..P {
                         sums[m][p] = simd.dot(sums[m][p], x, w[p]);
                     }
                 }
             }
-            done_steps += now;
+        }
+        for (step, x) in x_rest.iter().enumerate() {
+            for p in 0..P {
+                let w = simd.load(&rests[p][step]);
+                for m in 0..M {
+                    sums[m][p] = simd.dot(sums[m][p], simd.splat(x[m]), w);
+                }
+            }
         }
         for m in 0..M {
             for p in 0..P {

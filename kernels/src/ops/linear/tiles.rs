@@ -185,10 +185,10 @@ impl Stripe<'_> {
     #[inline(always)]
     fn ask_for<const RIGHT: bool>(&self, block: &Block<'_>, step: usize) {
         let (at, steps) = (step - block.ks.start, block.ks.len());
-        if !at.is_multiple_of(block.ahead.every) {
+        let first = block.ahead.first + at * block.ahead.count;
+        if first >= block.ahead.end {
             return;
         }
-        let first = block.ahead.first + at / block.ahead.every * block.ahead.count;
         for position in first..first + block.ahead.count {
             let (first_panel, step) = match position < steps {
                 true => (block.panel * self.steps, block.ks.start + position),
