@@ -114,6 +114,7 @@ impl<S: Simd> Arm for Vectors<S> {
     type Sums = S::V;
     const LOADS: usize = LINES;
     const STEPS_PER_LOAD: usize = 4;
+    const LINES_OF_TWO: usize = 2 * LINES;
     const UNPACKS: bool = true;
 
     #[inline(always)]
@@ -195,6 +196,7 @@ impl Arm for Pairs {
     type Sums = std::arch::x86_64::__m512;
     const LOADS: usize = LINES;
     const STEPS_PER_LOAD: usize = 2;
+    const LINES_OF_TWO: usize = 2 * LINES;
     const UNPACKS: bool = true;
 
     #[inline(always)]

@@ -76,8 +76,11 @@ impl Grid {
 /// Which weights a tile asks for while it computes with a block of them, in steps along K from the beginning of the block; those
 /// beyond its end are steps of the next block. A single tile runs a little ahead of itself, several share the next block.
 pub(super) struct Ahead {
-    /// The steps that this tile asks for.
+    /// The step of the first look, at the tile's own first step.
     pub(super) first: usize,
+    /// What lies before this step is not asked for: the processor sees it coming.
+    pub(super) start: usize,
+    /// Nor is what lies from this step on: other tiles do it.
     pub(super) end: usize,
     /// Steps that are asked for at a look: with many more, so many lines would be asked for at once that loads wait behind them.
     pub(super) count: usize,
@@ -85,15 +88,21 @@ pub(super) struct Ahead {
 
 impl Ahead {
     /// For a tile that leaves it to the processor to see the pattern.
-    pub(super) const NONE: Ahead = Ahead { first: 0, end: 0, count: 0 };
+    pub(super) const NONE: Ahead = Ahead { first: 0, start: 0, end: 0, count: 0 };
+
+    /// For a single tile that looks at every step `single` steps ahead, but leaves its own block to the processor.
+    pub(super) fn next_block(steps: usize, single: usize) -> Ahead {
+        Ahead { first: single, start: steps, end: single + steps, count: 1 }
+    }
 
     /// For tile number `tile` of `tiles` that work one after the other on a block of `steps` steps and look ahead every `every` steps;
     /// a single one looks `single` steps ahead.
     pub(super) fn new(tile: usize, tiles: usize, steps: usize, single: usize, every: usize) -> Ahead {
         match tiles {
-            1 => Ahead { first: single, end: single + steps, count: every },
+            1 => Ahead { first: single, start: 0, end: single + steps, count: every },
             _ => Ahead {
                 first: steps + tile * steps / tiles,
+                start: 0,
                 end: steps + (tile + 1) * steps / tiles,
                 count: every.div_ceil(tiles),
             },

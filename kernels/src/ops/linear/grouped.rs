@@ -13,8 +13,9 @@ use std::sync::PoisonError;
 
 use bytemuck::Pod;
 
+use super::grid::{Ahead, RowTiles};
 use super::{Outputs, PanelRows};
-use crate::simd::{Kernel, LANES, Lanes, Simd, StepCodes};
+use crate::simd::{Kernel, LANES, Lanes, Simd, StepCodes, prefetch_line};
 use crate::{Cpu, LinearWeight};
 
 /// Inputs of a group. 64: the block of NF4, a tile of 64-byte rows on machines that have them, and a divisor of the usual sizes, so
@@ -42,6 +43,8 @@ pub(super) trait Arm: Copy + Send + Sync {
     const LOADS: usize;
     /// Steps of a load.
     const STEPS_PER_LOAD: usize;
+    /// Lines of two groups: their weights, and what lies between.
+    const LINES_OF_TWO: usize;
     /// Whether loading takes more than reading, so that many rows should share it.
     const UNPACKS: bool;
 
@@ -86,7 +89,16 @@ pub(super) fn run<A: Arm>(arm: A, cpu: &Cpu, x: &[f32], w: &LinearWeight, out: O
     let panel_lines = w.panel_bytes() / size_of::<Line>();
     // One visit is a vector of dot products; a line of weights that comes from memory takes as long as a dozen.
     cpu.split(out.n.div_ceil(LANES), groups * A::LOADS * (12 + A::STEPS_PER_LOAD * m), |range| {
-        arm.vectorize(Stripe { arm, x, m, groups, panels, panel_lines, range, out });
+        arm.vectorize(Stripe {
+            arm,
+            x,
+            tiles: RowTiles { m, most: tile_rows::<A>() },
+            groups,
+            panels,
+            panel_lines,
+            range,
+            out,
+        });
     });
 }
 
@@ -113,7 +125,7 @@ struct Stripe<'a, A: Arm> {
     arm: A,
     /// `[M][groups]`.
     x: &'a [A::Inputs],
-    m: usize,
+    tiles: RowTiles,
     groups: usize,
     panels: &'a [Line],
     panel_lines: usize,
@@ -121,41 +133,52 @@ struct Stripe<'a, A: Arm> {
     out: Outputs<'a>,
 }
 
-/// Groups of one block: with three panels 48 KiB of bytes or 96 KiB of bf16, which several row tiles read from the
-/// second-level cache.
-const BLOCK_GROUPS: usize = 16;
-
-/// Panels of one block where the registers hold the sums of eight rows for them.
+/// Panels of a tile where the registers hold that many.
 const TILE_PANELS: usize = 3;
 
-/// Rows up to which the panels are read as they are: beyond, unpacking once for all of them is cheaper than once per tile.
-const FEW_ROWS: usize = 4;
+/// Groups of one block if there are several row tiles: with three panels 48 KiB of bytes or 96 KiB of bf16, which the row tiles
+/// read from the second-level cache.
+const BLOCK_GROUPS: usize = 16;
+
+/// Rows of a tile at most: with three panels 24 sums of a group where the registers hold that many.
+const fn tile_rows<A: Arm>() -> usize {
+    if A::Lanes::ACCUMULATORS >= 24 { 8 } else { 4 }
+}
+
+/// How far ahead a single tile asks for its weights, in groups: with three panels 24 KiB of bytes.
+const AHEAD: usize = 8;
+
+/// Rows up to which, if nothing has to be unpacked, the processor reads a panel faster when it is left alone.
+const FEW_ROWS: usize = 3;
 
 impl<A: Arm> Kernel for Stripe<'_, A> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, _simd: S) {
-        // Few rows are bound by memory, and unpack what they read on the way.
-        let shares = A::UNPACKS && self.m > FEW_ROWS;
+        // A single tile unpacks what it reads on the way.
+        let shares = A::UNPACKS && self.tiles.count() > 1;
         // Taken out rather than borrowed in a closure: a closure is a function without this instruction set.
         let mut unpacked = UNPACKED.take();
         if shares {
             unpacked.resize(BLOCK_GROUPS * TILE_PANELS * A::LOADS * A::STEPS_PER_LOAD, Aligned([0; size_of::<Line>()]));
         }
+        // It also reads every weight once: no block has to stay.
+        let block_groups = if self.tiles.count() == 1 { self.groups } else { BLOCK_GROUPS };
         let mut panel = self.range.start;
         while panel < self.range.end {
             let panels = if panel + TILE_PANELS <= self.range.end { self.tile_panels() } else { 1 };
-            for first in (0..self.groups).step_by(BLOCK_GROUPS) {
-                let groups = first..self.groups.min(first + BLOCK_GROUPS);
+            for first in (0..self.groups).step_by(block_groups) {
+                let groups = first..self.groups.min(first + block_groups);
+                let next = if groups.end < self.groups { (panel, groups.end) } else { (panel + panels, 0) };
                 // Not several cases of one match: where the condition is a constant, only one of them is compiled.
                 if A::Lanes::ACCUMULATORS >= 24 {
                     match panels {
-                        1 => self.block::<1>(panel, &groups, shares, &mut unpacked),
-                        _ => self.block::<TILE_PANELS>(panel, &groups, shares, &mut unpacked),
+                        1 => self.block::<1>(panel, &groups, next, shares, &mut unpacked),
+                        _ => self.block::<TILE_PANELS>(panel, &groups, next, shares, &mut unpacked),
                     }
                 } else {
-                    self.block::<1>(panel, &groups, shares, &mut unpacked);
+                    self.block::<1>(panel, &groups, next, shares, &mut unpacked);
                 }
             }
             panel += panels;
@@ -170,38 +193,73 @@ impl<A: Arm> Stripe<'_, A> {
         if A::Lanes::ACCUMULATORS >= 24 { TILE_PANELS } else { 1 }
     }
 
-    /// All rows against one block of `P` panels.
+    /// All rows against one block of `P` panels. `next`: panel and group where the block after it begins.
     #[inline(always)]
-    fn block<const P: usize>(&self, panel: usize, groups: &Range<usize>, shares: bool, unpacked: &mut [Aligned]) {
+    fn block<const P: usize>(
+        &self,
+        panel: usize,
+        groups: &Range<usize>,
+        next: (usize, usize),
+        shares: bool,
+        unpacked: &mut [Aligned],
+    ) {
         if A::UNPACKS && shares {
             self.unpack::<P>(panel, groups, unpacked);
-            self.row_tiles::<P, true>(panel, groups, unpacked);
+            self.row_tiles::<P, true>(panel, groups, next, unpacked);
         } else {
-            self.row_tiles::<P, false>(panel, groups, &[]);
+            self.row_tiles::<P, false>(panel, groups, next, &[]);
         }
     }
 
-    /// All rows, in tiles of eight and fewer. `SHARED`: the block is unpacked.
+    /// The row tiles over one block. `SHARED`: it is unpacked.
     #[inline(always)]
-    fn row_tiles<const P: usize, const SHARED: bool>(&self, panel: usize, groups: &Range<usize>, unpacked: &[Aligned]) {
-        let mut row = 0;
-        if A::Lanes::ACCUMULATORS >= 24 {
-            while row + 8 <= self.m {
-                self.tile::<8, P, SHARED>(row, panel, groups, unpacked);
-                row += 8;
+    fn row_tiles<const P: usize, const SHARED: bool>(
+        &self,
+        panel: usize,
+        groups: &Range<usize>,
+        next: (usize, usize),
+        unpacked: &[Aligned],
+    ) {
+        let tiles = self.tiles.count();
+        for tile in 0..tiles {
+            let rows = self.tiles.rows(tile);
+            let ahead = match self.tiles.m {
+                0..=FEW_ROWS if !A::UNPACKS => Ahead::next_block(groups.len(), AHEAD),
+                _ => Ahead::new(tile, tiles, groups.len(), AHEAD, 1),
+            };
+            let block = Block { panel, groups: groups.clone(), next, ahead };
+            // Not cases of one match: see above. Several tiles of up to eight rows have at least four each.
+            if A::Lanes::ACCUMULATORS >= 24 && (SHARED || rows.len() > 4) {
+                match rows.len() {
+                    4 => self.tile::<4, P, SHARED>(rows.start, &block, unpacked),
+                    5 => self.tile::<5, P, SHARED>(rows.start, &block, unpacked),
+                    6 => self.tile::<6, P, SHARED>(rows.start, &block, unpacked),
+                    7 => self.tile::<7, P, SHARED>(rows.start, &block, unpacked),
+                    _ => self.tile::<8, P, SHARED>(rows.start, &block, unpacked),
+                }
+            } else {
+                match rows.len() {
+                    1 => self.tile::<1, P, SHARED>(rows.start, &block, unpacked),
+                    2 => self.tile::<2, P, SHARED>(rows.start, &block, unpacked),
+                    3 => self.tile::<3, P, SHARED>(rows.start, &block, unpacked),
+                    _ => self.tile::<4, P, SHARED>(rows.start, &block, unpacked),
+                }
             }
         }
-        while row + 4 <= self.m {
-            self.tile::<4, P, SHARED>(row, panel, groups, unpacked);
-            row += 4;
-        }
-        if A::Lanes::ACCUMULATORS >= 24 && row + 2 <= self.m {
-            self.tile::<2, P, SHARED>(row, panel, groups, unpacked);
-            row += 2;
-        }
-        while row < self.m {
-            self.tile::<1, P, SHARED>(row, panel, groups, unpacked);
-            row += 1;
+    }
+
+    /// Asks for the weights of a group of a block, or, behind its end, of the next block.
+    #[inline(always)]
+    fn ask<const P: usize>(&self, block: &Block, position: usize) {
+        let (panel, group) = match block.groups.start + position {
+            group if group < block.groups.end => (block.panel, group),
+            group => (block.next.0, block.next.1 + group - block.groups.end),
+        };
+        for p in 0..P {
+            let first = (panel + p) * self.panel_lines + group * A::LINES_OF_TWO / 2;
+            for line in 0..A::LINES_OF_TWO.div_ceil(2) {
+                prefetch_line(self.panels.as_ptr().wrapping_add(first + line));
+            }
         }
     }
 
@@ -220,16 +278,16 @@ impl<A: Arm> Stripe<'_, A> {
         }
     }
 
-    /// `M` rows × `P` panels over one block of groups. The sums of a group stay in registers.
+    /// `M` rows × `P` panels over one block of groups. The sums stay in registers.
     #[inline(always)]
     fn tile<const M: usize, const P: usize, const SHARED: bool>(
         &self,
         row: usize,
-        panel: usize,
-        groups: &Range<usize>,
+        block: &Block,
         unpacked: &[Aligned],
     ) {
         let (arm, lanes) = (self.arm, self.arm.lanes());
+        let (panel, groups) = (block.panel, &block.groups);
         let x: [&[A::Inputs]; M] = std::array::from_fn(|m| &self.x[(row + m) * self.groups..][groups.clone()]);
         let panels: [&[Line]; P] = std::array::from_fn(|p| self.panel(panel + p));
         let mut done = [[[0.0; LANES]; P]; M];
@@ -243,6 +301,12 @@ impl<A: Arm> Stripe<'_, A> {
             }
         }
         for (at, group) in groups.clone().enumerate() {
+            let asked = block.ahead.first + at * block.ahead.count;
+            if (block.ahead.start..block.ahead.end).contains(&asked) {
+                for position in asked..asked + block.ahead.count {
+                    self.ask::<P>(block, position);
+                }
+            }
             let inputs: [&A::Inputs; M] = std::array::from_fn(|m| &x[m][at]);
             // Plain loops from here on instead of closures: until they are inlined, those are functions without the instruction
             // set, and an array of registers that one of them sees lives in memory.
@@ -303,6 +367,15 @@ impl<A: Arm> Stripe<'_, A> {
     fn panel(&self, panel: usize) -> &[Line] {
         &self.panels[panel * self.panel_lines..][..self.panel_lines]
     }
+}
+
+/// What a tile computes with: some groups of some panels, beginning with `panel`.
+struct Block {
+    panel: usize,
+    groups: Range<usize>,
+    /// Panel and group where the block after this begins.
+    next: (usize, usize),
+    ahead: Ahead,
 }
 
 /// An unpacked step: a line of its own, an unaligned one costs two per load.

@@ -59,6 +59,7 @@ impl<S: ByteDots> Arm for Int8<S> {
     type Sums = S::Sums;
     const LOADS: usize = STEPS;
     const STEPS_PER_LOAD: usize = 1;
+    const LINES_OF_TWO: usize = 2 * STEPS;
     const UNPACKS: bool = false;
 
     #[inline(always)]

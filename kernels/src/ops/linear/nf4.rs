@@ -94,6 +94,7 @@ impl<S: ByteDots> Arm for Nf4<S> {
     type Sums = S::Sums;
     const LOADS: usize = LOADS;
     const STEPS_PER_LOAD: usize = 2;
+    const LINES_OF_TWO: usize = LINES_OF_TWO;
     const UNPACKS: bool = true;
 
     #[inline(always)]
