@@ -116,6 +116,15 @@ pub const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
 // Text.
 
+/// Bytes of a prompt that is tokenized where it is validated, on an async thread, and not by a worker. 512: TODO
+pub const SHORT_TEXT_BYTES: usize = 512;
+/// Words whose tokens are kept. 16 384: the words of a language that make nine tenths of its texts, at about 100 bytes each; a
+/// full cache begins anew.
+pub const CACHED_WORDS: usize = 16 << 10;
+/// Bytes of a word that is kept. 48: longer than words of a language; beyond it a piece of text does not come back.
+pub const CACHED_WORD_BYTES: usize = 48;
+/// Words that are looked up before somebody may learn one. 64: a few microseconds.
+pub const WORDS_PER_LOOKUP: usize = 64;
 /// Prompt tokens the detokenizer looks back to decide whether the first generated token starts with a space.
 pub const DETOKENIZER_CONTEXT: usize = 5;
 /// Tokens that may wait for the rest of a character. 8: a character is at most four byte tokens, so a longer wait means
