@@ -111,11 +111,26 @@ pub const MAX_GRACE_SECONDS: u64 = 7 * 24 * 3600;
 /// A silent stream gets a comment line this often, so that proxies with a 30 s idle limit keep it open.
 pub const SSE_KEEP_ALIVE: Duration = Duration::from_secs(15);
 
+/// A log line waits this long for others to be written with, if there was one within this time. 10 ms: nobody reads faster, and
+/// under load a hundred lines share a system call that costs as much as a hundredth of a request each.
+pub const LOG_GATHERING: Duration = Duration::from_millis(10);
+/// Bytes of log lines that wait. 64 KiB: what a pipe holds; whoever adds the line that fills it writes them all.
+pub const LOG_GATHERED_BYTES: usize = 64 << 10;
 /// Samples of histograms are sorted into their buckets this often. 5 s: at a thousand steps a second, a quarter of a MB of samples.
 pub const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
 // Text.
 
+/// Bytes of a prompt that is tokenized on the async thread that validates it. 512: 25 µs of ordinary text and at most some 200 µs of
+/// any, as long as an async thread takes for other events; waking a worker and being woken by it costs more than a short question.
+pub const SHORT_TEXT_BYTES: usize = 512;
+/// Words whose tokens are kept. 16 384: the words of a language that make nine tenths of its texts, at about 100 bytes each; a
+/// full cache begins anew.
+pub const CACHED_WORDS: usize = 16 << 10;
+/// Bytes of a word that is kept. 48: longer than words of a language; beyond it a piece of text does not come back.
+pub const CACHED_WORD_BYTES: usize = 48;
+/// Words that are looked up before somebody may learn one. 64: a few microseconds.
+pub const WORDS_PER_LOOKUP: usize = 64;
 /// Prompt tokens the detokenizer looks back to decide whether the first generated token starts with a space.
 pub const DETOKENIZER_CONTEXT: usize = 5;
 /// Tokens that may wait for the rest of a character. 8: a character is at most four byte tokens, so a longer wait means

@@ -44,7 +44,7 @@ pub(crate) struct Server {
 /// # Errors
 /// If arguments contradict each other, a model file cannot be read, the shards cannot be reached or the port is taken.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    logging::init(if args.json_output { logging::Format::Json } else { logging::Format::Text });
+    let _flush = logging::init(if args.json_output { logging::Format::Json } else { logging::Format::Text });
     args.check()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().on_thread_start(give_way).build();
     let runtime = runtime.context("Tokio runtime failed to start")?;

@@ -8,7 +8,7 @@ use proto::InvalidSampling;
 use crate::constraint::SharedConstraint;
 use crate::error::{Error, ValidationError};
 use crate::grammar::{GrammarEngine, GrammarSpec};
-use crate::limits::CHECKED_NEW_TOKENS;
+use crate::limits::{CHECKED_NEW_TOKENS, SHORT_TEXT_BYTES};
 use crate::metrics;
 use crate::params::{self, Asked, ParamLimits};
 use crate::request::{GenerateRequest, InvalidRequest, RequestLimits, RequestParts};
@@ -101,9 +101,10 @@ impl Validation {
         if let Some(ids) = input_ids {
             return Ok(ids);
         }
+        let is_short = inputs.len() <= SHORT_TEXT_BYTES;
         let tokenizer = self.tokenizer.clone();
         let encode = move || tokenizer.encode(&inputs, special_tokens == SpecialTokens::Add);
-        Ok(self.pool.run(encode).await??)
+        Ok(if is_short { Pool::run_here(encode) } else { self.pool.run(encode).await }??)
     }
 
     /// The tokens a reply may have.

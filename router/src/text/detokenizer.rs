@@ -38,6 +38,10 @@ impl Detokenizer {
         let tail = &prompt[prompt.len().saturating_sub(DETOKENIZER_CONTEXT)..];
         let start = tail.iter().rposition(|id| tokenizer.special(*id).is_some()).map_or(0, |at| at + 1);
         let mut ids = tail[start..].to_vec();
+        if Self::is_plain(&tokenizer, &ids) {
+            let context = tokenizer.plain_texts(&ids);
+            return Self { read: ids.len(), ids, context, tokenizer, is_settled: true };
+        }
         let mut context = tokenizer.decode(&ids);
         // A context cut inside a character would spoil the character after it.
         while context.starts_with(char::REPLACEMENT_CHARACTER) {

@@ -1,6 +1,7 @@
 //! Text on this side, token ids on the other: tokenizer, worker threads, incremental detokenizer, stop strings.
 
 mod detokenizer;
+mod encoder;
 mod plain_texts;
 mod pool;
 mod reply;

@@ -1,4 +1,4 @@
-//! Worker threads for work that must not run on the async threads: tokenizing and template rendering.
+//! Worker threads for work that must not run on the async threads: tokenizing all but short texts, and template rendering.
 //!
 //! The queue is bounded; a full one is overload, said at once. A job that panics fails alone: its worker goes on.
 
@@ -43,6 +43,15 @@ impl Pool {
         Ok(Self { jobs })
     }
 
+    /// Runs `work` on the caller's thread, for work that is shorter than waking a worker; a panic ends it as it would there.
+    ///
+    /// # Errors
+    /// [`PoolError::Panicked`].
+    pub(crate) fn run_here<T>(work: impl FnOnce() -> T) -> Result<T, PoolError> {
+        // The closure owns everything it touches, so nothing half-done survives a panic.
+        catch_unwind(AssertUnwindSafe(work)).map_err(|_| PoolError::Panicked)
+    }
+
     /// Runs `work` on a worker and waits for it without blocking the caller's thread.
     ///
     /// # Errors
@@ -57,8 +66,7 @@ impl Pool {
             if reply.is_closed() {
                 return;
             }
-            // The closure owns everything it touches, so nothing half-done survives a panic.
-            if let Ok(value) = catch_unwind(AssertUnwindSafe(work)) {
+            if let Ok(value) = Self::run_here(work) {
                 // The receiver may be gone; then nobody wants the value.
                 let _ = reply.send(value);
             }
@@ -80,6 +88,8 @@ mod tests {
         let pool = Pool::new(1, 0).unwrap();
         assert_eq!(pool.run(|| panic!("bad input")).await, Err::<(), _>(PoolError::Panicked));
         assert_eq!(pool.run(|| 7).await, Ok(7));
+        assert_eq!(Pool::run_here(|| panic!("bad input")), Err::<(), _>(PoolError::Panicked));
+        assert_eq!(Pool::run_here(|| 7), Ok(7));
     }
 
     #[tokio::test]

@@ -75,11 +75,17 @@ impl Spelling {
 }
 
 /// GPT-2's alphabet: printable bytes stand for themselves, the others for the characters from U+0100 on, in order.
+pub(super) fn byte_alphabet() -> [char; 256] {
+    let mut others = '\u{100}'..;
+    std::array::from_fn(|byte| match byte as u8 {
+        byte @ (b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF) => char::from(byte),
+        _ => others.next().expect("there are more characters than bytes"),
+    })
+}
+
+/// What the characters of [`byte_alphabet`] stand for.
 fn byte_level() -> HashMap<char, u8> {
-    let is_printable = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
-    let others = (0..=255).filter(|byte| !is_printable(byte)).zip('\u{100}'..);
-    let printable = (0..=255).filter(is_printable).map(|byte| (byte, char::from(byte)));
-    let map: HashMap<char, u8> = printable.chain(others).map(|(byte, char)| (char, byte)).collect();
+    let map: HashMap<char, u8> = byte_alphabet().into_iter().zip(0..=255).collect();
     debug_assert_eq!(map.len(), ByteLevel::alphabet().len());
     map
 }

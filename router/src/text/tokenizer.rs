@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use tokenizers::Tokenizer;
 
+use super::encoder::Encoder;
 use super::plain_texts::PlainTexts;
 use super::token_bytes::TokenBytes;
 
@@ -14,6 +15,7 @@ use crate::limits::TOKENIZER_FILE_BYTES;
 /// A tokenizer with the facts about it that a request needs.
 pub(crate) struct TextTokenizer {
     inner: Tokenizer,
+    encoder: Encoder,
     /// Special tokens and their literal text.
     special: HashMap<u32, String>,
     bytes: TokenBytes,
@@ -48,12 +50,15 @@ impl TextTokenizer {
         if bytes > TOKENIZER_FILE_BYTES {
             return Err(LoadError::TooLarge { path: path.to_owned(), bytes, limit: TOKENIZER_FILE_BYTES });
         }
-        Tokenizer::from_file(path).map(Self::new).map_err(|error| unreadable(error.to_string()))
+        Tokenizer::from_file(path).and_then(Self::new).map_err(|error| unreadable(error.to_string()))
     }
 
     /// Wraps a tokenizer. Truncation and padding that its file may ask for are switched off: the router's own limits
     /// decide, and a silently cut prompt would be a wrong answer.
-    pub(crate) fn new(mut inner: Tokenizer) -> Self {
+    ///
+    /// # Errors
+    /// If what it adds to a text depends on the text.
+    pub(crate) fn new(mut inner: Tokenizer) -> tokenizers::Result<Self> {
         inner.with_padding(None);
         inner.with_truncation(None).expect("only a truncation that is set can be invalid");
         let special = inner
@@ -62,8 +67,9 @@ impl TextTokenizer {
             .filter(|(_, token)| token.special)
             .map(|(id, token)| (id, token.content))
             .collect();
+        let encoder = Encoder::new(&mut inner)?;
         let (bytes, plain) = (TokenBytes::new(&inner), PlainTexts::new(&inner));
-        Self { inner, special, bytes, plain }
+        Ok(Self { inner, encoder, special, bytes, plain })
     }
 
     /// The ids of `text`.
@@ -71,10 +77,8 @@ impl TextTokenizer {
     /// # Errors
     /// [`ValidationError::Tokenizer`] if the tokenizer cannot represent it.
     pub(crate) fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, ValidationError> {
-        match self.inner.encode_fast(text, add_special_tokens) {
-            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-            Err(error) => Err(ValidationError::Tokenizer { reason: error.to_string() }),
-        }
+        let ids = self.encoder.encode(&self.inner, text, add_special_tokens);
+        ids.map_err(|error| ValidationError::Tokenizer { reason: error.to_string() })
     }
 
     /// The ids of `text` with the byte range each covers; tokens that were added cover 0..0.
@@ -108,6 +112,15 @@ impl TextTokenizer {
     /// What a token whose plain text is `text` decodes to alone: some decoders strip the space in front.
     pub(crate) fn plain_alone<'text>(&self, text: &'text str) -> &'text str {
         self.plain.alone(text)
+    }
+
+    /// What tokens of which all are plain decode to.
+    pub(crate) fn plain_texts(&self, ids: &[u32]) -> String {
+        let whole: String = ids.iter().filter_map(|id| self.plain_text(*id)).collect();
+        match self.plain_alone(&whole) {
+            alone if alone.len() == whole.len() => whole,
+            alone => alone.to_owned(),
+        }
     }
 
     /// Whether a token is special.
@@ -206,7 +219,8 @@ pub(crate) mod tests {
     }
 
     fn from_json(definition: &Value) -> TextTokenizer {
-        TextTokenizer::new(Tokenizer::from_bytes(definition.to_string()).expect("the definition above is valid"))
+        let inner = Tokenizer::from_bytes(definition.to_string()).expect("the definition above is valid");
+        TextTokenizer::new(inner).expect("it adds tokens before a text only")
     }
 
     #[test]
