@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from models import Shape
 
 OURS, OURS_INT8, OURS_4BIT = "this server", "this server, eetq", "this server, bitsandbytes-nf4"
+OURS_ALL = (OURS, OURS_INT8, OURS_4BIT)
 LLAMA, LLAMA_INT8, LLAMA_4BIT = "llama.cpp bf16", "llama.cpp Q8_0", "llama.cpp Q4_0"
 TRANSFORMERS, VLLM = "transformers", "vLLM"
 
@@ -43,6 +44,8 @@ class Measurement:
     goals: dict[str, tuple[Goal, ...]] = field(default_factory=dict)
     # Part of --quick.
     quick: bool = False
+    # The measurement whose peers this is held against, beside its own.
+    peers_of: str = ""
 
     def limit_seconds(self, shape: Shape, machine: dict) -> float:
         """Of one step, or of the whole prompt."""
@@ -51,8 +54,10 @@ class Measurement:
             return shape.prefill_flops(self.prompt_tokens) / machine["gemm_flops_per_second"]
         return max(weights, 2 * self.rows * shape.parameters / machine["gemm_flops_per_second"])
 
-    def limit(self, shape: Shape, machine: dict) -> float:
-        """In tokens per second."""
+    def limit(self, shape: Shape, machine: dict) -> float | None:
+        """In tokens per second. None for rows of quantised weights: they are multiplied at other peaks, which nobody measures."""
+        if self.weight_bytes != BF16 and (self.rows > 1 or self.figure == "prefill"):
+            return None
         tokens = self.prompt_tokens if self.figure == "prefill" else self.rows
         return tokens / self.limit_seconds(shape, machine)
 
@@ -68,6 +73,8 @@ PREFILL_GOALS = {
     "135m": (Goal(2.1, (TRANSFORMERS,)),),
     "1b": (Goal(0.78), Goal(1.5, (TRANSFORMERS,))),
 }
+# Against peers only: of quantised weights no limit is known.
+PREFILL_RATIOS = {model: tuple(goal for goal in goals if goal.peers) for model, goals in PREFILL_GOALS.items()}
 BATCH_GOALS = both(Goal(1.6, PEERS_ANY), Goal(1.9, (TRANSFORMERS,)))
 
 MEASUREMENTS = (
@@ -119,6 +126,18 @@ MEASUREMENTS = (
     ),
     Measurement(
         "prefill",
+        "prefill of 512 tokens, int8",
+        "prefill",
+        1,
+        512,
+        {"135m": 1, "1b": 1},
+        (OURS_INT8,),
+        INT8,
+        PREFILL_RATIOS,
+        peers_of="prefill of 512 tokens, bf16",
+    ),
+    Measurement(
+        "prefill",
         "prefill of 2048 tokens, bf16",
         "prefill",
         1,
@@ -127,6 +146,18 @@ MEASUREMENTS = (
         # llama.cpp would take longer than all others together, and is slower here than at 512 tokens.
         (OURS, TRANSFORMERS, VLLM),
         goals=PREFILL_GOALS,
+    ),
+    Measurement(
+        "prefill",
+        "prefill of 2048 tokens, int8",
+        "prefill",
+        1,
+        2048,
+        {"135m": 1, "1b": 1},
+        (OURS_INT8,),
+        INT8,
+        PREFILL_RATIOS,
+        peers_of="prefill of 2048 tokens, bf16",
     ),
     Measurement(
         "batch",
@@ -140,6 +171,18 @@ MEASUREMENTS = (
     ),
     Measurement(
         "batch",
+        "decode, batch 8, int8",
+        "decode",
+        8,
+        4,
+        {"135m": 24, "1b": 8},
+        (OURS_INT8,),
+        INT8,
+        BATCH_GOALS,
+        peers_of="decode, batch 8, bf16",
+    ),
+    Measurement(
+        "batch",
         "decode, batch 32, bf16",
         "decode",
         32,
@@ -148,6 +191,18 @@ MEASUREMENTS = (
         (OURS, *PEERS_ANY),
         goals=BATCH_GOALS,
         quick=True,
+    ),
+    Measurement(
+        "batch",
+        "decode, batch 32, int8",
+        "decode",
+        32,
+        4,
+        {"135m": 16, "1b": 6},
+        (OURS_INT8,),
+        INT8,
+        BATCH_GOALS,
+        peers_of="decode, batch 32, bf16",
     ),
 )
 

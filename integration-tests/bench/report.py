@@ -78,19 +78,21 @@ def engines(results: dict, model: str, limits: dict) -> str:
     ]
     for entry in m.MEASUREMENTS:
         if entry.title in figures:
-            lines.append(row(entry, figures[entry.title], columns, model, limits))
+            # What a row shows is its own; what it is held against may be another row's peers.
+            peers = {name: values for name, values in figures.get(entry.peers_of, {}).items() if name not in m.OURS_ALL}
+            lines.append(row(entry, figures[entry.title], peers, columns, model, limits, results["rounds"]))
     return "\n".join([*lines, ""])
 
 
-def row(entry: m.Measurement, figures: dict, columns: list, model: str, limits: dict) -> str:
+def row(entry: m.Measurement, figures: dict, peers: dict, columns: list, model: str, limits: dict, rounds: int) -> str:
     ours = entry.engines[0]
     limit = entry.limit(SHAPES[model], limits)
-    medians = {name: median(values) for name, values in figures.items() if isinstance(values, list) and values}
-    share = medians[ours] / limit if ours in medians else None
-    peers = [medians[name] for name in entry.engines[1:] if name in medians]
-    ratio = medians[ours] / max(peers) if ours in medians and peers else None
-    cells = [entry.title, cell(figures.get(ours, "")), f"{share:.0%} of {number(limit)}" if share is not None else ""]
-    cells += [cell(figures.get(name, "")) for name in columns]
+    medians = {name: median(values) for name, values in (peers | figures).items() if isinstance(values, list) and values}
+    share = medians[ours] / limit if limit and ours in medians else None
+    best = max((value for name, value in medians.items() if name != ours), default=None)
+    ratio = medians[ours] / best if ours in medians and best else None
+    cells = [entry.title, cell(figures.get(ours, ""), rounds), f"{share:.0%} of {number(limit)}" if share is not None else ""]
+    cells += [cell(figures.get(name, ""), rounds) for name in columns]
     cells += [f"{ratio:.2f} ×" if ratio is not None else "", verdicts(entry.goals.get(model, ()), medians, ours, share)]
     return f"| {' | '.join(cells)} |"
 
@@ -180,11 +182,11 @@ def failures(results: dict) -> str:
     return "\n".join(["## Not measured", "", *(f"- {failure}" for failure in results["failures"]), ""])
 
 
-def cell(figures: list | str) -> str:
-    """Figures, or why there are none."""
+def cell(figures: list | str, rounds: int) -> str:
+    """Figures, and in how many rounds if not in all; or why there are none."""
     if isinstance(figures, str):
         return figures.replace("|", "/")[:80]
-    return spread(figures)
+    return spread(figures) + (f", n = {len(figures)}" if 0 < len(figures) < rounds else "")
 
 
 def spread(values: list | None) -> str:
@@ -212,6 +214,7 @@ METHOD = """## How it is measured
   once, every second round in reverse order.
 - The limit of a decode step is the time to read all weights once (bf16: 2 bytes, int8: 1, 4 bits: 0.5625) or, if longer, the time of its
   multiplications at the better bf16 matrix-product rate of torch and this server; of a prefill the latter, with causal attention counted half.
-- "best peer" is the fastest in the row, whatever its weights are.
+- "best peer" is the fastest in the row, whatever its weights are; rows of int8 without peers are held against those of the row of bf16
+  above them.
 - "From the disk": the file is dropped from the page cache before each reading and each start. What lies below the virtual machine may cache it still.
 """

@@ -55,24 +55,23 @@ def main() -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     bench = Bench(args, environment.programs())
-    for model in args.models:
-        bench.attempt(bench.measure_engines, model)
-        if "startup" in args.only and model in m.STARTUP_GOALS:
-            bench.attempt(bench.measure_startup, model)
-        if "http" in args.only:
-            bench.attempt(bench.measure_http, model)
-    if "startup" in args.only:
-        bench.attempt(bench.measure_startup, "demo")
-    results = bench.results | {
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "command": " ".join(["python3", "integration-tests/bench/run.py", *sys.argv[1:]]),
-        "minutes": (time.monotonic() - start) / 60,
-    }
-    (args.folder / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
-    text = report.markdown(results)
-    if args.output:
-        args.output.write_text(text, "utf-8")
-    print(text)
+    try:
+        for model in args.models:
+            bench.attempt(bench.measure_engines, model)
+            if "startup" in args.only and model in m.STARTUP_GOALS:
+                bench.attempt(bench.measure_startup, model)
+            if "http" in args.only:
+                bench.attempt(bench.measure_http, model)
+        if "startup" in args.only:
+            bench.attempt(bench.measure_startup, "demo")
+    finally:
+        # Also what a run that was ended early has measured.
+        bench.results["minutes"] = (time.monotonic() - start) / 60
+        (args.folder / "results.json").write_text(json.dumps(bench.results, indent=1), "utf-8")
+        text = report.markdown(bench.results)
+        if args.output:
+            args.output.write_text(text, "utf-8")
+        print(text)
 
 
 class Bench:
@@ -84,6 +83,9 @@ class Bench:
         # Replies to the same prompts, by model and engine.
         self.replies = {}
         self.results = {
+            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+            "command": " ".join(["python3", "integration-tests/bench/run.py", *sys.argv[1:]]),
+            "minutes": 0.0,
             "commit": programs.version,
             "machine": environment.machine(),
             "rounds": args.rounds,
