@@ -1,4 +1,5 @@
-//! AMX-BF16: tiles of sixteen rows of 64 bytes, and products of tiles of bf16 pairs, summed in f32.
+//! AMX-BF16 and AMX-INT8: tiles of sixteen rows of 64 bytes, products of tiles of bf16 pairs, summed in f32, and of bytes, summed in
+//! integers. Every published processor with tiles has both.
 //!
 //! The language has no stable intrinsics for them, so each instruction is wrapped once in assembly. [`Tiles`] names what a
 //! kernel may do with them; [`Instructions`] are the machine's own, and the tests have a model after Intel's published
@@ -7,7 +8,7 @@
 //! Before the first use, the processor, the system and a calculation with known results are asked whether the instructions can
 //! be trusted; if not, linears use AVX512-BF16 and [`refusal`] says why.
 //!
-//! Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1 chapter 18 and volume 2 (LDTILECFG, TDPBF16PS);
+//! Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1 chapter 18 and volume 2 (LDTILECFG, TDPBF16PS, TDPBSUD);
 //! Linux `Documentation/arch/x86/xstate.rst`.
 
 use std::arch::asm;
@@ -46,6 +47,10 @@ pub(crate) trait Tiles {
     /// Register `C` += `A` · `B`: for each row m of `A` and output n, the products of the first inputs of all pairs are one
     /// chain of fused multiply-adds from zero, those of the second inputs another, and the sum of both is added to C.
     fn dot<const C: usize, const A: usize, const B: usize>(&mut self);
+    /// Register `C` += `A` · `B` in 32-bit integers that wrap: `A` holds signed bytes, `B` unsigned ones, four inputs in 32 bits.
+    fn dot_bytes<const C: usize, const A: usize, const B: usize>(&mut self);
+    /// Stores register `T` of such sums.
+    fn store_integers<const T: usize>(&mut self, rows: &mut [[i32; LANES]]);
 }
 
 /// A computation with tiles.
@@ -129,7 +134,7 @@ fn ask() -> Result<Amx, Refusal> {
         return Err(Refusal::Unusable("the operating system refuses this process the tile registers"));
     }
     let amx = Amx::Machine(pairs);
-    match is_exact(&mut Instructions::new(amx)) {
+    match is_exact(&mut Instructions::new(amx)) && is_exact_with_bytes(&mut Instructions::new(amx)) {
         true => Ok(amx),
         false => Err(Refusal::Unusable(WRONG)),
     }
@@ -138,8 +143,10 @@ fn ask() -> Result<Amx, Refusal> {
 fn processor_has_tiles() -> bool {
     const BF16: u32 = 1 << 22;
     const TILE: u32 = 1 << 24;
+    const INT8: u32 = 1 << 25;
+    const ALL: u32 = BF16 | TILE | INT8;
     let leaves = __cpuid(0).eax;
-    leaves >= 0x1d && __cpuid_count(7, 0).edx & (BF16 | TILE) == BF16 | TILE && has_palette_one()
+    leaves >= 0x1d && __cpuid_count(7, 0).edx & ALL == ALL && has_palette_one()
 }
 
 /// Palette 1: eight registers of sixteen rows of 64 bytes, which is what [`Tiles`] says they are.
@@ -225,6 +232,32 @@ pub(super) fn is_exact(tiles: &mut impl Tiles) -> bool {
     (0..4).all(|register| {
         (0..TILE_ROWS).all(|row| (0..LANES).all(|lane| sums[register][row][lane] == expected(register, row, lane)))
     })
+}
+
+/// [`is_exact`] for bytes, with the smallest and largest of them.
+pub(super) fn is_exact_with_bytes(tiles: &mut impl Tiles) -> bool {
+    const ROWS: usize = 5;
+    const UNTOUCHED: i32 = -1;
+    let input = |row: usize, k: usize| ((row * 89 + k * 37) % 255) as i32 - 127;
+    let weight = |k: usize, output: usize| ((k * 53 + output * 101) % 256) as i32;
+    let four = |byte: &dyn Fn(usize) -> i32| u32::from_le_bytes(std::array::from_fn(|at| byte(at) as u8));
+    let inputs: [TileRow; ROWS] =
+        std::array::from_fn(|m| std::array::from_fn(|quad| four(&|at| input(m, 4 * quad + at))));
+    let weights: [TileRow; TILE_ROWS] =
+        std::array::from_fn(|quad| std::array::from_fn(|n| four(&|at| weight(4 * quad + at, n))));
+    let mut sums = [[UNTOUCHED; LANES]; TILE_ROWS];
+    tiles.configure(ROWS, 0);
+    tiles.zero::<0>();
+    tiles.load::<4>(&inputs);
+    tiles.load::<6>(&weights);
+    tiles.dot_bytes::<0, 4, 6>();
+    tiles.dot_bytes::<0, 4, 6>();
+    tiles.store_integers::<0>(&mut sums);
+    let expected = |row: usize, lane: usize| match row < ROWS {
+        true => 2 * (0..4 * TILE_PAIRS).map(|k| input(row, k) * weight(k, lane)).sum::<i32>(),
+        false => UNTOUCHED,
+    };
+    sums.iter().enumerate().all(|(row, sums)| sums.iter().enumerate().all(|(lane, sum)| *sum == expected(row, lane)))
 }
 
 /// The machine's tile registers, in the thread that made this: configured at the first use, given back when it is dropped, so
@@ -323,6 +356,26 @@ impl Tiles for Instructions {
                 options(nostack, nomem, preserves_flags));
         }
     }
+
+    #[inline(always)]
+    fn dot_bytes<const C: usize, const A: usize, const B: usize>(&mut self) {
+        assert!(self.rows[A] > 0 && self.rows[C] == self.rows[A], "the registers are configured for this product");
+        // SAFETY: as in `dot`; `Amx` proved AMX-INT8 too.
+        unsafe {
+            asm!("tdpbsud tmm{c}, tmm{a}, tmm{b}", c = const C, a = const A, b = const B,
+                options(nostack, nomem, preserves_flags));
+        }
+    }
+
+    #[inline(always)]
+    fn store_integers<const T: usize>(&mut self, rows: &mut [[i32; LANES]]) {
+        assert!(self.rows[T] > 0 && rows.len() >= self.rows[T], "a register is stored with all of its rows");
+        // SAFETY: as in `store`; a row of integers has 64 bytes too.
+        unsafe {
+            asm!("tilestored [{base} + {stride}*1], tmm{t}", base = in(reg) rows.as_mut_ptr(),
+                stride = in(reg) size_of::<TileRow>(), t = const T, options(nostack, preserves_flags));
+        }
+    }
 }
 
 /// # Safety
@@ -416,6 +469,28 @@ pub(crate) mod model {
                 }
             }
         }
+
+        fn dot_bytes<const C: usize, const A: usize, const B: usize>(&mut self) {
+            assert!(self.rows[A] > 0 && self.rows[C] == self.rows[A]);
+            for m in 0..self.rows[A] {
+                for n in 0..LANES {
+                    for quad in 0..TILE_PAIRS {
+                        let (a, b) =
+                            (self.registers[A][m][quad].to_le_bytes(), self.registers[B][quad][n].to_le_bytes());
+                        let products = a.iter().zip(b).map(|(a, b)| i32::from(a.cast_signed()) * i32::from(b));
+                        let sum = self.registers[C][m][n].cast_signed().wrapping_add(products.sum());
+                        self.registers[C][m][n] = sum.cast_unsigned();
+                    }
+                }
+            }
+        }
+
+        fn store_integers<const T: usize>(&mut self, rows: &mut [[i32; LANES]]) {
+            assert!(self.rows[T] > 0 && rows.len() >= self.rows[T]);
+            for (row, register) in rows.iter_mut().zip(&self.registers[T][..self.rows[T]]) {
+                *row = register.map(u32::cast_signed);
+            }
+        }
     }
 }
 
@@ -428,6 +503,8 @@ mod tests {
     fn the_self_check_accepts_the_model_and_sees_faults() {
         assert!(is_exact(&mut Model::new()));
         assert!(!is_exact(&mut Forgetful(Model::new())));
+        assert!(is_exact_with_bytes(&mut Model::new()));
+        assert!(!is_exact_with_bytes(&mut Forgetful(Model::new())));
     }
 
     #[test]
@@ -436,7 +513,7 @@ mod tests {
         assert_ne!(refusal(), Some(WRONG));
     }
 
-    /// Loses the second weight register.
+    /// Loses the inputs of the upper rows and the second weight register.
     struct Forgetful(Model);
 
     impl Tiles for Forgetful {
@@ -448,7 +525,7 @@ mod tests {
         }
         fn load<const T: usize>(&mut self, rows: &[TileRow]) {
             match T {
-                7 => self.0.zero::<T>(),
+                4 | 7 => self.0.zero::<T>(),
                 _ => self.0.load::<T>(rows),
             }
         }
@@ -460,6 +537,12 @@ mod tests {
         }
         fn dot<const C: usize, const A: usize, const B: usize>(&mut self) {
             self.0.dot::<C, A, B>();
+        }
+        fn dot_bytes<const C: usize, const A: usize, const B: usize>(&mut self) {
+            self.0.dot_bytes::<C, A, B>();
+        }
+        fn store_integers<const T: usize>(&mut self, rows: &mut [[i32; LANES]]) {
+            self.0.store_integers::<T>(rows);
         }
     }
 }

@@ -217,6 +217,15 @@ impl ByteDots for Avx2 {
     }
 
     #[inline(always)]
+    fn store_biased(self, codes: [__m256i; 2], out: &mut StepCodes) {
+        avx2!({
+            let bias = _mm256_set1_epi8(CODE_BIAS as i8);
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_xor_si256(codes[0], bias));
+            _mm256_storeu_si256(out[32..].as_mut_ptr().cast(), _mm256_xor_si256(codes[1], bias));
+        });
+    }
+
+    #[inline(always)]
     fn start(self, _offset: i32) -> [__m256i; 2] {
         [avx2!(_mm256_setzero_si256()); 2]
     }

@@ -68,6 +68,11 @@ impl ByteDots for Avx512Vnni {
     }
 
     #[inline(always)]
+    fn store_biased(self, codes: __m512i, out: &mut StepCodes) {
+        vnni!(_mm512_storeu_si512(out.as_mut_ptr().cast(), codes));
+    }
+
+    #[inline(always)]
     fn start(self, offset: i32) -> __m512i {
         vnni!(_mm512_set1_epi32(offset))
     }

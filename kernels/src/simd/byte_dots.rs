@@ -26,6 +26,8 @@ pub(crate) trait ByteDots: Copy + Send + Sync + 'static {
     fn load(self, codes: &StepCodes) -> Self::Codes;
     /// Two steps: `levels[low nibble]` of each byte, then `levels[high nibble]`.
     fn look_up(self, levels: &[i8; 16], nibbles: &StepCodes) -> [Self::Codes; 2];
+    /// Stores weights as they lie in memory where a format has one byte for each.
+    fn store_biased(self, codes: Self::Codes, out: &mut StepCodes);
     /// The sums before the first step of inputs whose biased weights add `-offset`.
     fn start(self, offset: i32) -> Self::Sums;
     /// Adds four inputs (signed bytes, the first lowest) times their weights to each sum.
@@ -61,6 +63,11 @@ impl ByteDots for Portable {
     #[inline(always)]
     fn look_up(self, levels: &[i8; 16], nibbles: &StepCodes) -> [Self::Codes; 2] {
         [nibbles.map(|byte| levels[usize::from(byte & 15)]), nibbles.map(|byte| levels[usize::from(byte >> 4)])]
+    }
+
+    #[inline(always)]
+    fn store_biased(self, codes: Self::Codes, out: &mut StepCodes) {
+        *out = codes.map(|code| code.cast_unsigned().wrapping_add(CODE_BIAS as u8));
     }
 
     #[inline(always)]

@@ -6,6 +6,8 @@ use bytemuck::{Pod, Zeroable};
 
 use super::grouped::{GROUP, absmax, scale_and_inverse};
 use crate::simd::CODE_BIAS;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::TileRow;
 
 /// A group of a row's inputs.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -37,6 +39,12 @@ impl ByteInputs {
         }
         // Wrapping, because inputs that are not finite give any sum: their scale makes NaN of it.
         (self.offset, self.scale) = (sum.wrapping_mul(-CODE_BIAS), scale);
+    }
+
+    /// All inputs, as a row of a tile of them.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn tile_row(&self) -> TileRow {
+        bytemuck::cast(self.codes)
     }
 
     /// Four inputs, the first in the lowest byte.

@@ -10,6 +10,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::grouped::{self, Arm, GROUP, Line, V, absmax, floats, for_each_row, scale_and_inverse};
+use super::interleave::{LaneRows, interleave};
 use super::{Outputs, PanelRows};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx512Bf16, PackPairs, Pair, PairKernel};
@@ -34,12 +35,20 @@ pub(crate) enum Order {
 }
 
 impl Order {
-    /// The byte of an input (of four) and an output.
-    fn place(self, input: usize, lane: usize) -> usize {
+    /// The codes of four inputs, as they follow each other in a line.
+    fn arrange(self, [a, b, c, d]: [u8; 4]) -> [u8; 4] {
         match self {
-            Order::Vectors => input * LANES + lane,
+            Order::Vectors => [a, b, c, d],
             #[cfg(target_arch = "x86_64")]
-            Order::Pairs(_) => 4 * lane + [0, 2, 1, 3][input],
+            Order::Pairs(_) => [a, c, b, d],
+        }
+    }
+
+    fn interleave(self, lines: &mut [u8], rows: &LaneRows<'_>) {
+        match self {
+            Order::Vectors => interleave::<1>(lines, rows),
+            #[cfg(target_arch = "x86_64")]
+            Order::Pairs(_) => interleave::<4>(lines, rows),
         }
     }
 }
@@ -50,17 +59,15 @@ pub(super) fn panel_bytes(k: usize) -> usize {
 }
 
 pub(super) fn pack_panel(panel: &mut [u8], rows: &PanelRows<'_>, order: Order) {
-    let (lines, _) = panel.as_chunks_mut::<{ size_of::<Line>() }>();
-    let Some((scales, lines)) = lines.split_last_mut() else { return };
+    let Some((lines, scales)) = panel.split_last_chunk_mut::<{ size_of::<Line>() }>() else { return };
+    let mut codes: [Vec<[u8; 4]>; LANES] = Default::default();
     for_each_row(rows, |lane, values| {
         let (scale, inverse) = scale_and_inverse(absmax(values), LARGEST);
         scales.as_chunks_mut::<4>().0[lane] = scale.to_ne_bytes();
-        for (line, values) in lines.iter_mut().zip(values.as_chunks::<4>().0) {
-            for (input, value) in values.iter().enumerate() {
-                line[order.place(input, lane)] = encode(value * inverse);
-            }
-        }
+        let fours = values.as_chunks::<4>().0.iter();
+        codes[lane] = fours.map(|four| order.arrange(four.map(|value| encode(value * inverse)))).collect();
     });
+    order.interleave(lines, &codes.each_ref().map(|codes| codes.as_flattened()));
 }
 
 /// The E4M3 number nearest to `value`, of two as near the even one, without subnormals; `value` is at most [`LARGEST`] and a hair.
@@ -81,7 +88,9 @@ pub(super) fn run(cpu: &Cpu, x: &[f32], w: &LinearWeight, order: Order, out: Out
     match order {
         Order::Vectors => cpu.isa.run(Run { cpu, x, w, out }),
         #[cfg(target_arch = "x86_64")]
-        Order::Pairs(simd) => grouped::run(Pairs(simd), cpu, x, w, out),
+        Order::Pairs(simd) => {
+            grouped::with_inputs(Pairs(simd), cpu, x, w.k(), |x| grouped::run(Pairs(simd), cpu, x, w, out));
+        }
     }
 }
 
@@ -97,7 +106,8 @@ impl Kernel for Run<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        grouped::run(Vectors(simd), self.cpu, self.x, self.w, self.out);
+        let Run { cpu, x, w, out } = self;
+        grouped::with_inputs(Vectors(simd), cpu, x, w.k(), |x| grouped::run(Vectors(simd), cpu, x, w, out));
     }
 }
 

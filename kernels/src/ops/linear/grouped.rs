@@ -71,10 +71,10 @@ pub(super) trait Arm: Copy + Send + Sync {
 /// The f32 vectors of an arm.
 pub(super) type V<A> = <<A as Arm>::Lanes as Simd>::V;
 
-/// `out = x · wᵀ (+ bias)`; `x`: `[M][K]`.
-pub(super) fn run<A: Arm>(arm: A, cpu: &Cpu, x: &[f32], w: &LinearWeight, out: Outputs<'_>) {
-    let (m, k, groups) = (out.m, w.k(), w.k().div_ceil(GROUP));
-    // Converted once for all panels. Another caller of the same device waits here.
+/// Converts the inputs of a product once for all panels, `[M][K]` to `[M][ceil(K / 64)]`, and calls `multiply` with them.
+pub(super) fn with_inputs<A: Arm>(arm: A, cpu: &Cpu, x: &[f32], k: usize, multiply: impl FnOnce(&[A::Inputs])) {
+    let (m, groups) = (x.len() / k, k.div_ceil(GROUP));
+    // Another caller of the same device waits here.
     let mut words = cpu.inputs.lock().unwrap_or_else(PoisonError::into_inner);
     let row_words = groups * size_of::<A::Inputs>() / size_of::<u32>();
     let longest = words.len().max(m * row_words);
@@ -85,7 +85,12 @@ pub(super) fn run<A: Arm>(arm: A, cpu: &Cpu, x: &[f32], w: &LinearWeight, out: O
             arm.vectorize(Prepare { arm, x, inputs: bytemuck::cast_slice_mut(inputs) });
         }
     });
-    let (x, panels) = (bytemuck::cast_slice(words), w.panels::<Line>());
+    multiply(bytemuck::cast_slice(words));
+}
+
+/// `out = x · wᵀ (+ bias)`; `x`: `[M][ceil(K / 64)]`.
+pub(super) fn run<A: Arm>(arm: A, cpu: &Cpu, x: &[A::Inputs], w: &LinearWeight, out: Outputs<'_>) {
+    let (m, groups, panels) = (out.m, w.k().div_ceil(GROUP), w.panels::<Line>());
     let panel_lines = w.panel_bytes() / size_of::<Line>();
     // One visit is a vector of dot products; a line of weights that comes from memory takes as long as a dozen.
     cpu.split(out.n.div_ceil(LANES), groups * A::LOADS * (12 + A::STEPS_PER_LOAD * m), |range| {

@@ -3,10 +3,12 @@
 //! One arm per [`Format`] of the weight, a file each. Every arm has one order of additions per output element, whatever the
 //! number of rows and threads.
 
+#[cfg(target_arch = "x86_64")]
+mod byte_tiles;
 mod bytes;
 mod format;
 mod fp8;
-#[cfg(target_arch = "x86_64")]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only arms of x86-64 divide products into grids"))]
 mod grid;
 mod grouped;
 mod int8;

@@ -8,8 +8,11 @@
 
 use half::bf16;
 
+#[cfg(target_arch = "x86_64")]
+use super::byte_tiles::{self, ByteArm, Tile};
 use super::bytes::ByteInputs;
 use super::grouped::{self, Arm, GROUP, Line, V, absmax, for_each_row, scale_and_inverse};
+use super::interleave::interleave;
 use super::{Outputs, PanelRows};
 use crate::simd::{ByteCall, ByteDots, Kernel, LANES, Simd};
 use crate::{Cpu, LinearWeight};
@@ -41,7 +44,9 @@ fn weights_at(group: usize) -> usize {
 
 pub(super) fn pack_panel(panel: &mut [u8], rows: &PanelRows<'_>) {
     let (lines, _) = panel.as_chunks_mut::<{ size_of::<Line>() }>();
+    let mut codes: [Vec<[u8; GROUP / 2]>; LANES] = Default::default();
     for_each_row(rows, |lane, values| {
+        codes[lane].reserve_exact(values.len() / GROUP);
         for (group, values) in values.as_chunks::<GROUP>().0.iter().enumerate() {
             let (scale, _) = scale_and_inverse(absmax(values), 127.0);
             let scale = bf16::from_f32(scale);
@@ -49,14 +54,29 @@ pub(super) fn pack_panel(panel: &mut [u8], rows: &PanelRows<'_>) {
             lines[line].as_chunks_mut::<2>().0[first + lane] = scale.to_ne_bytes();
             // The levels nearest to what the rounded scale makes of them.
             let inverse = if scale.to_f32() > 0.0 { 1.0 / scale.to_f32() } else { 0.0 };
-            let codes = values.map(|value| nearest(value * inverse));
-            let weights = &mut lines[weights_at(group)..][..LOADS];
-            for (line, codes) in weights.iter_mut().zip(codes.as_chunks::<8>().0) {
-                let bytes = &mut line.as_chunks_mut::<4>().0[lane];
-                *bytes = std::array::from_fn(|at| codes[at] | codes[at + 4] << 4);
-            }
+            codes[lane].push(pack_group(&values.map(|value| nearest(value * inverse))));
         }
     });
+    for (group, lines) in lines.chunks_mut(LINES_OF_TWO).enumerate().map(|(two, lines)| (2 * two, lines)) {
+        let weights = lines[1..].as_flattened_mut();
+        let len = weights.len() / LANES;
+        interleave::<4>(
+            weights,
+            &codes.each_ref().map(|codes| match codes.get(group..) {
+                Some(codes) if !codes.is_empty() => &codes.as_flattened()[..len],
+                _ => &[],
+            }),
+        );
+    }
+}
+
+/// Eight inputs in four bytes: four in the lower nibbles, the next four in the upper ones.
+fn pack_group(codes: &[u8; GROUP]) -> [u8; GROUP / 2] {
+    let mut packed = [0; GROUP / 2];
+    for (bytes, codes) in packed.as_chunks_mut::<4>().0.iter_mut().zip(codes.as_chunks::<8>().0) {
+        *bytes = std::array::from_fn(|at| codes[at] | codes[at + 4] << 4);
+    }
+    packed
 }
 
 /// The number of the level nearest to `value`; of two as near, the lower.
@@ -78,7 +98,16 @@ struct Run<'a> {
 
 impl ByteCall for Run<'_> {
     fn call<S: ByteDots>(self, simd: S) {
-        grouped::run(Nf4(simd), self.cpu, self.x, self.w, self.out);
+        let Run { cpu, x, w, out } = self;
+        grouped::with_inputs(Nf4(simd), cpu, x, w.k(), |x| {
+            #[cfg(target_arch = "x86_64")]
+            if let Some(amx) = cpu.isa.tiles()
+                && out.m >= byte_tiles::MIN_ROWS
+            {
+                return byte_tiles::run(amx, Nf4(simd), cpu, x, w, out);
+            }
+            grouped::run(Nf4(simd), cpu, x, w, out);
+        });
     }
 }
 
@@ -139,14 +168,41 @@ impl<S: ByteDots> Arm for Nf4<S> {
 
     #[inline(always)]
     fn add(self, total: V<Self>, sums: S::Sums, inputs: &ByteInputs, panel: &[Line], group: usize) -> V<Self> {
-        let (lanes, (line, first)) = (self.lanes(), scales_at(group));
-        let scales: &[bf16; 2 * LANES] = bytemuck::cast_ref(&panel[line]);
-        let scales = lanes.load_bf16(scales[first..].first_chunk().expect("sixteen of 32, from 0 or 16"));
-        lanes.fma(self.0.to_f32(sums), lanes.mul(scales, lanes.splat(inputs.scale)), total)
+        self.lanes().fma(self.0.to_f32(sums), self.factor(inputs, panel, group), total)
     }
 
     #[inline(always)]
     fn finish(self, total: V<Self>, _panel: &[Line]) -> V<Self> {
         total
+    }
+}
+
+impl<S: ByteDots> Nf4<S> {
+    /// The scales of a group, of weights and inputs.
+    #[inline(always)]
+    fn factor(self, inputs: &ByteInputs, panel: &[Line], group: usize) -> V<Self> {
+        let (lanes, (line, first)) = (self.lanes(), scales_at(group));
+        let scales: &[bf16; 2 * LANES] = bytemuck::cast_ref(&panel[line]);
+        let scales = lanes.load_bf16(scales[first..].first_chunk().expect("sixteen of 32, from 0 or 16"));
+        lanes.mul(scales, lanes.splat(inputs.scale))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl<S: ByteDots> ByteArm for Nf4<S> {
+    #[inline(always)]
+    fn tile<'a>(self, panel: &'a [Line], group: usize, unpacked: &'a mut Tile) -> &'a Tile {
+        let block = Self::block(panel, group);
+        for (at, rows) in unpacked.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            let [low, high] = self.load(block, at);
+            self.0.store_biased(low, bytemuck::cast_mut(&mut rows[0]));
+            self.0.store_biased(high, bytemuck::cast_mut(&mut rows[1]));
+        }
+        unpacked
+    }
+
+    #[inline(always)]
+    fn factor(self, inputs: &ByteInputs, panel: &[Line], group: usize) -> V<Self> {
+        self.factor(inputs, panel, group)
     }
 }

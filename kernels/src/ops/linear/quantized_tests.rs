@@ -3,13 +3,13 @@
 use half::bf16;
 
 use crate::ops::linear;
-use crate::ops::testing::{assert_close, bits, cpus, random, random_tensor};
+use crate::ops::testing::{assert_close, bits, cpus, cpus_and_models, random, random_tensor};
 use crate::{DType, Device, LinearWeight, MatrixView, Tensor, WeightType};
 
 const TYPES: [WeightType; 3] = [WeightType::Int8, WeightType::Fp8, WeightType::Nf4];
 
 /// Shapes (M, N, K): odd ones, tails of panels, groups and row tiles, more groups than a block.
-const SHAPES: [(usize, usize, usize); 11] = [
+const SHAPES: [(usize, usize, usize); 12] = [
     (1, 1, 1),
     (1, 130, 64),
     (2, 49, 7),
@@ -21,6 +21,7 @@ const SHAPES: [(usize, usize, usize); 11] = [
     (13, 40, 1030),
     (1, 33, 1100),
     (21, 64, 192),
+    (40, 70, 130),
 ];
 
 fn pack(device: &Device, w: &[f32], n: usize, k: usize, weight_type: WeightType) -> LinearWeight {
@@ -153,7 +154,7 @@ fn arms_match_their_definition_and_each_other() {
         for weight_type in TYPES {
             for bias in [None, Some(&bias[..])] {
                 let mut first: [Option<Vec<u32>>; 2] = [None, None];
-                for device in cpus() {
+                for device in cpus_and_models() {
                     let context = format!("{} {m}x{n}x{k} {weight_type:?}", device.describe());
                     let weight = pack(&device, &w, n, k, weight_type);
                     let pairs = is_pairs(&weight);
@@ -174,7 +175,7 @@ fn arms_match_their_definition_and_each_other() {
 fn a_row_does_not_see_the_rows_beside_it() {
     let (m, n, k) = (23, 83, 1100);
     let (x, w) = (random(1, m * k), random(2, n * k));
-    for device in cpus() {
+    for device in cpus_and_models() {
         for weight_type in TYPES {
             let weight = pack(&device, &w, n, k, weight_type);
             let all = run(&device, &x, &weight, None);
@@ -228,7 +229,7 @@ fn weights_that_are_not_finite_make_their_output_nan_and_no_other() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut w = random(2, n * k);
         w[5 * k + 3] = bad;
-        for device in cpus() {
+        for device in cpus_and_models() {
             for weight_type in TYPES {
                 let out = run(&device, &random(1, k), &pack(&device, &w, n, k, weight_type), None);
                 let nan: Vec<usize> = (0..n).filter(|at| out[*at].is_nan()).collect();
@@ -245,7 +246,7 @@ fn inputs_that_are_not_finite_reach_all_outputs_of_their_row() {
     for bad in [f32::NAN, f32::INFINITY] {
         let mut x = random(1, 2 * k);
         x[k + 66] = bad;
-        for device in cpus() {
+        for device in cpus_and_models() {
             for weight_type in TYPES {
                 let out = run(&device, &x, &pack(&device, &w, n, k, weight_type), None);
                 assert!(out[..n].iter().all(|x| x.is_finite()), "{} {weight_type:?}", device.describe());
@@ -261,7 +262,7 @@ fn huge_and_tiny_weights_keep_their_size() {
     // Below 1e-30 weights are zeros (see `scale_and_inverse`); bf16 holds everything above.
     for size in [1e-25f32, 1e-10, 1e10, 1e30] {
         let w: Vec<f32> = vec![size; n * k];
-        for device in cpus() {
+        for device in cpus_and_models() {
             for weight_type in TYPES {
                 let out = run(&device, &vec![1.0; k], &pack(&device, &w, n, k, weight_type), None);
                 let context = format!("{} {weight_type:?} {size:e}", device.describe());
@@ -271,7 +272,7 @@ fn huge_and_tiny_weights_keep_their_size() {
             }
         }
     }
-    for device in cpus() {
+    for device in cpus_and_models() {
         for weight_type in TYPES {
             let weight = pack(&device, &[0.0; 3 * 64], n, k, weight_type);
             assert_eq!(run(&device, &vec![1.0; k], &weight, None), [0.0; 3]);
