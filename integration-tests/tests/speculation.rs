@@ -56,8 +56,9 @@ async fn streams(server: &Server, disturb: impl FnOnce(&Server)) -> Vec<Vec<Valu
 }
 
 /// Runs the streams on servers with and without drafts, and holds every event against the other, logprobs included. At least
-/// `least` draft tokens must be right, or nothing is shown: how many are tried depends on what steps take here and now.
-async fn check(model: Option<&TempDir>, shards: &str, least: f64, disturb: impl FnOnce(&Server)) {
+/// `least` draft tokens must be right, or nothing is shown: how many are tried depends on what steps take here and now. What
+/// `disturb` does must cost `recoveries` at least.
+async fn check(model: Option<&TempDir>, shards: &str, (least, recoveries): (f64, f64), disturb: impl FnOnce(&Server)) {
     let setup = || {
         let setup = Setup::new().args(&["--num-shard", shards]);
         model.map_or_else(|| setup.clone(), |model| setup.clone().model(model.path()))
@@ -86,23 +87,24 @@ async fn check(model: Option<&TempDir>, shards: &str, least: f64, disturb: impl 
         drafted > 0.0 && accepted >= least,
         "{accepted} of {drafted} draft tokens were right: the test shows nothing"
     );
+    assert!(count("tgi_engine_recoveries") >= recoveries, "nothing was disturbed");
     assert!(count("tgi_request_skipped_tokens_sum") >= accepted, "tokens of ended replies are in the histogram only");
     assert_eq!(server.stop().code, Some(0));
 }
 
 #[tokio::test]
 async fn drafts_change_no_event_of_the_demo_model() {
-    check(None, "1", 0.0, |_| {}).await;
-    check(Some(&endless_demo_model()), "1", 5.0, |_| {}).await;
+    check(None, "1", (0.0, 0.0), |_| {}).await;
+    check(Some(&endless_demo_model()), "1", (5.0, 0.0), |_| {}).await;
 }
 
 #[tokio::test]
 async fn nor_on_two_ranks() {
-    check(Some(&TinyModel::default().write()), "2", 5.0, |_| {}).await;
+    check(Some(&TinyModel::default().write()), "2", (5.0, 0.0), |_| {}).await;
 }
 
 #[tokio::test]
 async fn nor_if_a_shard_is_killed_in_mid_stream() {
     let kill = |server: &Server| server.shard(0).signal(Signal::SIGKILL);
-    check(Some(&endless_demo_model()), "1", 5.0, kill).await;
+    check(Some(&endless_demo_model()), "1", (5.0, 1.0), kill).await;
 }

@@ -60,28 +60,28 @@ pub(super) fn panel_bytes(k: usize) -> usize {
 
 pub(super) fn pack_panel(panel: &mut [u8], rows: &PanelRows<'_>, order: Order) {
     let Some((lines, scales)) = panel.split_last_chunk_mut::<{ size_of::<Line>() }>() else { return };
-    let mut codes: [Vec<[u8; 4]>; LANES] = Default::default();
+    let mut codes: [Vec<u8>; LANES] = Default::default();
     for_each_row(rows, |lane, values| {
         let (scale, inverse) = scale_and_inverse(absmax(values), LARGEST);
         scales.as_chunks_mut::<4>().0[lane] = scale.to_ne_bytes();
-        let fours = values.as_chunks::<4>().0.iter();
-        codes[lane] = fours.map(|four| order.arrange(four.map(|value| encode(value * inverse)))).collect();
+        codes[lane] = values.iter().map(|value| encode(value * inverse)).collect();
+        codes[lane].as_chunks_mut().0.iter_mut().for_each(|four| *four = order.arrange(*four));
     });
-    order.interleave(lines, &codes.each_ref().map(|codes| codes.as_flattened()));
+    order.interleave(lines, &codes.each_ref().map(Vec::as_slice));
 }
 
-/// The E4M3 number nearest to `value`, of two as near the even one, without subnormals; `value` is at most [`LARGEST`] and a hair.
+/// The E4M3 number nearest to `value`, of two as near the even one, without subnormals; `value` is at most [`LARGEST`] and a hair,
+/// or not a number, for which any code does. Without branches, so that many are computed at once.
 fn encode(value: f32) -> u8 {
-    const DROPPED: u32 = 23 - 3;
-    const BIAS_DIFFERENCE: u32 = 127 - 7;
+    const DROPPED: i32 = 23 - 3;
+    const BIAS_DIFFERENCE: i32 = 127 - 7;
     const SMALLEST: f32 = 1.0 / 64.0;
-    let (sign, magnitude) = ((value.to_bits() >> 24) as u8 & 0x80, value.abs());
-    if magnitude <= SMALLEST / 2.0 || magnitude.is_nan() {
-        return 0;
-    }
-    let bits = magnitude.clamp(SMALLEST, LARGEST).to_bits();
-    let rounded = (bits + (1 << (DROPPED - 1)) - 1 + (bits >> DROPPED & 1)) >> DROPPED;
-    sign | (rounded - (BIAS_DIFFERENCE << 3)) as u8
+    // Positive numbers are in the order of their bits.
+    let (sign, magnitude) = ((value.to_bits() >> 24) as u8 & 0x80, value.abs().to_bits().cast_signed());
+    let within = magnitude.max(SMALLEST.to_bits().cast_signed()).min(LARGEST.to_bits().cast_signed());
+    let rounded = (within + (1 << (DROPPED - 1)) - 1 + (within >> DROPPED & 1)) >> DROPPED;
+    let is_zero = magnitude <= (SMALLEST / 2.0).to_bits().cast_signed();
+    if is_zero { 0 } else { sign | (rounded - (BIAS_DIFFERENCE << 3)) as u8 }
 }
 
 pub(super) fn run(cpu: &Cpu, x: &[f32], w: &LinearWeight, order: Order, out: Outputs<'_>) {

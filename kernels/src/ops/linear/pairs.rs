@@ -66,9 +66,11 @@ fn tile_panels(tiles: RowTiles) -> usize {
     match tiles.m {
         1 => 8,
         2..=6 => 4,
-        _ => 3,
+        _ => MANY_ROWS_PANELS,
     }
 }
+
+const MANY_ROWS_PANELS: usize = 3;
 
 /// The outputs of some neighbouring panels, for some neighbouring row tiles.
 struct Stripe<'a> {
@@ -143,15 +145,21 @@ impl Stripe<'_> {
                 _ => Ahead::new(at, tiles, ks.len(), AHEAD / P, CHUNK),
             };
             let x = &self.x[tile * self.tiles.largest() * self.k..];
-            match rows.len() {
-                1 => self.tile::<1, P>(simd, x, rows.start, panel, ks, next, &ahead),
-                2 => self.tile::<2, P>(simd, x, rows.start, panel, ks, next, &ahead),
-                3 => self.tile::<3, P>(simd, x, rows.start, panel, ks, next, &ahead),
-                4 => self.tile::<4, P>(simd, x, rows.start, panel, ks, next, &ahead),
-                5 => self.tile::<5, P>(simd, x, rows.start, panel, ks, next, &ahead),
-                6 => self.tile::<6, P>(simd, x, rows.start, panel, ks, next, &ahead),
-                7 => self.tile::<7, P>(simd, x, rows.start, panel, ks, next, &ahead),
-                _ => self.tile::<8, P>(simd, x, rows.start, panel, ks, next, &ahead),
+            // Not cases of one match: where the condition is a constant, only one of them is compiled.
+            if P <= MANY_ROWS_PANELS && rows.len() > 6 {
+                match rows.len() {
+                    7 => self.tile::<7, P>(simd, x, rows.start, panel, ks, next, &ahead),
+                    _ => self.tile::<8, P>(simd, x, rows.start, panel, ks, next, &ahead),
+                }
+            } else {
+                match rows.len() {
+                    1 => self.tile::<1, P>(simd, x, rows.start, panel, ks, next, &ahead),
+                    2 => self.tile::<2, P>(simd, x, rows.start, panel, ks, next, &ahead),
+                    3 => self.tile::<3, P>(simd, x, rows.start, panel, ks, next, &ahead),
+                    4 => self.tile::<4, P>(simd, x, rows.start, panel, ks, next, &ahead),
+                    5 => self.tile::<5, P>(simd, x, rows.start, panel, ks, next, &ahead),
+                    _ => self.tile::<6, P>(simd, x, rows.start, panel, ks, next, &ahead),
+                }
             }
         }
         P
