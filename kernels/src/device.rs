@@ -3,15 +3,12 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-#[cfg(target_arch = "x86_64")]
 use crate::allocation::Scratch;
 use crate::ledger::Ledger;
 use crate::limits::{MAX_THREADS, MIN_WORK_PER_THREAD};
 use crate::ops::linear::Format;
 use crate::pool::Pool;
 use crate::simd::Isa;
-#[cfg(target_arch = "x86_64")]
-use crate::simd::Pair;
 use crate::{DType, WeightType};
 
 /// A device. Cloning it gives another handle on the same one.
@@ -34,13 +31,7 @@ impl Device {
 
     pub(crate) fn cpu_with(isa: Isa, threads: usize) -> Device {
         let pool = Pool::new(threads.clamp(1, MAX_THREADS));
-        Device::Cpu(Arc::new(Cpu {
-            isa,
-            pool,
-            #[cfg(target_arch = "x86_64")]
-            pairs: Mutex::default(),
-            inputs: Mutex::default(),
-        }))
+        Device::Cpu(Arc::new(Cpu { isa, pool, packed: Mutex::default(), inputs: Mutex::default() }))
     }
 
     /// A device with empty books.
@@ -104,10 +95,10 @@ impl Device {
 pub struct Cpu {
     pub(crate) isa: Isa,
     pub(crate) pool: Pool,
-    /// The activations of the linear at work, rounded: as large as the largest of them (rows of a step × inputs), then kept.
-    #[cfg(target_arch = "x86_64")]
-    pub(crate) pairs: Mutex<Scratch<Pair>>,
-    /// The same for linears with quantised weights, as words.
+    /// The activations of the linear at work as its arm reads them, in words: as large as the largest of them (rows of a step ×
+    /// inputs), then kept.
+    pub(crate) packed: Mutex<Scratch<u32>>,
+    /// The same for linears with quantised weights, row by row.
     pub(crate) inputs: Mutex<Vec<u32>>,
 }
 

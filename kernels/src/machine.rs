@@ -145,8 +145,8 @@ fn peak(cpu: &Cpu, flops: usize, spin: impl Fn() + Sync) -> f64 {
     (flops * pieces) as f64 / start.elapsed().as_secs_f64()
 }
 
-/// Independent chains: more than latency × ports (4 × 2 on AVX-512 and AVX2 cores, 6 × 1 of bf16 pairs); with its operand each
-/// still has a register of sixteen.
+/// Registers of independent chains: more than latency × ports (4 × 2 on AVX-512 and AVX2 cores, 6 × 1 of bf16 pairs), and few enough
+/// that sixteen registers hold them and their operand.
 const CHAINS: usize = 12;
 
 struct Read<'a> {
@@ -198,9 +198,20 @@ impl Kernel for Spin {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
+        // As many registers of sums, and as many multiply-adds, where a vector is two registers.
+        match S::ACCUMULATORS {
+            24.. => self.chains::<S, CHAINS>(simd, self.steps),
+            _ => self.chains::<S, { CHAINS / 2 }>(simd, 2 * self.steps),
+        }
+    }
+}
+
+impl Spin {
+    #[inline(always)]
+    fn chains<S: Simd, const N: usize>(&self, simd: S, steps: usize) {
         let factor = simd.splat(black_box(0.999));
-        let mut chains = [simd.splat(black_box(1.0)); CHAINS];
-        for _ in 0..self.steps {
+        let mut chains = [simd.splat(black_box(1.0)); N];
+        for _ in 0..steps {
             for chain in &mut chains {
                 *chain = simd.fma(*chain, factor, factor);
             }

@@ -34,7 +34,7 @@ pub(super) fn run<A: ByteArm>(amx: Amx, arm: A, cpu: &Cpu, x: &[ByteInputs], w: 
     let groups = w.k().div_ceil(GROUP);
     let tiles = RowTiles { m: out.m, most: TILE_ROWS };
     // Another caller of the same device waits here.
-    let mut pairs = cpu.pairs.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut pairs = cpu.packed.lock().unwrap_or_else(PoisonError::into_inner);
     let tile_len = tiles.largest() * groups * TILE_PAIRS;
     let pairs = pairs.at_least(tiles.count() * tile_len);
     cpu.for_rows(pairs, tile_len, tile_len, |first, parts| {

@@ -38,7 +38,7 @@ pub(super) fn run(cpu: &Cpu, x: &[f32], w: &LinearWeight, amx: Amx, out: Outputs
     let (row_len, steps) = (w.k(), num_steps(w.k()));
     let tiles = RowTiles { m: out.m, most: TILE_ROWS };
     // Rounded once for all panels. Another caller of the same device waits here.
-    let mut pairs = cpu.pairs.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut pairs = cpu.packed.lock().unwrap_or_else(PoisonError::into_inner);
     let tile_len = tiles.largest() * steps * TILE_PAIRS;
     let pairs = pairs.at_least(tiles.count() * tile_len);
     cpu.for_rows(pairs, tile_len, tile_len, |first, parts| {
