@@ -55,8 +55,8 @@ def machine(results: dict, limits: dict | None) -> str:
         return ""
     titles = {
         "read_bytes_per_second": ("reading memory, huge pages, best of 1, 2 and 4 streams a thread", "GB/s", 1e9),
-        "bf16_gemm_flops_per_second": ("bf16 matrix product, this server's linear", "TFLOP/s", 1e12),
-        "torch_gemm_flops_per_second": ("bf16 matrix product, best of torch/oneDNN", "TFLOP/s", 1e12),
+        "bf16_gemm_flops_per_second": ("matrix product, this server's linear of bf16 weights", "TFLOP/s", 1e12),
+        "torch_gemm_flops_per_second": ("matrix product, best of torch/oneDNN in the precision that is faster", "TFLOP/s", 1e12),
     }
     lines = ["## The machine's limits, measured in the same rounds", "", "| | |", "|---|---:|"]
     for key, (title, unit, scale) in titles.items():
@@ -208,12 +208,13 @@ METHOD = """## How it is measured
 - Prompts are random tokens, 16 long, in batches 4, except where a prefill is measured. Prefill ends with the first token, decode counts the tokens after it;
   all engines choose greedily and hand the tokens over after every step.
 - This server: one shard, driven by `text-generation-benchmark` over its socket as a router would. Peers: Python processes that keep the
-  model loaded. llama.cpp (compiled for this machine): `llama_decode` with default settings, several sequences in one batch. transformers: bf16, sdpa,
-  `inference_mode`, a dynamic cache. vLLM: its engine stepped in process, no prefix cache.
+  model loaded. llama.cpp (compiled for this machine): `llama_decode` with default settings, several sequences in one batch. transformers: sdpa,
+  `inference_mode`, a dynamic cache. vLLM: its engine stepped in process, no prefix cache. Both in bfloat16 or, where torch multiplies
+  matrices more than twice as fast in it, float32: the list of versions says which.
 - All engines of a model are loaded at once and stopped (SIGSTOP) except the one that is measured. Each round measures every engine
   once, every second round in reverse order.
 - The limit of a decode step is the time to read all weights once (bf16: 2 bytes, int8: 1, 4 bits: 0.5625) or, if longer, the time of its
-  multiplications at the better bf16 matrix-product rate of torch and this server; of a prefill the latter, with causal attention counted half.
+  multiplications at the better matrix-product rate of torch and this server; of a prefill the latter, with causal attention counted half.
 - "best peer" is the fastest in the row, whatever its weights are; rows of int8 without peers are held against those of the row of bf16
   above them.
 - "From the disk": the file is dropped from the page cache before each reading and each start. What lies below the virtual machine may cache it still.

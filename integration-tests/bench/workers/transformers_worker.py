@@ -3,6 +3,7 @@
 import sys
 from time import perf_counter
 
+import precision
 import torch
 import transformers
 from protocol import serve
@@ -12,12 +13,14 @@ class Engine:
     def __init__(self, folder: str, threads: int) -> None:
         torch.set_num_threads(threads)
         transformers.utils.logging.set_verbosity_error()
+        self.dtype = precision.fastest()
         self.model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.bfloat16, attn_implementation="sdpa"
+            folder, dtype=self.dtype, attn_implementation="sdpa"
         ).eval()
 
     def hello(self) -> dict:
-        return {"about": f"transformers {transformers.__version__}, torch {torch.__version__}"}
+        words = f"transformers {transformers.__version__}, torch {torch.__version__}, {self.dtype}"
+        return {"about": words.replace("torch.", "")}
 
     @torch.inference_mode()
     def generate(self, prompts: list, steps: int) -> dict:
@@ -42,19 +45,10 @@ class Engine:
         logits = self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
         return logits[:, -1].argmax(-1, keepdim=True)
 
-    @torch.inference_mode()
     def gemm(self) -> dict:
         """The best of a few large products, as oneDNN computes linears: the machine's peak as far as torch finds it."""
-        best = 0.0
-        for m, n, k in ((512, 8192, 2048), (2048, 8192, 2048), (2048, 2048, 8192), (4096, 4096, 4096)):
-            x = torch.randn(m, k).bfloat16()
-            linear = torch.nn.Linear(k, n, bias=False, dtype=torch.bfloat16)
-            linear(x)
-            for _ in range(3):
-                start = perf_counter()
-                linear(x)
-                best = max(best, 2 * m * n * k / (perf_counter() - start))
-        return {"flops_per_second": best}
+        shapes = ((512, 8192, 2048), (2048, 8192, 2048), (2048, 2048, 8192), (4096, 4096, 4096))
+        return {"flops_per_second": max(precision.gemm(self.dtype, *shape) for shape in shapes)}
 
 
 if __name__ == "__main__":

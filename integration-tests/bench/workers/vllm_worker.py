@@ -1,7 +1,9 @@
 """vLLM on its CPU backend: `python vllm_worker.py MODEL_FOLDER THREADS`."""
 
 import os
+import re
 import sys
+from pathlib import Path
 
 # Before vLLM is imported: its engine runs in this process, which is stopped while others are measured.
 os.environ |= {
@@ -17,15 +19,30 @@ os.environ |= {
 
 from time import perf_counter  # noqa: E402
 
+import precision  # noqa: E402
 import vllm  # noqa: E402
 from protocol import serve  # noqa: E402
 
 
+# What the engines loaded after this one take, and the page cache from which llama.cpp reads its weights.
+ROOM_BYTES = 8 << 30
+
+
+def refuse_what_does_not_fit(folder: Path, dtype: str) -> None:
+    """Weights are kept twice, as they were loaded and packed; a machine that swaps or drops its page cache measures nothing."""
+    needed = 2 * (folder / "model.safetensors").stat().st_size * (2 if dtype == "float32" else 1) + ROOM_BYTES
+    free = 1024 * int(re.search(r"MemAvailable:\s*(\d+)", Path("/proc/meminfo").read_text())[1])
+    if free < needed:
+        raise MemoryError(f"needs {needed / 2**30:.0f} GiB in {dtype}, {free / 2**30:.0f} are free")
+
+
 class Engine:
     def __init__(self, folder: str, threads: int) -> None:
+        self.dtype = str(precision.fastest()).removeprefix("torch.")
+        refuse_what_does_not_fit(Path(folder), self.dtype)
         self.llm = vllm.LLM(
             folder,
-            dtype="bfloat16",
+            dtype=self.dtype,
             max_model_len=4096,
             max_num_seqs=32,
             max_num_batched_tokens=2048,
@@ -35,7 +52,7 @@ class Engine:
         self.number = 0
 
     def hello(self) -> dict:
-        return {"about": f"vLLM {vllm.__version__}"}
+        return {"about": f"vLLM {vllm.__version__}, {self.dtype}"}
 
     def generate(self, prompts: list, steps: int) -> dict:
         engine = self.llm.llm_engine
