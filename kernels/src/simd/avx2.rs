@@ -151,12 +151,8 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn exp2_integral(self, x: V) -> V {
-        x.map(|half| {
-            avx2!(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(
-                _mm256_cvtps_epi32(half),
-                _mm256_set1_epi32(127)
-            ))))
-        })
+        // Not a closure, which would be a function without the instruction set, and so would be what it calls.
+        avx2!([exp2_of_integers(x[0]), exp2_of_integers(x[1])])
     }
 
     #[inline(always)]
@@ -255,6 +251,19 @@ unsafe fn add_products(sums: __m256i, x: __m256i, w: __m256i) -> __m256i {
     unsafe {
         let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
         _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+    }
+}
+
+/// 2^x for integral x in -126..=127.
+///
+/// # Safety
+/// The machine has AVX2.
+#[inline(always)]
+unsafe fn exp2_of_integers(x: __m256) -> __m256 {
+    // SAFETY: the caller's obligation; the intrinsics touch no memory.
+    unsafe {
+        let exponents = _mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(127));
+        _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponents))
     }
 }
 

@@ -237,6 +237,12 @@ impl<T: Sync> Tile<'_, T> {
                 self.scores_of::<A, 3, 4, 2>(arm, queries, scores, pair, &blocks);
                 pair += 3;
             }
+        } else {
+            // As many chains as two by two, with half as many keys to load and widen.
+            while pair + 4 <= pairs {
+                self.scores_of::<A, 4, 1, 1>(arm, queries, scores, pair, &blocks);
+                pair += 4;
+            }
         }
         while pair + 2 <= pairs {
             self.scores_of::<A, 2, 2, 2>(arm, queries, scores, pair, &blocks);
@@ -451,6 +457,12 @@ impl<T: Sync> Tile<'_, T> {
             if pair + 3 <= pairs.end {
                 self.sum_vectors::<A, 3, 4>(arm, weights, sums, pair, steps);
                 pair += 3;
+            }
+        } else {
+            // As for scores.
+            while pair + 4 <= pairs.end {
+                self.sum_vectors::<A, 4, 1>(arm, weights, sums, pair, steps);
+                pair += 4;
             }
         }
         while pair + 2 <= pairs.end {

@@ -111,19 +111,26 @@ impl Outputs<'_> {
     #[inline(always)]
     fn write_row(&self, row: usize, panel: usize, sums: &Lanes, complete: bool) {
         let out = self.out_part(row, panel);
-        match self.bias {
-            Some(bias) if complete => {
+        // Whole panels apart from the last one: with sixteen elements this is a vector, with some of them a call to a function that
+        // copies memory.
+        match (self.bias, <&mut Lanes>::try_from(&mut *out)) {
+            (Some(bias), _) if complete => {
                 let bias = &bias[panel * LANES..];
                 out.iter_mut().zip(sums).zip(bias).for_each(|((out, sum), bias)| *out = sum + bias);
             }
-            _ => out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum),
+            (_, Ok(out)) => *out = *sums,
+            (_, Err(_)) => out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum),
         }
     }
 
     /// Reads the unfinished chains of one row in a panel.
     #[inline(always)]
     fn read_row(&self, row: usize, panel: usize, sums: &mut Lanes) {
-        sums.iter_mut().zip(self.out_part(row, panel)).for_each(|(sum, out)| *sum = *out);
+        let out = self.out_part(row, panel);
+        match <&Lanes>::try_from(&*out) {
+            Ok(out) => *sums = *out,
+            Err(_) => sums.iter_mut().zip(out).for_each(|(sum, out)| *sum = *out),
+        }
     }
 
     /// The up to sixteen outputs of a row in a panel.

@@ -129,11 +129,11 @@ const fn sharing_tiles<S: Simd>() -> usize {
 /// together with this block of weights and the next.
 const PIECE_TILES: usize = 16;
 
-/// Steps over k of one block: widened, with three panels 96 KiB, a tenth of the second-level cache of a server core, and within
+/// Steps over k of one block at most, a multiple of [`CHUNK`]: widened, with three panels 96 KiB, a tenth of the second-level cache of a server core, and within
 /// that of a laptop. 128 steps, which fit into the first level, were slower: chains go through memory four times as often. One
-/// panel of AVX2 is 16 KiB and stays in the first level.
-const fn k_block<S: Simd>() -> usize {
-    if S::ACCUMULATORS >= 24 { 512 } else { 256 }
+/// panel of AVX2 is 20 KiB and stays in the first level.
+const fn most_steps<S: Simd>() -> usize {
+    if S::ACCUMULATORS >= 24 { 512 } else { 320 }
 }
 
 /// Steps between two looks ahead.
@@ -165,7 +165,11 @@ impl<T: Element> Kernel for Stripe<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         // A single tile reads every weight once: no block has to stay.
-        let k_block = if self.tiles_of_piece.len() == 1 { self.k } else { k_block::<S>() };
+        let k_block = match self.tiles_of_piece.len() {
+            1 => self.k,
+            // As long as each other.
+            _ => self.k.div_ceil(self.k.div_ceil(most_steps::<S>())).next_multiple_of(CHUNK),
+        };
         // Taken out rather than borrowed in a closure: a closure is a function without this instruction set.
         let mut widened = WIDENED.take();
         for first_k in (0..self.k).step_by(k_block) {
@@ -226,7 +230,7 @@ impl<T: Element> Stripe<'_, T> {
                 self.row_tile::<S, P, _>(simd, tile, block, &first, stored, &ahead);
             }
         } else if P == 1 || (P == 3 && S::ACCUMULATORS >= 24) {
-            widened.resize(widened.len().max(k_block::<S>() * P), Aligned([0.0; LANES]));
+            widened.resize(widened.len().max(most_steps::<S>() * P), Aligned([0.0; LANES]));
             let vectors = &mut widened.as_chunks_mut::<P>().0[..steps];
             for p in 0..P {
                 for (vectors, weights) in vectors.iter_mut().zip(stored.panels[p]) {
