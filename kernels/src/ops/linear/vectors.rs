@@ -129,9 +129,9 @@ const fn sharing_tiles<S: Simd>() -> usize {
 /// together with this block of weights and the next.
 const PIECE_TILES: usize = 16;
 
-/// Steps over k of one block at most, a multiple of [`CHUNK`]: widened, with three panels 96 KiB, a tenth of the second-level cache of a server core, and within
-/// that of a laptop. 128 steps, which fit into the first level, were slower: chains go through memory four times as often. One
-/// panel of AVX2 is 20 KiB and stays in the first level.
+/// Steps over k of one block at most, a multiple of [`CHUNK`]: widened, with three panels 96 KiB, a tenth of the second-level cache
+/// of a server core, and within that of a laptop. 128 steps, which fit into the first level, were slower: chains go through
+/// memory four times as often. One panel of AVX2 is 20 KiB and stays in the first level.
 const fn most_steps<S: Simd>() -> usize {
     if S::ACCUMULATORS >= 24 { 512 } else { 320 }
 }
@@ -241,6 +241,8 @@ impl<T: Element> Stripe<'_, T> {
                 let ahead = Ahead::new(at, tiles, steps, 0, CHUNK);
                 self.row_tile::<S, P, _>(simd, tile, block, &first, Widened { vectors }, &ahead);
             }
+        } else {
+            unreachable!("TileSizeFor gives several tiles three panels, or one");
         }
     }
 
