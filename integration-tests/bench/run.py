@@ -1,7 +1,7 @@
 """This server against llama.cpp, transformers and vLLM on the same weights, in turn: `python3 integration-tests/bench/run.py`.
 
 The first run installs the peers and makes the models (half an hour, 9 GB under `target/peers`; --folder keeps them elsewhere). A
-whole run then takes about a quarter of an hour and writes docs/performance.md; a part of it (--quick, --only, --models, --peers)
+whole run then takes 25 to 45 minutes and writes docs/performance.md, also if it is ended early; a part of it (--quick, --only, --models, --peers)
 prints its tables and leaves that page alone. All figures of a run are in a JSON file beside the installed peers.
 
 Every round measures every engine once, forwards and then backwards, so that a machine that changes its speed changes it for all.

@@ -226,9 +226,8 @@ impl Group<'_> {
         stream: Stream,
     ) -> Result<()> {
         let call = self.communicator.nccl.functions.all_reduce;
-        // SAFETY: the communicator is alive, because `launch` holds its lock; buffers and stream are the caller's obligation.
-        let result = unsafe { call(read(send), write(recv), count, data_type, op, self.comm, stream as *mut c_void) };
-        self.check("ncclAllReduce", result)
+        // SAFETY: what this method asks for is what `reduce` does.
+        unsafe { self.reduce("ncclAllReduce", call, send, recv, count, data_type, op, stream) }
     }
 
     /// `recv[i]`, of `count` elements, becomes the reduction of all ranks' `send[rank · count + i]`.
@@ -248,8 +247,7 @@ impl Group<'_> {
     ) -> Result<()> {
         let call = self.communicator.nccl.functions.reduce_scatter;
         // SAFETY: as in `all_reduce`.
-        let result = unsafe { call(read(send), write(recv), count, data_type, op, self.comm, stream as *mut c_void) };
-        self.check("ncclReduceScatter", result)
+        unsafe { self.reduce("ncclReduceScatter", call, send, recv, count, data_type, op, stream) }
     }
 
     /// `recv[r · count + i]` becomes rank r's `send[i]`, of `count` elements.
@@ -267,7 +265,7 @@ impl Group<'_> {
         stream: Stream,
     ) -> Result<()> {
         let call = self.communicator.nccl.functions.all_gather;
-        // SAFETY: as in `all_reduce`.
+        // SAFETY: as in `reduce`.
         let result = unsafe { call(read(send), write(recv), count, data_type, self.comm, stream as *mut c_void) };
         self.check("ncclAllGather", result)
     }
@@ -288,7 +286,7 @@ impl Group<'_> {
         stream: Stream,
     ) -> Result<()> {
         let (call, root) = (self.communicator.nccl.functions.broadcast, self.peer(root)?);
-        // SAFETY: as in `all_reduce`.
+        // SAFETY: as in `reduce`.
         let result = unsafe { call(read(send), write(recv), count, data_type, root, self.comm, stream as *mut c_void) };
         self.check("ncclBroadcast", result)
     }
@@ -308,7 +306,7 @@ impl Group<'_> {
         stream: Stream,
     ) -> Result<()> {
         let (call, peer) = (self.communicator.nccl.functions.send, self.peer(peer)?);
-        // SAFETY: as in `all_reduce`.
+        // SAFETY: as in `reduce`.
         let result = unsafe { call(read(buffer), count, data_type, peer, self.comm, stream as *mut c_void) };
         self.check("ncclSend", result)
     }
@@ -328,9 +326,29 @@ impl Group<'_> {
         stream: Stream,
     ) -> Result<()> {
         let (call, peer) = (self.communicator.nccl.functions.recv, self.peer(peer)?);
-        // SAFETY: as in `all_reduce`.
+        // SAFETY: as in `reduce`.
         let result = unsafe { call(write(buffer), count, data_type, peer, self.comm, stream as *mut c_void) };
         self.check("ncclRecv", result)
+    }
+
+    /// One of the two functions that reduce.
+    ///
+    /// # Safety
+    /// See [`Group`].
+    unsafe fn reduce(
+        &self,
+        name: &'static str,
+        call: ffi::Reduce,
+        send: DevicePtr,
+        recv: DevicePtr,
+        count: usize,
+        data_type: DataType,
+        op: ReduceOp,
+        stream: Stream,
+    ) -> Result<()> {
+        // SAFETY: the communicator is alive, because `launch` holds its lock; buffers and stream are the caller's obligation.
+        let result = unsafe { call(read(send), write(recv), count, data_type, op, self.comm, stream as *mut c_void) };
+        self.check(name, result)
     }
 
     fn peer(&self, rank: usize) -> Result<i32> {
