@@ -1,19 +1,24 @@
 //! The paged key-value cache of a rank: blocks of 16 positions, addressed through block tables.
 //!
-//! Layout per layer: keys `[K][num_blocks][head_dim][16]`, values `[K][num_blocks][16][D']`, where D' is head_dim rounded up
-//! to 16 and K the KV heads. Keys lie transposed so that sixteen scores are sixteen lanes and need no reduction; values
-//! lie by position so that the weighted sum's lanes are dimensions. The head is outermost, so that writers of different heads
-//! own different memory.
+//! A head's keys of a block are `[head_dim][16]`, its values `[16][D']`, where D' is head_dim rounded up to 16. Keys lie transposed
+//! so that sixteen scores are sixteen lanes and need no reduction; values lie by position so that the weighted sum's lanes are
+//! dimensions.
 //!
 //! Where the machine has dot products of bf16 pairs and the type widens to bf16, two steps of either sum lie beside each
-//! other: keys `[K][num_blocks][head_dim / 2][16][2]`, values `[K][num_blocks][8][D'][2]`. An odd head_dim is rounded up in
-//! both layouts, and the additional dimension of a stored key is zero.
+//! other: keys `[head_dim / 2][16][2]`, values `[8][D'][2]`. An odd head_dim is rounded up in both layouts, and the additional
+//! dimension of a stored key is zero.
+//!
+//! A layer's keys, and likewise its values, are `[stretches][K][blocks of the stretch]` of these, with K KV heads and stretches of
+//! [`STRETCH`] blocks, the last as long as it comes. Within one, a head's neighbouring blocks are neighbours in memory, which
+//! streams and spreads over all sets of a cache. All heads of a stretch lie together, so that a cache of many gigabytes takes
+//! memory, and entries of the translation buffer, as its blocks come into use: with the head outermost, the first token of a
+//! Llama-3.2-1B touched a huge page for every head of every layer, half a gigabyte.
 
 use std::fmt;
 
 use bytemuck::Pod;
 
-use crate::limits::BLOCK_SIZE;
+use crate::limits::{BLOCK_SIZE, KV_SPLIT};
 use crate::memory::Memory;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::Avx512Bf16;
@@ -148,14 +153,13 @@ impl KvShape {
         self.padded_dim() * BLOCK_SIZE
     }
 
-    /// Elements of one head's keys.
-    pub(crate) fn key_head_len(&self) -> usize {
-        self.num_blocks * self.key_block_len()
-    }
-
-    /// Elements of one head's values.
-    pub(crate) fn value_head_len(&self) -> usize {
-        self.num_blocks * self.value_block_len()
+    /// Which of a layer's `num_blocks * kv_heads` pieces of keys, or of values, are this head's of this block: different ones
+    /// for different heads or blocks.
+    #[inline(always)]
+    pub(crate) fn piece(&self, kv_head: usize, block: usize) -> usize {
+        let first = block - block % STRETCH;
+        let blocks = STRETCH.min(self.num_blocks - first);
+        first * self.kv_heads + kv_head * blocks + block % STRETCH
     }
 
     /// Where dimension `d` of a key lies among the block's.
@@ -170,6 +174,9 @@ impl KvShape {
         (offset / self.step * self.padded_dim() + d) * self.step + offset % self.step
     }
 }
+
+/// Blocks of a stretch: the positions of one split of attention, 32 KiB of keys with 64 dimensions in bf16.
+const STRETCH: usize = KV_SPLIT / BLOCK_SIZE;
 
 struct Layer {
     keys: Memory,
@@ -199,8 +206,9 @@ impl KvCache {
         #[cfg(not(target_arch = "x86_64"))]
         let step = 1;
         let shape = KvShape { num_blocks, kv_heads, head_dim, step };
-        let memory = |len: usize| Memory::new(device, kv_heads * len * dtype.size_bytes(), "kv cache");
-        let layer = |_| Ok(Layer { keys: memory(shape.key_head_len())?, values: memory(shape.value_head_len())? });
+        let memory =
+            |block_len| Memory::new(device, num_blocks * kv_heads * block_len * dtype.size_bytes(), "kv cache");
+        let layer = |_| Ok(Layer { keys: memory(shape.key_block_len())?, values: memory(shape.value_block_len())? });
         let layers = (0..num_layers).map(layer).collect::<Result<_>>()?;
         Ok(KvCache {
             device: device.clone(),
@@ -215,7 +223,7 @@ impl KvCache {
     /// Bytes that one block takes over all layers.
     pub fn bytes_per_block(num_layers: usize, kv_heads: usize, head_dim: usize, dtype: KvDType) -> usize {
         let shape = KvShape { num_blocks: 1, kv_heads, head_dim, step: 1 };
-        num_layers * kv_heads * (shape.key_head_len() + shape.value_head_len()) * dtype.size_bytes()
+        num_layers * kv_heads * (shape.key_block_len() + shape.value_block_len()) * dtype.size_bytes()
     }
 
     /// Where it lives.
@@ -270,5 +278,28 @@ impl KvCache {
         debug_assert_eq!(size_of::<T>(), self.dtype.size_bytes());
         let layer = &mut self.layers[layer];
         (layer.keys.as_mut_slice(), layer.values.as_mut_slice())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_head_of_every_block_has_a_piece_of_its_own() {
+        for (num_blocks, kv_heads) in [(1, 1), (3, 2), (STRETCH, 3), (STRETCH + 1, 3), (3 * STRETCH - 1, 8)] {
+            let shape = KvShape { num_blocks, kv_heads, head_dim: 1, step: 1 };
+            let pieces = (0..kv_heads).flat_map(|head| (0..num_blocks).map(move |block| shape.piece(head, block)));
+            let mut pieces: Vec<usize> = pieces.collect();
+            pieces.sort_unstable();
+            assert!(pieces.into_iter().eq(0..num_blocks * kv_heads), "{num_blocks} blocks, {kv_heads} heads");
+        }
+    }
+
+    #[test]
+    fn a_head_s_neighbouring_blocks_are_neighbours_and_a_stretch_s_heads_lie_together() {
+        let shape = KvShape { num_blocks: 2 * STRETCH, kv_heads: 3, head_dim: 1, step: 1 };
+        assert_eq!((shape.piece(1, 0), shape.piece(1, STRETCH - 1)), (STRETCH, 2 * STRETCH - 1));
+        assert_eq!(shape.piece(0, STRETCH), 3 * STRETCH);
     }
 }

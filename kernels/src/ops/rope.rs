@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::contract::{expect_below, expect_entries, expect_f32};
 use crate::kv_cache::{KvShape, with_kv_element};
 use crate::limits::BLOCK_SIZE;
+use crate::pool::SendPtr;
 use crate::simd::{Element, Kernel, LANES, Simd, load_partial, store_partial};
 use crate::{Cpu, Device, Error, KvCache, Result, Tensor};
 
@@ -181,35 +182,35 @@ impl Kernel for Rotate<'_> {
     }
 }
 
-/// Threads share the work by head, because each head owns a contiguous part of the cache.
+/// Threads share the work by head: each has memory of its own in every block.
 fn store<T: Element>(cpu: &Cpu, qkv: &[f32], cols: usize, slot_mapping: &[u32], kv: &mut KvCache, layer: usize) {
     let (shape, num_tokens) = (kv.shape, slot_mapping.len());
     let dim = shape.head_dim;
+    let (key_len, value_len) = (shape.key_block_len(), shape.value_block_len());
     let first_key = cols - 2 * shape.kv_heads * dim;
     let first_value = cols - shape.kv_heads * dim;
     let (keys, values) = kv.layer_mut::<T>(layer);
+    let (keys, values) = (SendPtr(keys.as_mut_ptr()), SendPtr(values.as_mut_ptr()));
     // Every step of a stored key is a cache line of its own, which costs about four visits.
-    cpu.for_rows(keys, shape.key_head_len(), 4 * num_tokens * dim, |first, part| {
-        for (at, cache) in part.chunks_exact_mut(shape.key_head_len()).enumerate() {
+    cpu.split(shape.kv_heads, 5 * num_tokens * dim, |heads| {
+        for head in heads {
             for (row, slot) in qkv.chunks_exact(cols).zip(slot_mapping) {
-                let key = &row[first_key + (first + at) * dim..][..dim];
-                store_key(&shape, cache, *slot as usize, key);
-            }
-        }
-    });
-    cpu.for_rows(values, shape.value_head_len(), num_tokens * dim, |first, part| {
-        for (at, cache) in part.chunks_exact_mut(shape.value_head_len()).enumerate() {
-            for (row, slot) in qkv.chunks_exact(cols).zip(slot_mapping) {
-                let value = &row[first_value + (first + at) * dim..][..dim];
-                store_value(&shape, cache, *slot as usize, value);
+                let (block, offset) = (*slot as usize / BLOCK_SIZE, *slot as usize % BLOCK_SIZE);
+                let piece = shape.piece(head, block);
+                // SAFETY: `rope_and_store_kv` checked the slots, so the piece lies inside the layer, which is borrowed mutably until
+                // every worker has returned. Each head belongs to one part of `split`, and pieces of different heads differ.
+                let key_block = unsafe { std::slice::from_raw_parts_mut(keys.get().add(piece * key_len), key_len) };
+                store_key(&shape, key_block, offset, &row[first_key + head * dim..][..dim]);
+                // SAFETY: as above.
+                let value_block =
+                    unsafe { std::slice::from_raw_parts_mut(values.get().add(piece * value_len), value_len) };
+                store_value(&shape, value_block, offset, &row[first_value + head * dim..][..dim]);
             }
         }
     });
 }
 
-fn store_key<T: Element>(shape: &KvShape, cache: &mut [T], slot: usize, key: &[f32]) {
-    let block = &mut cache[slot / BLOCK_SIZE * shape.key_block_len()..][..shape.key_block_len()];
-    let offset = slot % BLOCK_SIZE;
+fn store_key<T: Element>(shape: &KvShape, block: &mut [T], offset: usize, key: &[f32]) {
     if shape.step == 1 {
         for (positions, x) in block.chunks_exact_mut(BLOCK_SIZE).zip(key) {
             positions[offset] = T::from_f32(*x);
@@ -223,9 +224,7 @@ fn store_key<T: Element>(shape: &KvShape, cache: &mut [T], slot: usize, key: &[f
     }
 }
 
-fn store_value<T: Element>(shape: &KvShape, cache: &mut [T], slot: usize, value: &[f32]) {
-    let block = &mut cache[slot / BLOCK_SIZE * shape.value_block_len()..][..shape.value_block_len()];
-    let offset = slot % BLOCK_SIZE;
+fn store_value<T: Element>(shape: &KvShape, block: &mut [T], offset: usize, value: &[f32]) {
     let row_len = shape.step * shape.padded_dim();
     let row = &mut block[offset / shape.step * row_len..][..row_len];
     if shape.step == 1 {
@@ -311,8 +310,9 @@ mod tests {
 
     fn read(kv: &KvCache, layer: usize, head: usize, slot: usize, d: usize) -> (f32, f32) {
         let (block, offset, shape) = (slot / BLOCK_SIZE, slot % BLOCK_SIZE, kv.shape);
-        let key = head * shape.key_head_len() + block * shape.key_block_len() + shape.key_at(offset, d);
-        let value = head * shape.value_head_len() + block * shape.value_block_len() + shape.value_at(offset, d);
+        let piece = shape.piece(head, block);
+        let key = piece * shape.key_block_len() + shape.key_at(offset, d);
+        let value = piece * shape.value_block_len() + shape.value_at(offset, d);
         with_kv_element!(kv.dtype(), T => {
             let (keys, values) = kv.layer::<T>(layer);
             (keys[key].to_f32(), values[value].to_f32())

@@ -236,7 +236,6 @@ fn run<V: Pod + Sync>(
     let [key_block_len, value_block_len] = [shape.key_block_len(), shape.value_block_len()].map(|len| len / per_vector);
     let tile = |piece: &Piece, task| {
         let sequence = &rows.sequences[piece.sequence];
-        let (keys_len, values_len) = (shape.num_blocks * key_block_len, shape.num_blocks * value_block_len);
         arm(Tile {
             queries: &qkv,
             qkv_cols,
@@ -250,8 +249,10 @@ fn run<V: Pod + Sync>(
             key_block_len,
             value_block_len,
             block_table: sequence.block_table,
-            keys: &keys[piece.kv_head * keys_len..][..keys_len],
-            values: &values[piece.kv_head * values_len..][..values_len],
+            shape: &shape,
+            kv_head: piece.kv_head,
+            keys,
+            values,
             scale,
             window,
             splits: piece.splits.clone(),

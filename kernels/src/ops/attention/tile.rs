@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::arm::Arm;
+use crate::kv_cache::KvShape;
 use crate::limits::{BLOCK_SIZE, KV_SPLIT};
 use crate::pool::SendPtr;
 use crate::simd::{LANES, Lanes, Simd, load_partial, prefetch, store_partial};
@@ -33,14 +34,16 @@ pub(super) struct Tile<'a, T> {
     pub(super) dim: usize,
     /// Vectors of a value.
     pub(super) vectors: usize,
-    /// Vectors of one block's keys.
+    /// Vectors of a head's keys of one block.
     pub(super) key_block_len: usize,
-    /// Vectors of one block's values.
+    /// Vectors of a head's values of one block.
     pub(super) value_block_len: usize,
     pub(super) block_table: &'a [u32],
-    /// The KV head's keys, `[num_blocks][steps of a key]`.
+    pub(super) shape: &'a KvShape,
+    pub(super) kv_head: usize,
+    /// The layer's keys: [pieces](KvShape::piece) of `[steps of a key]`.
     pub(super) keys: &'a [T],
-    /// The KV head's values, `[num_blocks][steps of a block][vectors]`.
+    /// The layer's values: pieces of `[steps of a block][vectors]`.
     pub(super) values: &'a [T],
     pub(super) scale: f32,
     pub(super) window: usize,
@@ -284,12 +287,11 @@ impl<T: Sync> Tile<'_, T> {
     /// so the machine cannot guess the next one.
     #[inline(always)]
     fn fetch(&self, now: Range<usize>, next: Range<usize>) {
-        let (key_len, value_len) = (self.key_block_len, self.value_block_len);
         for block in now {
-            prefetch(&self.values[self.block_table[block] as usize * value_len..][..value_len]);
+            prefetch(self.value_block(block));
         }
         for block in next {
-            prefetch(&self.keys[self.block_table[block] as usize * key_len..][..key_len]);
+            prefetch(self.key_block(block));
         }
     }
 
@@ -308,8 +310,7 @@ impl<T: Sync> Tile<'_, T> {
         let blocks: [usize; B] = std::array::from_fn(|b| (block + b).min(last));
         // One length for all slices, so that the loop needs no bounds checks.
         let steps = queries.len();
-        let keys: [&[T]; B] =
-            std::array::from_fn(|b| &self.keys[self.block_table[blocks[b]] as usize * self.key_block_len..][..steps]);
+        let keys: [&[T]; B] = std::array::from_fn(|b| &self.key_block(blocks[b])[..steps]);
         let mut sums = [[simd.splat(0.0); B]; P];
         for step in 0..steps {
             let loaded: [A::Operand; B] = std::array::from_fn(|b| arm.load(&keys[b][step]));
@@ -605,9 +606,17 @@ impl<T: Sync> Tile<'_, T> {
 
     // --- The cache ---------------------------------------------------------------------------------------------------
 
-    /// The values of block number `block` of the sequence.
+    /// The head's keys of block number `block` of the sequence.
+    #[inline(always)]
+    fn key_block(&self, block: usize) -> &[T] {
+        let piece = self.shape.piece(self.kv_head, self.block_table[block] as usize);
+        &self.keys[piece * self.key_block_len..][..self.key_block_len]
+    }
+
+    /// The head's values of block number `block` of the sequence.
     #[inline(always)]
     fn value_block(&self, block: usize) -> &[T] {
-        &self.values[self.block_table[block] as usize * self.value_block_len..][..self.value_block_len]
+        let piece = self.shape.piece(self.kv_head, self.block_table[block] as usize);
+        &self.values[piece * self.value_block_len..][..self.value_block_len]
     }
 }

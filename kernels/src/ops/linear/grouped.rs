@@ -13,7 +13,7 @@ use std::sync::PoisonError;
 
 use bytemuck::Pod;
 
-use super::grid::{Ahead, RowTiles};
+use super::grid::{Ahead, Grid, PanelTile, PanelTiles, RowTiles};
 use super::{Outputs, PanelRows};
 use crate::simd::{Kernel, LANES, Lanes, Simd, StepCodes, prefetch_line};
 use crate::{Cpu, LinearWeight};
@@ -92,18 +92,14 @@ pub(super) fn with_inputs<A: Arm>(arm: A, cpu: &Cpu, x: &[f32], k: usize, multip
 pub(super) fn run<A: Arm>(arm: A, cpu: &Cpu, x: &[A::Inputs], w: &LinearWeight, out: Outputs<'_>) {
     let (m, groups, panels) = (out.m, w.k().div_ceil(GROUP), w.panels::<Line>());
     let panel_lines = w.panel_bytes() / size_of::<Line>();
-    // One visit is a vector of dot products; a line of weights that comes from memory takes as long as a dozen.
-    cpu.split(out.n.div_ceil(LANES), groups * A::LOADS * (12 + A::STEPS_PER_LOAD * m), |range| {
-        arm.vectorize(Stripe {
-            arm,
-            x,
-            tiles: RowTiles { m, most: tile_rows::<A>() },
-            groups,
-            panels,
-            panel_lines,
-            range,
-            out,
-        });
+    let tiles = RowTiles { m, most: tile_rows::<A>() };
+    let tile_panels = tile_panels::<A>(m);
+    let all_panels = (out.n.div_ceil(LANES), w.panel_bytes());
+    let grid = Grid::new(cpu.pool.threads(), tiles, PIECE_ROWS / tiles.most, all_panels, tile_panels);
+    cpu.pool.run(grid.pieces(), |piece| {
+        let (tiles_of_piece, panels_of_piece) = grid.piece(piece);
+        let panel_tiles = PanelTiles { panels: panels_of_piece, of_tile: tile_panels, streams: m == 1 };
+        arm.vectorize(Stripe { arm, x, tiles, groups, panels, panel_lines, tiles_of_piece, panel_tiles, out });
     });
 }
 
@@ -125,7 +121,7 @@ impl<A: Arm> Kernel for Prepare<'_, A> {
     }
 }
 
-/// The outputs of some neighbouring panels, for all rows.
+/// The outputs of some neighbouring panels, for some neighbouring row tiles.
 struct Stripe<'a, A: Arm> {
     arm: A,
     /// `[M][groups]`.
@@ -134,12 +130,23 @@ struct Stripe<'a, A: Arm> {
     groups: usize,
     panels: &'a [Line],
     panel_lines: usize,
-    range: Range<usize>,
+    tiles_of_piece: Range<usize>,
+    panel_tiles: PanelTiles,
     out: Outputs<'a>,
 }
 
-/// Panels of a tile where the registers hold that many.
+/// Panels of a tile where the registers hold that many, or one row leaves them free: one stream through memory was a fifth slower
+/// than three.
 const TILE_PANELS: usize = 3;
+
+/// Panels of a tile of `m` rows or several.
+const fn tile_panels<A: Arm>(m: usize) -> usize {
+    if A::Lanes::ACCUMULATORS >= 24 || m == 1 { TILE_PANELS } else { 1 }
+}
+
+/// Rows of a piece at most. Their inputs of a block of groups, 74 KiB of bytes or 256 KiB of f32, stay in the second-level cache
+/// while the weights pass by.
+const PIECE_ROWS: usize = 64;
 
 /// Groups of one block if there are several row tiles: with three panels 48 KiB of bytes or 96 KiB of bf16, which the row tiles
 /// read from the second-level cache.
@@ -162,57 +169,50 @@ impl<A: Arm> Kernel for Stripe<'_, A> {
     #[inline(always)]
     fn run<S: Simd>(self, _simd: S) {
         // A single tile unpacks what it reads on the way.
-        let shares = A::UNPACKS && self.tiles.count() > 1;
+        let shares = A::UNPACKS && self.tiles_of_piece.len() > 1;
         // Taken out rather than borrowed in a closure: a closure is a function without this instruction set.
         let mut unpacked = UNPACKED.take();
         if shares {
             unpacked.resize(BLOCK_GROUPS * TILE_PANELS * A::LOADS * A::STEPS_PER_LOAD, Aligned([0; size_of::<Line>()]));
         }
         // It also reads every weight once: no block has to stay.
-        let block_groups = if self.tiles.count() == 1 { self.groups } else { BLOCK_GROUPS };
-        let mut panel = self.range.start;
-        while panel < self.range.end {
-            let panels = if panel + TILE_PANELS <= self.range.end { self.tile_panels() } else { 1 };
-            for first in (0..self.groups).step_by(block_groups) {
-                let groups = first..self.groups.min(first + block_groups);
-                let next = if groups.end < self.groups { (panel, groups.end) } else { (panel + panels, 0) };
-                // Not several cases of one match: where the condition is a constant, only one of them is compiled.
-                if A::Lanes::ACCUMULATORS >= 24 {
-                    match panels {
-                        1 => self.block::<1>(panel, &groups, next, shares, &mut unpacked),
-                        _ => self.block::<TILE_PANELS>(panel, &groups, next, shares, &mut unpacked),
+        let block_groups = if self.tiles_of_piece.len() == 1 { self.groups } else { BLOCK_GROUPS };
+        for first in (0..self.groups).step_by(block_groups) {
+            let groups = first..self.groups.min(first + block_groups);
+            for at in 0..self.panel_tiles.count() {
+                let next = match self.panel_tiles.tile(at + 1).first {
+                    panel if panel >= self.panel_tiles.panels.end && groups.end < self.groups => {
+                        (self.panel_tiles.panels.start, groups.end)
                     }
-                } else {
-                    self.block::<1>(panel, &groups, next, shares, &mut unpacked);
+                    panel => (panel, first),
+                };
+                let panels = self.panel_tiles.tile(at);
+                match panels.len {
+                    1 => self.block::<1>(panels, &groups, next, shares, &mut unpacked),
+                    _ => self.block::<TILE_PANELS>(panels, &groups, next, shares, &mut unpacked),
                 }
             }
-            panel += panels;
         }
         UNPACKED.set(unpacked);
     }
 }
 
 impl<A: Arm> Stripe<'_, A> {
-    /// Panels of a tile where the stripe has enough of them.
-    fn tile_panels(&self) -> usize {
-        if A::Lanes::ACCUMULATORS >= 24 { TILE_PANELS } else { 1 }
-    }
-
-    /// All rows against one block of `P` panels. `next`: panel and group where the block after it begins.
+    /// The row tiles against one block of `P` panels. `next`: panel and group where the block after it begins.
     #[inline(always)]
     fn block<const P: usize>(
         &self,
-        panel: usize,
+        panels: PanelTile,
         groups: &Range<usize>,
         next: (usize, usize),
         shares: bool,
         unpacked: &mut [Aligned],
     ) {
         if A::UNPACKS && shares {
-            self.unpack::<P>(panel, groups, unpacked);
-            self.row_tiles::<P, true>(panel, groups, next, unpacked);
+            self.unpack::<P>(panels, groups, unpacked);
+            self.row_tiles::<P, true>(panels, groups, next, unpacked);
         } else {
-            self.row_tiles::<P, false>(panel, groups, next, &[]);
+            self.row_tiles::<P, false>(panels, groups, next, &[]);
         }
     }
 
@@ -220,35 +220,34 @@ impl<A: Arm> Stripe<'_, A> {
     #[inline(always)]
     fn row_tiles<const P: usize, const SHARED: bool>(
         &self,
-        panel: usize,
+        panels: PanelTile,
         groups: &Range<usize>,
         next: (usize, usize),
         unpacked: &[Aligned],
     ) {
-        let tiles = self.tiles.count();
-        for tile in 0..tiles {
+        let tiles = self.tiles_of_piece.len();
+        for (at, tile) in self.tiles_of_piece.clone().enumerate() {
             let rows = self.tiles.rows(tile);
             let ahead = match self.tiles.m {
                 0..=FEW_ROWS if !A::UNPACKS => Ahead::next_block(groups.len(), AHEAD),
-                _ => Ahead::new(tile, tiles, groups.len(), AHEAD, 1),
+                _ => Ahead::new(at, tiles, groups.len(), AHEAD, 1),
             };
-            let block = Block { panel, groups: groups.clone(), next, ahead };
-            // Not cases of one match: see above. Several tiles of up to eight rows have at least four each.
-            if A::Lanes::ACCUMULATORS >= 24 && (SHARED || rows.len() > 4) {
-                match rows.len() {
-                    4 => self.tile::<4, P, SHARED>(rows.start, &block, unpacked),
-                    5 => self.tile::<5, P, SHARED>(rows.start, &block, unpacked),
-                    6 => self.tile::<6, P, SHARED>(rows.start, &block, unpacked),
-                    7 => self.tile::<7, P, SHARED>(rows.start, &block, unpacked),
-                    _ => self.tile::<8, P, SHARED>(rows.start, &block, unpacked),
-                }
+            let block = Block { panels, groups: groups.clone(), next, ahead };
+            macro_rules! tile_of {
+                ($($m:literal)+) => {
+                    match rows.len() {
+                        $($m => self.tile::<$m, P, SHARED>(rows.start, &block, unpacked),)+
+                        _ => unreachable!("rows and panels of a tile are chosen together"),
+                    }
+                };
+            }
+            // Not cases of one match: where the condition is a constant, only one of them is compiled.
+            if A::Lanes::ACCUMULATORS >= 24 {
+                if SHARED { tile_of!(4 5 6 7 8) } else { tile_of!(1 2 3 4 5 6 7 8) }
+            } else if P == 1 {
+                if SHARED { tile_of!(2 3 4) } else { tile_of!(1 2 3 4) }
             } else {
-                match rows.len() {
-                    1 => self.tile::<1, P, SHARED>(rows.start, &block, unpacked),
-                    2 => self.tile::<2, P, SHARED>(rows.start, &block, unpacked),
-                    3 => self.tile::<3, P, SHARED>(rows.start, &block, unpacked),
-                    _ => self.tile::<4, P, SHARED>(rows.start, &block, unpacked),
-                }
+                tile_of!(1)
             }
         }
     }
@@ -257,11 +256,11 @@ impl<A: Arm> Stripe<'_, A> {
     #[inline(always)]
     fn ask<const P: usize>(&self, block: &Block, position: usize) {
         let (panel, group) = match block.groups.start + position {
-            group if group < block.groups.end => (block.panel, group),
+            group if group < block.groups.end => (block.panels.first, group),
             group => (block.next.0, block.next.1 + group - block.groups.end),
         };
         for p in 0..P {
-            let first = (panel + p) * self.panel_lines + group * A::LINES_OF_TWO / 2;
+            let first = (panel + p * block.panels.apart) * self.panel_lines + group * A::LINES_OF_TWO / 2;
             for line in 0..A::LINES_OF_TWO.div_ceil(2) {
                 prefetch_line(self.panels.as_ptr().wrapping_add(first + line));
             }
@@ -270,11 +269,11 @@ impl<A: Arm> Stripe<'_, A> {
 
     /// Loads a block once for all row tiles: `[groups][steps][P]`.
     #[inline(always)]
-    fn unpack<const P: usize>(&self, panel: usize, groups: &Range<usize>, unpacked: &mut [Aligned]) {
+    fn unpack<const P: usize>(&self, panels: PanelTile, groups: &Range<usize>, unpacked: &mut [Aligned]) {
         let loads = unpacked.chunks_exact_mut(A::STEPS_PER_LOAD * P);
         for (load, lines) in loads.take(groups.len() * A::LOADS).enumerate() {
             for p in 0..P {
-                let block = A::block(self.panel(panel + p), groups.start + load / A::LOADS);
+                let block = A::block(self.panel(panels.panel(p)), groups.start + load / A::LOADS);
                 let loaded = self.arm.load(block, load % A::LOADS);
                 for step in 0..A::STEPS_PER_LOAD {
                     lines[step * P + p].put(A::step(&loaded, step));
@@ -292,12 +291,12 @@ impl<A: Arm> Stripe<'_, A> {
         unpacked: &[Aligned],
     ) {
         let (arm, lanes) = (self.arm, self.arm.lanes());
-        let (panel, groups) = (block.panel, &block.groups);
+        let groups = &block.groups;
         let x: [&[A::Inputs]; M] = std::array::from_fn(|m| &self.x[(row + m) * self.groups..][groups.clone()]);
-        let panels: [&[Line]; P] = std::array::from_fn(|p| self.panel(panel + p));
+        let panels: [&[Line]; P] = std::array::from_fn(|p| self.panel(block.panels.panel(p)));
         let mut done = [[[0.0; LANES]; P]; M];
         if groups.start > 0 {
-            self.out.read(row, panel, &mut done);
+            self.out.read(row, block.panels, &mut done);
         }
         let mut totals = [[lanes.splat(0.0); P]; M];
         for m in 0..M {
@@ -365,7 +364,7 @@ impl<A: Arm> Stripe<'_, A> {
                 lanes.store(totals[m][p], &mut done[m][p]);
             }
         }
-        self.out.write(row, panel, &done, complete);
+        self.out.write(row, block.panels, &done, complete);
     }
 
     #[inline(always)]
@@ -374,9 +373,9 @@ impl<A: Arm> Stripe<'_, A> {
     }
 }
 
-/// What a tile computes with: some groups of some panels, beginning with `panel`.
+/// What a tile computes with: some groups of some panels.
 struct Block {
-    panel: usize,
+    panels: PanelTile,
     groups: Range<usize>,
     /// Panel and group where the block after this begins.
     next: (usize, usize),

@@ -26,9 +26,9 @@ pub(crate) fn interleave<const UNIT: usize>(panel: &mut [u8], rows: &LaneRows<'_
         for (at, block) in panel.as_chunks_mut::<{ BLOCK_BYTES * LANES }>().0.iter_mut().enumerate() {
             if at < rows[0].len() {
                 prefetch(&rows, at + PREFETCH_BLOCKS);
-                transpose_block(block, &rows.map(|row| &row[at]));
-                if UNIT == 2 {
-                    split_pairs(block);
+                match UNIT {
+                    2 => transpose_block::<2, 8>(block, &rows, at),
+                    _ => transpose_block::<4, 4>(block, &rows, at),
                 }
             }
         }
@@ -50,63 +50,72 @@ fn interleave_plainly<const UNIT: usize>(panel: &mut [u8], rows: &LaneRows<'_>) 
     }
 }
 
-/// A block for units of four bytes: `[16 rows][16 units]` to `[16 units][16 rows]`, in tiles of 4 × 4.
+/// Bytes of a row in a tile: a register of every x86-64.
+const TILE_BYTES: usize = 16;
+
+/// Block `at` of the rows, `[16 rows][units]` to `[units][16 rows]`, in tiles of N rows and as many units.
 #[inline(always)]
-fn transpose_block(block: &mut [u8; BLOCK_BYTES * LANES], rows: &[&[u8; BLOCK_BYTES]; LANES]) {
-    const TILE_BYTES: usize = 16;
+fn transpose_block<const UNIT: usize, const N: usize>(
+    block: &mut [u8; BLOCK_BYTES * LANES],
+    rows: &[&[[u8; BLOCK_BYTES]]; LANES],
+    at: usize,
+) {
     let out = block.as_chunks_mut::<TILE_BYTES>().0;
-    for (lane_tile, rows) in rows.as_chunks::<4>().0.iter().enumerate() {
-        let rows = rows.map(|row| row.as_chunks::<TILE_BYTES>().0);
+    for (lane_tile, rows) in rows.as_chunks::<N>().0.iter().enumerate() {
         // All of a row's line at once: rows of a power of two lie in the same few sets of the cache.
         for step_tile in 0..BLOCK_BYTES / TILE_BYTES {
-            let tile = transpose_tile(&rows.map(|row| row[step_tile]));
-            for (step, units) in tile.iter().enumerate() {
-                out[(step_tile * 4 + step) * 4 + lane_tile] = *units;
+            let mut tile = [[0; TILE_BYTES]; N];
+            for (units, row) in tile.iter_mut().zip(rows) {
+                *units = row[at].as_chunks().0[step_tile];
+            }
+            for (step, units) in transpose_tile::<UNIT, N>(tile).iter().enumerate() {
+                out[(step_tile * N + step) * (LANES / N) + lane_tile] = *units;
             }
         }
     }
 }
 
-#[cfg(target_arch = "x86_64")]
+/// N rows of N units as perfect shuffles: each takes the highest bit of the row's number to the lowest of the column's, and the
+/// other way round, so as many of them as a number has bits exchange rows and columns. (Mapped arrays in here were not
+/// inlined: a quarter of a model's loading.)
 #[inline(always)]
-fn transpose_tile(rows: &[[u8; 16]; 4]) -> [[u8; 16]; 4] {
-    use std::arch::x86_64::*;
-
-    #[inline]
-    #[target_feature(enable = "sse2")]
-    fn transpose([a, b, c, d]: [__m128i; 4]) -> [__m128i; 4] {
-        let (ab_low, cd_low) = (_mm_unpacklo_epi32(a, b), _mm_unpacklo_epi32(c, d));
-        let (ab_high, cd_high) = (_mm_unpackhi_epi32(a, b), _mm_unpackhi_epi32(c, d));
-        [
-            _mm_unpacklo_epi64(ab_low, cd_low),
-            _mm_unpackhi_epi64(ab_low, cd_low),
-            _mm_unpacklo_epi64(ab_high, cd_high),
-            _mm_unpackhi_epi64(ab_high, cd_high),
-        ]
-    }
-    // SAFETY: SSE2 is part of x86-64.
-    unsafe { transpose(rows.map(bytemuck::cast)) }.map(bytemuck::cast)
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-#[inline(always)]
-fn transpose_tile(rows: &[[u8; 16]; 4]) -> [[u8; 16]; 4] {
-    let rows = rows.map(|row| bytemuck::cast::<[u8; 16], [[u8; 4]; 4]>(row));
-    std::array::from_fn(|step| bytemuck::cast(rows.map(|row| row[step])))
-}
-
-/// A block of units of four bytes as one of units of two: `[16][2]` becomes `[2][16]`, line by line.
-#[inline(always)]
-fn split_pairs(block: &mut [u8; BLOCK_BYTES * LANES]) {
-    for line in block.as_chunks_mut::<BLOCK_BYTES>().0 {
-        // A plain loop, which becomes shuffles of vectors; mapped arrays were a call for each line, a sixth of a model's loading.
-        let pairs: [[u16; 2]; LANES] = bytemuck::cast(*line);
-        let mut split = [[0_u16; LANES]; 2];
-        for lane in 0..LANES {
-            split[0][lane] = pairs[lane][0];
-            split[1][lane] = pairs[lane][1];
+fn transpose_tile<const UNIT: usize, const N: usize>(mut tile: [[u8; TILE_BYTES]; N]) -> [[u8; TILE_BYTES]; N] {
+    for _ in 0..N.ilog2() {
+        let mut shuffled = tile;
+        for row in 0..N / 2 {
+            [shuffled[2 * row], shuffled[2 * row + 1]] = zip::<UNIT>(tile[row], tile[row + N / 2]);
         }
-        *line = bytemuck::cast(split);
+        tile = shuffled;
+    }
+    tile
+}
+
+/// Units of `a` and `b` in turn: those of the first halves, those of the second.
+#[inline(always)]
+fn zip<const UNIT: usize>(a: [u8; TILE_BYTES], b: [u8; TILE_BYTES]) -> [[u8; TILE_BYTES]; 2] {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::*;
+
+        let (a, b): (__m128i, __m128i) = (bytemuck::cast(a), bytemuck::cast(b));
+        // SAFETY: SSE2 is part of x86-64.
+        let (low, high) = unsafe {
+            match UNIT {
+                2 => (_mm_unpacklo_epi16(a, b), _mm_unpackhi_epi16(a, b)),
+                4 => (_mm_unpacklo_epi32(a, b), _mm_unpackhi_epi32(a, b)),
+                _ => unreachable!("units of blocks have two bytes or four"),
+            }
+        };
+        [bytemuck::cast(low), bytemuck::cast(high)]
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let mut zipped = [[0; TILE_BYTES]; 2];
+        let (a, b) = (a.as_chunks::<UNIT>().0, b.as_chunks::<UNIT>().0);
+        for (unit, out) in zipped.as_flattened_mut().as_chunks_mut::<UNIT>().0.iter_mut().enumerate() {
+            *out = if unit % 2 == 0 { a[unit / 2] } else { b[unit / 2] };
+        }
+        zipped
     }
 }
 

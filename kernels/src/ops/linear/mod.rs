@@ -24,6 +24,7 @@ mod vectors;
 
 pub(crate) use format::{Format, PanelRows};
 
+use self::grid::PanelTile;
 use crate::contract::{expect_f32, expect_len, expect_matrix, expect_memory};
 use crate::pool::SendPtr;
 use crate::simd::{LANES, Lanes};
@@ -89,20 +90,26 @@ struct Outputs<'a> {
 impl Outputs<'_> {
     /// Writes a tile; with the bias if its chains are complete.
     #[inline(always)]
-    fn write<const M: usize, const P: usize>(&self, row: usize, panel: usize, tile: &[[Lanes; P]; M], complete: bool) {
+    fn write<const M: usize, const P: usize>(
+        &self,
+        row: usize,
+        panels: PanelTile,
+        tile: &[[Lanes; P]; M],
+        complete: bool,
+    ) {
         for (m, vectors) in tile.iter().enumerate() {
             for (p, vector) in vectors.iter().enumerate() {
-                self.write_row(row + m, panel + p, vector, complete);
+                self.write_row(row + m, panels.panel(p), vector, complete);
             }
         }
     }
 
     /// Reads a tile of unfinished chains.
     #[inline(always)]
-    fn read<const M: usize, const P: usize>(&self, row: usize, panel: usize, tile: &mut [[Lanes; P]; M]) {
+    fn read<const M: usize, const P: usize>(&self, row: usize, panels: PanelTile, tile: &mut [[Lanes; P]; M]) {
         for (m, vectors) in tile.iter_mut().enumerate() {
             for (p, vector) in vectors.iter_mut().enumerate() {
-                self.read_row(row + m, panel + p, vector);
+                self.read_row(row + m, panels.panel(p), vector);
             }
         }
     }

@@ -12,7 +12,7 @@
 use std::ops::Range;
 use std::sync::PoisonError;
 
-use super::grid::{Ahead, Grid, RowTiles};
+use super::grid::{Ahead, Grid, PanelTile, RowTiles};
 use super::{Outputs, PanelRows};
 use crate::simd::{Avx512Bf16, LANES, PackPairs, Pair, PairKernel, Simd, prefetch_line};
 use crate::{Cpu, DType, LinearWeight};
@@ -199,7 +199,7 @@ impl Stripe<'_> {
         // at run time would live in memory, and every step would store it.
         let mut done = [[[0.0; LANES]; P]; M];
         if ks.start > 0 {
-            self.out.read(row, panel, &mut done);
+            self.out.read(row, PanelTile::neighbours(panel, P), &mut done);
         }
         let lanes = simd.plain();
         let mut sums = [[lanes.splat(0.0); P]; M];
@@ -248,6 +248,6 @@ impl Stripe<'_> {
                 lanes.store(sums[m][p], &mut done[m][p]);
             }
         }
-        self.out.write(row, panel, &done, ks.end == self.k);
+        self.out.write(row, PanelTile::neighbours(panel, P), &done, ks.end == self.k);
     }
 }

@@ -14,7 +14,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::PoisonError;
 
-use super::grid::{Ahead, Grid, RowTiles};
+use super::grid::{Ahead, Grid, PanelTile, PanelTiles, RowTiles};
 use super::{Outputs, PanelRows};
 use crate::simd::{Element, Kernel, LANES, Lanes, Simd, prefetch_line, with_element};
 use crate::{Cpu, DType, LinearWeight};
@@ -170,33 +170,30 @@ impl<T: Element> Kernel for Stripe<'_, T> {
             // As long as each other.
             _ => self.k.div_ceil(self.k.div_ceil(most_steps::<S>())).next_multiple_of(CHUNK),
         };
+        let panels = self.panels_of_piece.clone();
+        let tiles = PanelTiles { panels, of_tile: self.tile_panels, streams: self.tiles.m == 1 };
         // Taken out rather than borrowed in a closure: a closure is a function without this instruction set.
         let mut widened = WIDENED.take();
         for first_k in (0..self.k).step_by(k_block) {
             let ks = first_k..self.k.min(first_k + k_block);
-            let mut panel = self.panels_of_piece.start;
-            while panel < self.panels_of_piece.end {
-                let left = match self.panels_of_piece.end - panel {
-                    left if left >= self.tile_panels => self.tile_panels,
-                    _ => 1,
-                };
-                let block = Block { panel, ks: ks.clone(), next: self.next(panel + left, &ks) };
-                match left {
+            for at in 0..tiles.count() {
+                let next = self.next(tiles.tile(at + 1).first, &ks);
+                let block = Block { panels: tiles.tile(at), ks: ks.clone(), next };
+                match block.panels.len {
                     1 => self.row_tiles::<S, 1>(simd, &block, &mut widened),
                     2 if S::ACCUMULATORS < 24 => self.row_tiles::<S, 2>(simd, &block, &mut widened),
                     3 if S::ACCUMULATORS >= 24 => self.row_tiles::<S, 3>(simd, &block, &mut widened),
                     _ => self.row_tiles::<S, 4>(simd, &block, &mut widened),
                 }
-                panel += left;
             }
         }
         WIDENED.set(widened);
     }
 }
 
-/// Some steps of some panels, beginning with `panel`.
+/// Some steps of the panels of a tile.
 struct Block {
-    panel: usize,
+    panels: PanelTile,
     ks: Range<usize>,
     /// The vector at which the block after it begins.
     next: usize,
@@ -217,7 +214,7 @@ impl<T: Element> Stripe<'_, T> {
     /// The tiles of the piece over one block of weights.
     #[inline(always)]
     fn row_tiles<S: Simd, const P: usize>(&self, simd: S, block: &Block, widened: &mut Vec<Aligned>) {
-        let first: [usize; P] = std::array::from_fn(|p| (block.panel + p) * self.k + block.ks.start);
+        let first: [usize; P] = std::array::from_fn(|p| block.panels.panel(p) * self.k + block.ks.start);
         let steps = block.ks.len();
         let tiles = self.tiles_of_piece.len();
         let stored = Stored { panels: first.map(|first| &self.panels[first..][..steps]) };
@@ -318,13 +315,13 @@ impl<T: Element> Stripe<'_, T> {
         weights: W,
         ahead: &Ahead,
     ) {
-        let (panel, ks) = (block.panel, &block.ks);
+        let ks = &block.ks;
         let x = x[ks.start * M..][..ks.len() * M].as_chunks::<M>().0;
         // Registers move through `done`, with loops so plain that they unroll: an array of registers that some loop indexes at
         // run time would live in memory, and every step would store it.
         let mut done = [[[0.0; LANES]; P]; M];
         if ks.start > 0 {
-            self.out.read(row, panel, &mut done);
+            self.out.read(row, block.panels, &mut done);
         }
         let mut sums = [[simd.splat(0.0); P]; M];
         for m in 0..M {
@@ -365,7 +362,7 @@ impl<T: Element> Stripe<'_, T> {
                 simd.store(sums[m][p], &mut done[m][p]);
             }
         }
-        self.out.write(row, panel, &done, ks.end == self.k);
+        self.out.write(row, block.panels, &done, ks.end == self.k);
     }
 }
 
