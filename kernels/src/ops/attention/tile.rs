@@ -313,7 +313,11 @@ impl<T: Sync> Tile<'_, T> {
         let keys: [&[T]; B] = std::array::from_fn(|b| &self.key_block(blocks[b])[..steps]);
         let mut sums = [[simd.splat(0.0); B]; P];
         for step in 0..steps {
-            let loaded: [A::Operand; B] = std::array::from_fn(|b| arm.load(&keys[b][step]));
+            // Not `from_fn`: its closure is a function without the instruction set.
+            let mut loaded = [arm.load(&keys[0][step]); B];
+            for b in 1..B {
+                loaded[b] = arm.load(&keys[b][step]);
+            }
             for p in 0..P {
                 let query = arm.splat(queries[step][pair + p]);
                 for b in 0..B {
@@ -530,7 +534,10 @@ impl<T: Sync> Tile<'_, T> {
             for at in in_block.clone() {
                 let row: &[T; N] =
                     block[at * self.vectors + vector..][..N].try_into().expect("the slice has this length");
-                let values: [A::Operand; N] = std::array::from_fn(|n| arm.load(&row[n]));
+                let mut values = [arm.load(&row[0]); N];
+                for n in 1..N {
+                    values[n] = arm.load(&row[n]);
+                }
                 // The remainder tells the compiler that the index is in bounds.
                 let in_split = (before + at) % split_steps;
                 for p in 0..P {

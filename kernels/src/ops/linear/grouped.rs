@@ -98,7 +98,7 @@ pub(super) fn run<A: Arm>(arm: A, cpu: &Cpu, x: &[A::Inputs], w: &LinearWeight, 
     let grid = Grid::new(cpu.pool.threads(), tiles, PIECE_ROWS / tiles.most, all_panels, tile_panels);
     cpu.pool.run(grid.pieces(), |piece| {
         let (tiles_of_piece, panels_of_piece) = grid.piece(piece);
-        let panel_tiles = PanelTiles { panels: panels_of_piece, of_tile: tile_panels, streams: m == 1 };
+        let panel_tiles = PanelTiles { panels: panels_of_piece, of_tile: tile_panels, streams: streams::<A>(m) };
         arm.vectorize(Stripe { arm, x, tiles, groups, panels, panel_lines, tiles_of_piece, panel_tiles, out });
     });
 }
@@ -142,6 +142,12 @@ const TILE_PANELS: usize = 3;
 /// Panels of a tile of `m` rows or several.
 const fn tile_panels<A: Arm>(m: usize) -> usize {
     if A::Lanes::ACCUMULATORS >= 24 || m == 1 { TILE_PANELS } else { 1 }
+}
+
+/// Whether the panels of a tile are [streams](PanelTiles::streams), which nothing is asked of ahead: that took a fifth. Where one
+/// register holds a vector, neighbours with a look at what comes next keep up with memory.
+const fn streams<A: Arm>(m: usize) -> bool {
+    A::Lanes::ACCUMULATORS < 24 && m == 1
 }
 
 /// Rows of a piece at most. Their inputs of a block of groups, 74 KiB of bytes or 256 KiB of f32, stay in the second-level cache
@@ -229,6 +235,7 @@ impl<A: Arm> Stripe<'_, A> {
         for (at, tile) in self.tiles_of_piece.clone().enumerate() {
             let rows = self.tiles.rows(tile);
             let ahead = match self.tiles.m {
+                _ if self.panel_tiles.streams => Ahead::NONE,
                 0..=FEW_ROWS if !A::UNPACKS => Ahead::next_block(groups.len(), AHEAD),
                 _ => Ahead::new(at, tiles, groups.len(), AHEAD, 1),
             };

@@ -171,7 +171,8 @@ impl<T: Element> Kernel for Stripe<'_, T> {
             _ => self.k.div_ceil(self.k.div_ceil(most_steps::<S>())).next_multiple_of(CHUNK),
         };
         let panels = self.panels_of_piece.clone();
-        let tiles = PanelTiles { panels, of_tile: self.tile_panels, streams: self.tiles.m == 1 };
+        let tiles =
+            PanelTiles { panels, of_tile: self.tile_panels, streams: S::ACCUMULATORS < 24 && self.tiles.m == 1 };
         // Taken out rather than borrowed in a closure: a closure is a function without this instruction set.
         let mut widened = WIDENED.take();
         for first_k in (0..self.k).step_by(k_block) {
