@@ -75,11 +75,12 @@ pub const MAX_POSITIONS: usize = 1 << 24;
 /// Largest hidden, intermediate, head or vocabulary size. 2²⁴: beyond it products of two could overflow, and no model is.
 pub const MAX_DIMENSION: usize = 1 << 24;
 
-/// How far the disk reads ahead of packing, in bytes. 256 MiB: a tenth of a second of the fastest disks, so that none of them
-/// waits; and far below the memory of a machine that can hold a model, where pages read too early would be thrown away.
-pub const READ_AHEAD_BYTES: usize = 256 << 20;
-/// Bytes the disk is asked for at a time. 8 MiB: many requests of the largest size that disks take.
-pub const READ_AHEAD_STEP: usize = 8 << 20;
+/// How far the disk reads ahead of packing, in bytes. 128 MiB: some tens of milliseconds of the fastest disks, longer than a
+/// matrix takes from one of its parts to the next; and little beside a model, because it counts as memory of the shard.
+pub const READ_AHEAD_BYTES: usize = 128 << 20;
+/// Bytes the disk is asked for at a time. 2 MiB: many requests of the largest size that disks take, and no more than a packing
+/// thread takes on at a time.
+pub const READ_AHEAD_STEP: usize = 2 << 20;
 
 /// How long a checkpoint must have been left alone before its packed weights are kept. 2 s: its identity is known by times, and
 /// file systems count them in steps of up to two seconds.

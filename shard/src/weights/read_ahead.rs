@@ -1,8 +1,11 @@
 //! Reads the checkpoint from the disk ahead of those who pack it, and lets go of what is packed.
 //!
 //! Packing reads a mapped file, a piece per thread: a disk that only hears of a page when a thread already waits for it is idle
-//! most of the time. A thread of its own asks for the bytes in the order of loading, a bounded distance ahead.
+//! most of the time. A thread of its own waits for the bytes in the order of loading, a bounded distance ahead, and leaves out what
+//! a packing thread has come to by itself: each of those has its own share of a matrix.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use kernels::SourcePages;
@@ -21,8 +24,18 @@ pub struct ReadAhead<'a> {
 
 #[derive(Default)]
 struct Progress {
+    /// What packing threads have come to: ends by starts, as addresses. One for every two megabytes or so of a checkpoint.
+    begun: BTreeMap<usize, usize>,
     packed_bytes: usize,
     is_over: bool,
+}
+
+impl Progress {
+    /// Whether packing threads have come to the first of these bytes.
+    fn is_begun(&self, bytes: &[u8]) -> bool {
+        let at = bytes.as_ptr().addr();
+        self.begun.range(..=at).next_back().is_some_and(|(_, end)| at < *end)
+    }
 }
 
 impl<'a> ReadAhead<'a> {
@@ -53,17 +66,22 @@ impl<'a> ReadAhead<'a> {
     }
 
     fn read(&self) {
-        let mut asked_bytes = 0;
+        let mut read_bytes = 0;
         for part in self.sources.iter().flat_map(|source| source.chunks(READ_AHEAD_STEP)) {
             let is_far_ahead = |progress: &mut Progress| {
-                !progress.is_over && asked_bytes + part.len() > progress.packed_bytes + READ_AHEAD_BYTES
+                !progress.is_over && read_bytes + part.len() > progress.packed_bytes + READ_AHEAD_BYTES
             };
             let progress = self.packed_more.wait_while(self.progress(), is_far_ahead);
-            if progress.unwrap_or_else(PoisonError::into_inner).is_over {
+            let progress = progress.unwrap_or_else(PoisonError::into_inner);
+            if progress.is_over {
                 return;
             }
-            self.checkpoint.advise(part, Usage::Soon);
-            asked_bytes += part.len();
+            let is_begun = progress.is_begun(part);
+            drop(progress);
+            if !is_begun {
+                self.checkpoint.advise(part, Usage::Now);
+            }
+            read_bytes += part.len();
         }
     }
 
@@ -74,6 +92,8 @@ impl<'a> ReadAhead<'a> {
 
 impl SourcePages for ReadAhead<'_> {
     fn begin(&self, bytes: &[u8]) {
+        let Range { start, end } = bytes.as_ptr_range();
+        self.progress().begun.insert(start.addr(), end.addr());
         self.checkpoint.advise(bytes, Usage::Now);
     }
 
@@ -81,5 +101,21 @@ impl SourcePages for ReadAhead<'_> {
         self.checkpoint.advise(bytes, Usage::Done);
         self.progress().packed_bytes += bytes.len();
         self.packed_more.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_packing_thread_has_come_to_is_left_out() {
+        let bytes = [0; 40];
+        let mut progress = Progress::default();
+        for part in [&bytes[10..20], &bytes[20..30]] {
+            progress.begun.insert(part.as_ptr().addr(), part.as_ptr_range().end.addr());
+        }
+        let begun: Vec<usize> = (0..40).filter(|at| progress.is_begun(&bytes[*at..])).collect();
+        assert!(begun.into_iter().eq(10..30));
     }
 }
