@@ -51,6 +51,16 @@ impl Python {
         command
     }
 
+    /// Where the packages are installed.
+    ///
+    /// # Panics
+    /// If the interpreter does not say.
+    pub fn packages(&self) -> PathBuf {
+        let output = self.command(&["-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]).output();
+        let output = output.expect("it has just been made");
+        PathBuf::from(String::from_utf8(output.stdout).expect("a path").trim_end())
+    }
+
     /// The folder of the scripts.
     pub fn dir() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("python")

@@ -1,0 +1,86 @@
+// What the kernels of attention share: the order of a row's sums, which both keep, so that a row has the same bits whether a
+// prompt's chunk or a decode step computes it.
+//
+// Positions are cut at absolute places into splits of 256, and those into tiles of 64. A tile's scores have a maximum of their own;
+// its weights are powers of two below it, rounded to the type of the cache; weighted values and the sum of the weights are
+// chains of matrix instructions over ascending positions. Tiles merge in ascending order into their split, splits into the
+// row. Which operand of the instruction keys and values are differs between the kernels, the products and their order do not.
+#pragma once
+
+#include "kv_cache.cuh"
+#include "ptx.cuh"
+
+constexpr unsigned SPLIT = 256;
+constexpr unsigned TILE = 64;
+constexpr unsigned TILE_BLOCKS = TILE / BLOCK_POSITIONS;
+constexpr unsigned SPLIT_TILES = SPLIT / TILE;
+constexpr float LOG2_E = 1.44269504f;
+
+// The positions that a row sees: [begin, end).
+struct Visible {
+    u32 begin, end;
+
+    DEVICE bool has(u32 position) const { return begin <= position && position < end; }
+    // Whether it sees some, and whether it sees not all, of `len` positions from `first` on.
+    DEVICE bool meets(u32 first, u32 len) const { return first < end && begin < first + len; }
+    DEVICE bool cuts(u32 first, u32 len) const { return first < begin || end < first + len; }
+};
+
+// Of a row at `position`; window: how many positions it sees at most, its own included.
+DEVICE Visible visible_of(u32 position, u32 window) {
+    u32 end = position + 1;
+    return {end > window ? end - window : 0, end};
+}
+
+// A softmax so far: the largest score as a power of two, and the sum of the weights below it.
+struct State {
+    float max, denominator;
+};
+
+// Nothing seen. The maximum is the least number rather than -inf, whose difference to itself would be none.
+DEVICE State no_state() { return {-3.402823466e38f, 0.0f}; }
+
+// Factors for what was there and what comes, when `next` is merged into `state`. The same for every sum of the row:
+// sum * keep first, then + next * take in one rounding.
+struct Factors {
+    float keep, take;
+};
+
+DEVICE Factors merge(State& state, const State& next) {
+    float max = fmaxf(state.max, next.max);
+    Factors factors = {exp2f(state.max - max), exp2f(next.max - max)};
+    state.denominator = fmaf(next.denominator, factors.take, state.denominator * factors.keep);
+    state.max = max;
+    return factors;
+}
+
+DEVICE float merged(float sum, float next, const Factors& factors) { return fmaf(next, factors.take, sum * factors.keep); }
+
+// A square of the cache in the registers of a warp.
+template <typename T>
+DEVICE RowsOperand load_square(const T* squares, unsigned square) {
+    const T* from = squares + square * SQUARE_ELEMENTS + threadIdx.x % WARP * VECTOR;
+    return *reinterpret_cast<const RowsOperand*>(from);
+}
+
+// The same square as columns: of the rows 0 to 7 (half 0) or 8 to 15 (half 1).
+DEVICE ColumnsOperand columns_of(const RowsOperand& square, unsigned half) {
+    return {{square.pair[half], square.pair[half + 2]}};
+}
+
+// A square of values from position `first` on without those of positions outside of `visible`, which may be anything: zero times
+// them could be no number.
+DEVICE RowsOperand without_hidden(RowsOperand square, const Visible& visible, u32 first) {
+    for (unsigned pair = 0; pair < 4; ++pair) {
+        u32 position = first + threadIdx.x % 4 * 2 + pair / 2 * 8;
+        u32 keep = (visible.has(position) ? 0x0000ffffu : 0) | (visible.has(position + 1) ? 0xffff0000u : 0);
+        square.pair[pair] &= keep;
+    }
+    return square;
+}
+
+// Ones as every element of an operand.
+template <typename T>
+DEVICE u32 pair_of_ones() {
+    return pair_of(round_to<T>(1.0f), round_to<T>(1.0f));
+}

@@ -1,0 +1,176 @@
+// Grouped-query attention of single rows: decode. `ops/attention/mod.rs` says what it means, `attention.cuh` in which order.
+//
+// One kernel computes splits, each by itself, a warp a tile; a second merges a row's splits. All heads of a KV head are the eight
+// columns of one matrix instruction, whose 16 rows are keys or dimensions of values: what is read once is used for all of them.
+// (GQA: arXiv:2305.13245; a row in parts: flash-decoding.)
+#include "attention.cuh"
+
+constexpr unsigned WARPS = SPLIT_TILES;
+constexpr unsigned THREADS = WARPS * WARP;
+// Columns of a matrix instruction: heads that share a KV head, at most.
+constexpr unsigned HEADS = 8;
+
+// A piece of work: a row, and the number of a split of which it sees something.
+struct SplitItem {
+    u32 row, split;
+};
+
+// A group's queries as columns: of head lane / 4 the dimensions of a square. Heads that are not there are zeros.
+template <typename T>
+DEVICE ColumnsOperand load_queries(const T* queries, unsigned dim, unsigned group, unsigned square) {
+    unsigned lane = threadIdx.x % WARP, head = lane / 4;
+    if (head >= group) return {{0, 0}};
+    const T* from = queries + head * dim + square * SQUARE + lane % 4 * 2;
+    return {{*reinterpret_cast<const u32*>(from), *reinterpret_cast<const u32*>(from + 8)}};
+}
+
+// Blocks of the grid: any number along x, which take the items in turn; a KV head along y.
+//
+// sums: [items][heads][DIM]; states: [items][heads]; qkv: [T][qkv_cols], queries first; items: [*num_items]; positions: [T];
+// block_tables: [T][table_len].
+template <typename T, unsigned DIM>
+DEVICE void attention_splits(
+    float* sums, State* states, const T* qkv, const T* keys, const T* values, const SplitItem* items, const u32* num_items,
+    const u32* positions, const u32* block_tables, unsigned table_len, unsigned qkv_cols, unsigned group,
+    unsigned kv_heads, float scale, u32 window) {
+    constexpr unsigned SQUARES = DIM / SQUARE;
+    // A warp's weights as columns: [blocks][lanes][2 pairs][2].
+    SHARED(T, all_weights, WARPS * TILE_BLOCKS * WARP * 4);
+    SHARED(State, tile_states, WARPS * HEADS);
+    SHARED(float, tile_sums, WARPS * HEADS * DIM);
+
+    unsigned warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    // Of sums, a lane has two columns (heads) of two rows (positions or dimensions), eight apart.
+    unsigned first_head = lane % 4 * 2, first_row = lane / 4;
+    T* weights = all_weights + warp * TILE_BLOCKS * WARP * 4;
+    unsigned kv_head = blockIdx.y;
+    for (unsigned at = blockIdx.x; at < *num_items; at += gridDim.x) {
+        SplitItem item = items[at];
+        Visible visible = visible_of(positions[item.row], window);
+        u32 split_start = item.split * SPLIT, tile_start = split_start + warp * TILE;
+        const u32* table = block_tables + size_t(item.row) * table_len + tile_start / BLOCK_POSITIONS;
+
+        if (visible.meets(tile_start, TILE)) {
+            const T* queries = qkv + size_t(item.row) * qkv_cols + kv_head * group * DIM;
+            ColumnsOperand query[SQUARES];
+#pragma unroll
+            for (unsigned square = 0; square < SQUARES; ++square) query[square] = load_queries(queries, DIM, group, square);
+
+            Sums scores[TILE_BLOCKS] = {};
+            float maxima[2] = {-__builtin_inff(), -__builtin_inff()};
+#pragma unroll
+            for (unsigned block = 0; block < TILE_BLOCKS; ++block) {
+                u32 first = tile_start + block * BLOCK_POSITIONS;
+                if (visible.meets(first, BLOCK_POSITIONS)) {
+                    const T* squares = keys + block_start(table[block], kv_heads, kv_head, DIM);
+#pragma unroll
+                    for (unsigned square = 0; square < SQUARES; ++square) {
+                        multiply_add<T>(scores[block], load_square(squares, square), query[square]);
+                    }
+                }
+                for (unsigned i = 0; i < 4; ++i) {
+                    float& score = scores[block].at[i];
+                    score = visible.has(first + first_row + i / 2 * 8) ? score * (scale * LOG2_E) : -__builtin_inff();
+                    maxima[i % 2] = fmaxf(maxima[i % 2], score);
+                }
+            }
+            for (unsigned distance = 4; distance < WARP; distance *= 2) {
+                for (float& max : maxima) max = fmaxf(max, __shfl_xor_sync(ALL_LANES, max, distance));
+            }
+            for (unsigned block = 0; block < TILE_BLOCKS; ++block) {
+                for (unsigned i = 0; i < 4; ++i) {
+                    // The lane that has this head as its column, and of its pairs that of this position.
+                    unsigned owner = (first_head + i % 2) * 4 + first_row / 2;
+                    weights[((block * WARP + owner) * 2 + i / 2) * 2 + first_row % 2] =
+                        round_to<T>(exp2f(scores[block].at[i] - maxima[i % 2]));
+                }
+            }
+            __syncwarp();
+
+            Sums weighted[SQUARES] = {}, total = {};
+            u32 ones = pair_of_ones<T>();
+            for (unsigned block = 0; block < TILE_BLOCKS; ++block) {
+                u32 first = tile_start + block * BLOCK_POSITIONS;
+                if (!visible.meets(first, BLOCK_POSITIONS)) continue;
+                ColumnsOperand shares = reinterpret_cast<const ColumnsOperand*>(weights)[block * WARP + lane];
+                const T* squares = values + block_start(table[block], kv_heads, kv_head, DIM);
+                bool has_hidden = visible.cuts(first, BLOCK_POSITIONS);
+#pragma unroll
+                for (unsigned square = 0; square < SQUARES; ++square) {
+                    RowsOperand loaded = load_square(squares, square);
+                    if (has_hidden) loaded = without_hidden(loaded, visible, first);
+                    multiply_add<T>(weighted[square], loaded, shares);
+                }
+                multiply_add<T>(total, {{ones, ones, ones, ones}}, shares);
+            }
+            for (unsigned i = 0; i < 4; ++i) {
+                float* tile = tile_sums + (warp * HEADS + first_head + i % 2) * DIM;
+#pragma unroll
+                for (unsigned square = 0; square < SQUARES; ++square) {
+                    tile[square * SQUARE + first_row + i / 2 * 8] = weighted[square].at[i];
+                }
+                // All rows of the sums of weights are the same.
+                if (first_row == 0 && i < 2) tile_states[warp * HEADS + first_head + i] = {maxima[i], total.at[i]};
+            }
+        }
+        __syncthreads();
+
+        // Tiles into the split.
+        for (unsigned element = threadIdx.x; element < group * DIM; element += THREADS) {
+            unsigned head = element / DIM;
+            State state = no_state();
+            float sum = 0.0f;
+            for (unsigned tile = 0; tile < SPLIT_TILES; ++tile) {
+                if (!visible.meets(split_start + tile * TILE, TILE)) continue;
+                Factors factors = merge(state, tile_states[tile * HEADS + head]);
+                sum = merged(sum, tile_sums[(tile * HEADS + head) * DIM + element % DIM], factors);
+            }
+            size_t place = (size_t(at) * kv_heads + kv_head) * group + head;
+            sums[place * DIM + element % DIM] = sum;
+            if (element % DIM == 0) states[place] = state;
+        }
+        // The next item writes what slower threads still read.
+        __syncthreads();
+    }
+}
+
+// A block per row and head, a thread per dimension. first_items: [T], where a row's splits begin, ascending; out: [T][heads][dim].
+template <typename T>
+DEVICE void attention_merge(
+    T* out, const float* sums, const State* states, const u32* first_items, const u32* positions, u32 window) {
+    unsigned row = blockIdx.x, head = blockIdx.y, heads = gridDim.y, dim = blockDim.x;
+    Visible visible = visible_of(positions[row], window);
+    unsigned splits = (visible.end + SPLIT - 1) / SPLIT - visible.begin / SPLIT;
+    State state = no_state();
+    float sum = 0.0f;
+    for (unsigned split = 0; split < splits; ++split) {
+        size_t place = size_t(first_items[row] + split) * heads + head;
+        Factors factors = merge(state, states[place]);
+        sum = merged(sum, sums[place * dim + threadIdx.x], factors);
+    }
+    out[(size_t(row) * heads + head) * dim + threadIdx.x] = round_to<T>(sum / state.denominator);
+}
+
+#define SPLITS(T, DIM)                                                                                                     \
+    KERNEL __launch_bounds__(THREADS) attention_splits_##DIM##_##T(                                                        \
+        float* sums, State* states, const T* qkv, const T* keys, const T* values, const SplitItem* items, const u32* num_items, \
+        const u32* positions, const u32* block_tables, unsigned table_len, unsigned qkv_cols, unsigned group,              \
+        unsigned kv_heads, float scale, u32 window) {                                                                      \
+        attention_splits<T, DIM>(sums, states, qkv, keys, values, items, num_items, positions, block_tables, table_len,    \
+                                 qkv_cols, group, kv_heads, scale, window);                                                \
+    }                                                                                                                      \
+    EXPORT(attention_splits_##DIM##_##T)
+
+#define ATTENTION(T)                                                                                              \
+    SPLITS(T, 64)                                                                                                 \
+    SPLITS(T, 96)                                                                                                 \
+    SPLITS(T, 128)                                                                                                \
+    SPLITS(T, 256)                                                                                                \
+    KERNEL attention_merge_##T(T* out, const float* sums, const State* states, const u32* first_items,            \
+                               const u32* positions, u32 window) {                                                \
+        attention_merge(out, sums, states, first_items, positions, window);                                       \
+    }                                                                                                             \
+    EXPORT(attention_merge_##T)
+
+ATTENTION(bf16)
+ATTENTION(f16)

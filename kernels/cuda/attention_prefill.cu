@@ -1,0 +1,188 @@
+// Grouped-query attention of many neighbouring rows of a sequence: a prompt's chunk. `ops/attention/mod.rs` says what it means,
+// `attention.cuh` in which order.
+//
+// Rows and the heads that share a KV head are pairs, sixteen of which are the rows of a warp's matrix instructions; keys and
+// dimensions of values are their columns. (Matrix products from registers to registers: arXiv:2307.08691.)
+#include "attention.cuh"
+
+constexpr unsigned WARPS = 4;
+constexpr unsigned THREADS = WARPS * WARP;
+constexpr unsigned WARP_PAIRS = 16;
+constexpr unsigned BLOCK_PAIRS = WARPS * WARP_PAIRS;
+// Columns of a matrix instruction.
+constexpr unsigned COLUMNS = 8;
+
+// The rows of one sequence.
+struct Sequence {
+    u32 first_row, num_rows, start_position;
+};
+
+// A piece of work: BLOCK_PAIRS pairs of a sequence, of which `tile` times as many come before.
+struct TileItem {
+    u32 sequence, tile;
+};
+
+// Blocks of the grid: items along x, KV heads along y, parts of VALUES dimensions of the values along z.
+//
+// out: [T][heads * DIM]; qkv: [T][qkv_cols], queries first; block_tables: [sequences][table_len].
+template <typename T, unsigned DIM, unsigned VALUES>
+DEVICE void attention_prefill(
+    T* out, const T* qkv, const T* keys, const T* values, const TileItem* items, const Sequence* sequences,
+    const u32* block_tables, unsigned table_len, unsigned qkv_cols, unsigned group, unsigned kv_heads, float scale,
+    u32 window) {
+    constexpr unsigned VALUE_TILES = VALUES / COLUMNS, TILE_COLUMNS = TILE / COLUMNS;
+    // A row's sums so far, each lane's own: [VALUE_TILES][4][threads].
+    SHARED(float, row_sums, VALUE_TILES * 4 * THREADS);
+
+    unsigned warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    unsigned kv_head = blockIdx.y, first_square = blockIdx.z * VALUES / SQUARE;
+    TileItem item = items[blockIdx.x];
+    Sequence sequence = sequences[item.sequence];
+    const u32* table = block_tables + size_t(item.sequence) * table_len;
+    unsigned pairs = sequence.num_rows * group, first_pair = item.tile * BLOCK_PAIRS + warp * WARP_PAIRS;
+    if (first_pair >= pairs) return;
+
+    // Of sums, a lane has two pairs, eight apart, and two columns of each. Behind the last pair it computes that one again.
+    unsigned pair[2];
+    Visible visible[2];
+    const T* query[2];
+    for (unsigned i = 0; i < 2; ++i) {
+        pair[i] = min(first_pair + lane / 4 + i * 8, pairs - 1);
+        u32 row = pair[i] / group;
+        visible[i] = visible_of(sequence.start_position + row, window);
+        query[i] = qkv + size_t(sequence.first_row + row) * qkv_cols + (kv_head * group + pair[i] % group) * DIM;
+    }
+    // From the first position that any of the warp's pairs sees to the last.
+    unsigned last_pair = min(first_pair + WARP_PAIRS, pairs) - 1;
+    Visible any = {
+        visible_of(sequence.start_position + first_pair / group, window).begin,
+        visible_of(sequence.start_position + last_pair / group, window).end,
+    };
+
+    State row_state[2] = {no_state(), no_state()};
+    for (unsigned i = 0; i < VALUE_TILES * 4; ++i) row_sums[i * THREADS + threadIdx.x] = 0.0f;
+    for (u32 split_start = any.begin / SPLIT * SPLIT; split_start < any.end; split_start += SPLIT) {
+        State split_state[2] = {no_state(), no_state()};
+        Sums split_sums[VALUE_TILES] = {};
+        for (u32 tile_start = split_start; tile_start < split_start + SPLIT; tile_start += TILE) {
+            if (!any.meets(tile_start, TILE)) continue;
+
+            Sums scores[TILE_COLUMNS] = {};
+            for (unsigned square = 0; square < DIM / SQUARE; ++square) {
+                RowsOperand queries;
+                for (unsigned i = 0; i < 4; ++i) {
+                    unsigned d = square * SQUARE + lane % 4 * 2 + i / 2 * 8;
+                    queries.pair[i] = *reinterpret_cast<const u32*>(query[i % 2] + d);
+                }
+#pragma unroll
+                for (unsigned block = 0; block < TILE_BLOCKS; ++block) {
+                    u32 first = tile_start + block * BLOCK_POSITIONS;
+                    if (!any.meets(first, BLOCK_POSITIONS)) continue;
+                    const T* squares = keys + block_start(table[first / BLOCK_POSITIONS], kv_heads, kv_head, DIM);
+                    RowsOperand loaded = load_square(squares, square);
+                    multiply_add<T>(scores[2 * block], queries, columns_of(loaded, 0));
+                    multiply_add<T>(scores[2 * block + 1], queries, columns_of(loaded, 1));
+                }
+            }
+
+            float maxima[2] = {-__builtin_inff(), -__builtin_inff()};
+#pragma unroll
+            for (unsigned column = 0; column < TILE_COLUMNS; ++column) {
+                for (unsigned i = 0; i < 4; ++i) {
+                    u32 position = tile_start + column * COLUMNS + lane % 4 * 2 + i % 2;
+                    float& score = scores[column].at[i];
+                    score = visible[i / 2].has(position) ? score * (scale * LOG2_E) : -__builtin_inff();
+                    maxima[i / 2] = fmaxf(maxima[i / 2], score);
+                }
+            }
+            for (unsigned distance = 1; distance < 4; distance *= 2) {
+                for (float& max : maxima) max = fmaxf(max, __shfl_xor_sync(ALL_LANES, max, distance));
+            }
+
+            RowsOperand weights[TILE_BLOCKS] = {};
+            Sums total = {};
+            u32 ones = pair_of_ones<T>();
+#pragma unroll
+            for (unsigned block = 0; block < TILE_BLOCKS; ++block) {
+                if (!any.meets(tile_start + block * BLOCK_POSITIONS, BLOCK_POSITIONS)) continue;
+                for (unsigned i = 0; i < 4; ++i) {
+                    // A pair that sees nothing of the tile has no maximum; what it gets is not merged.
+                    const float* score = &scores[2 * block + i / 2].at[i % 2 * 2];
+                    weights[block].pair[i] = pair_of(round_to<T>(exp2f(score[0] - maxima[i % 2])),
+                                                     round_to<T>(exp2f(score[1] - maxima[i % 2])));
+                }
+                multiply_add<T>(total, weights[block], {{ones, ones}});
+            }
+            bool has_seen[2];
+            Factors factors[2] = {};
+            for (unsigned i = 0; i < 2; ++i) {
+                has_seen[i] = visible[i].meets(tile_start, TILE);
+                if (has_seen[i]) factors[i] = merge(split_state[i], {maxima[i], total.at[2 * i]});
+            }
+
+            // A square of dimensions at a time: all of a tile's sums beside the split's would not fit into the registers.
+#pragma unroll
+            for (unsigned square = 0; square < VALUES / SQUARE; ++square) {
+                Sums tile_sums[2] = {};
+#pragma unroll
+                for (unsigned block = 0; block < TILE_BLOCKS; ++block) {
+                    u32 first = tile_start + block * BLOCK_POSITIONS;
+                    if (!any.meets(first, BLOCK_POSITIONS)) continue;
+                    const T* squares = values + block_start(table[first / BLOCK_POSITIONS], kv_heads, kv_head, DIM);
+                    RowsOperand loaded = load_square(squares, first_square + square);
+                    if (any.cuts(first, BLOCK_POSITIONS)) loaded = without_hidden(loaded, any, first);
+                    multiply_add<T>(tile_sums[0], weights[block], columns_of(loaded, 0));
+                    multiply_add<T>(tile_sums[1], weights[block], columns_of(loaded, 1));
+                }
+                for (unsigned half = 0; half < 2; ++half) {
+                    for (unsigned i = 0; i < 4; ++i) {
+                        float& sum = split_sums[2 * square + half].at[i];
+                        if (has_seen[i / 2]) sum = merged(sum, tile_sums[half].at[i], factors[i / 2]);
+                    }
+                }
+            }
+        }
+        for (unsigned i = 0; i < 2; ++i) {
+            if (!visible[i].meets(split_start, SPLIT)) continue;
+            Factors factors = merge(row_state[i], split_state[i]);
+#pragma unroll
+            for (unsigned column = 0; column < VALUE_TILES; ++column) {
+                for (unsigned j = 2 * i; j < 2 * i + 2; ++j) {
+                    float& sum = row_sums[(column * 4 + j) * THREADS + threadIdx.x];
+                    sum = merged(sum, split_sums[column].at[j], factors);
+                }
+            }
+        }
+    }
+
+    for (unsigned i = 0; i < 2; ++i) {
+        if (first_pair + lane / 4 + i * 8 >= pairs) continue;
+        size_t row = sequence.first_row + pair[i] / group;
+        T* to = out + (row * kv_heads * group + kv_head * group + pair[i] % group) * DIM + blockIdx.z * VALUES;
+        for (unsigned column = 0; column < VALUE_TILES; ++column) {
+            const float* sums = row_sums + (column * 4 + 2 * i) * THREADS + threadIdx.x;
+            u32 both = pair_of(round_to<T>(sums[0] / row_state[i].denominator),
+                               round_to<T>(sums[THREADS] / row_state[i].denominator));
+            *reinterpret_cast<u32*>(to + column * COLUMNS + lane % 4 * 2) = both;
+        }
+    }
+}
+
+#define PREFILL(T, DIM, VALUES)                                                                                          \
+    KERNEL __launch_bounds__(THREADS) attention_prefill_##DIM##_##T(                                                     \
+        T* out, const T* qkv, const T* keys, const T* values, const TileItem* items, const Sequence* sequences,              \
+        const u32* block_tables, unsigned table_len, unsigned qkv_cols, unsigned group, unsigned kv_heads, float scale,  \
+        u32 window) {                                                                                                    \
+        attention_prefill<T, DIM, VALUES>(out, qkv, keys, values, items, sequences, block_tables, table_len, qkv_cols,   \
+                                          group, kv_heads, scale, window);                                               \
+    }                                                                                                                    \
+    EXPORT(attention_prefill_##DIM##_##T)
+
+#define ATTENTION(T)        \
+    PREFILL(T, 64, 64)      \
+    PREFILL(T, 96, 96)      \
+    PREFILL(T, 128, 128)    \
+    PREFILL(T, 256, 128)
+
+ATTENTION(bf16)
+ATTENTION(f16)

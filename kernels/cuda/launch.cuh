@@ -1,0 +1,27 @@
+// What every kernel is written with: the same source is compiled for the device by nvcc or NVRTC, and for the processor by
+// the simulator (sim/), with CUSIM defined.
+#pragma once
+
+#ifdef CUSIM
+#include "cusim.h"
+#else
+
+#define DEVICE __device__ __forceinline__
+
+// A kernel that the host finds by its name: no C++ mangling.
+#define KERNEL extern "C" __global__ void
+
+// Makes a kernel known to the simulator.
+#define EXPORT(name)
+
+// An array in shared memory, at a multiple of 16 bytes. Its contents are undefined until they are written.
+#define SHARED(type, name, length) __shared__ __align__(16) type name[length]
+
+#endif
+
+// NVRTC has no <stdint.h>.
+typedef unsigned u32;
+typedef unsigned long long u64;
+
+constexpr unsigned WARP = 32;
+constexpr unsigned ALL_LANES = 0xffffffff;
