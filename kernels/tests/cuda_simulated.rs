@@ -546,34 +546,41 @@ impl Sequences {
 
 #[test]
 fn attention_is_that_of_the_operation_and_decode_has_the_bits_of_prefill() {
-    let cases: [(&[usize], Option<u32>, usize, usize, usize); 4] = [
-        (&[1, 16, 17, 255], None, 8, 1, 64),
-        (&[256, 257, 530], None, 6, 2, 128),
-        (&[40, 700], Some(300), 4, 2, 96),
-        (&[300], Some(13), 2, 2, 256),
-    ];
-    for (lengths, window, heads, kv_heads, dim) in cases {
-        for element in &ELEMENTS {
-            let sequences = Sequences { lengths: lengths.to_vec(), window, heads, kv_heads, dim, element };
-            let context = format!("{} {lengths:?}, window {window:?}, dim {dim}", element.name);
-            // The last rows: one of each sequence, and more.
-            let (one, several) = (vec![1; lengths.len()], lengths.iter().map(|length| *length.min(&21)));
-            let several: Vec<usize> = several.collect();
-            for simulator in &*SIMULATORS {
-                let decoded = sequences.decode(simulator, 1);
-                sequences.assert_close(&decoded, &one, &format!("decode, {context}"));
-                assert!(sequences.decode(simulator, usize::MAX) == decoded, "{context}: who computes a split shows");
-                let prefilled = sequences.prefill(simulator, &several);
-                sequences.assert_close(&prefilled, &several, &format!("prefill, {context}"));
+    for element in &ELEMENTS {
+        let sequences = |lengths: &[usize], window, heads, kv_heads, dim| Sequences {
+            lengths: lengths.to_vec(),
+            window,
+            heads,
+            kv_heads,
+            dim,
+            element,
+        };
+        check_attention(&sequences(&[1, 16, 17, 255], None, 8, 1, 64));
+        check_attention(&sequences(&[256, 257, 530], None, 6, 2, 128));
+        check_attention(&sequences(&[40, 700], Some(300), 4, 2, 96));
+        check_attention(&sequences(&[300], Some(13), 2, 2, 256));
+    }
+}
 
-                let row_bytes = heads * dim * 2;
-                let mut end = 0;
-                for (row, rows) in several.iter().enumerate() {
-                    end += rows * row_bytes;
-                    let (last, alone) = (&prefilled[end - row_bytes..end], &decoded[row * row_bytes..][..row_bytes]);
-                    assert!(last == alone, "{context}: row {row} has other bits in a chunk than alone");
-                }
-            }
+fn check_attention(sequences: &Sequences) {
+    let Sequences { lengths, heads, dim, element, .. } = sequences;
+    let context = format!("{} {lengths:?}, window {:?}, dim {dim}", element.name, sequences.window);
+    // The last rows: one of each sequence, and more.
+    let one = vec![1; lengths.len()];
+    let several: Vec<usize> = lengths.iter().map(|length| *length.min(&21)).collect();
+    for simulator in &*SIMULATORS {
+        let decoded = sequences.decode(simulator, 1);
+        sequences.assert_close(&decoded, &one, &format!("decode, {context}"));
+        assert!(sequences.decode(simulator, usize::MAX) == decoded, "{context}: who computes a split shows");
+        let prefilled = sequences.prefill(simulator, &several);
+        sequences.assert_close(&prefilled, &several, &format!("prefill, {context}"));
+
+        let row_bytes = heads * dim * 2;
+        let mut end = 0;
+        for (row, rows) in several.iter().enumerate() {
+            end += rows * row_bytes;
+            let (last, alone) = (&prefilled[end - row_bytes..end], &decoded[row * row_bytes..][..row_bytes]);
+            assert!(last == alone, "{context}: row {row} has other bits in a chunk than alone");
         }
     }
 }
