@@ -422,6 +422,13 @@ impl Sequences {
         (len, u32_bytes(&padded.collect::<Vec<_>>()))
     }
 
+    /// The numbers with which the arguments of both kernels end.
+    fn numbers(&self, table_len: usize) -> [Argument<'static>; 6] {
+        let Sequences { heads, kv_heads, .. } = *self;
+        let group = heads / kv_heads;
+        [U32(table_len), U32(self.cols()), U32(group), U32(kv_heads), F32(SCALE), U32(self.window())]
+    }
+
     /// What the operation computes for the last rows of each sequence.
     fn expected(&self, rows: &[usize]) -> Vec<f32> {
         let device = Device::cpu(1);
@@ -476,13 +483,8 @@ impl Sequences {
             Buffer(&num_items_bytes),
             Buffer(&positions),
             Buffer(&tables),
-            U32(table_len),
-            U32(self.cols()),
-            U32(heads / kv_heads),
-            U32(kv_heads),
-            F32(SCALE),
-            U32(self.window()),
         ];
+        let arguments: Vec<Argument<'_>> = arguments.into_iter().chain(self.numbers(table_len)).collect();
         let name = format!("attention_splits_{dim}_{}", element.name);
         let after = simulator.run(&name, [blocks.min(num_items + 1), kv_heads, 1], 128, &arguments);
         let out = element.bytes(&vec![0.0; self.lengths.len() * heads * dim]);
@@ -521,13 +523,8 @@ impl Sequences {
             Buffer(&items),
             Buffer(&sequences),
             Buffer(&tables),
-            U32(table_len),
-            U32(self.cols()),
-            U32(heads / kv_heads),
-            U32(kv_heads),
-            F32(SCALE),
-            U32(self.window()),
         ];
+        let arguments: Vec<Argument<'_>> = arguments.into_iter().chain(self.numbers(table_len)).collect();
         let name = format!("attention_prefill_{dim}_{}", element.name);
         simulator.run(&name, [num_items, kv_heads, dim.div_ceil(128)], 128, &arguments).swap_remove(0)
     }
