@@ -2,7 +2,8 @@
 //
 // One kernel computes splits, each by itself, a warp a tile; a second merges a row's splits. All heads of a KV head are the eight
 // columns of one matrix instruction, whose 16 rows are keys or dimensions of values: what is read once is used for all of them.
-// (GQA: arXiv:2305.13245; a row in parts: flash-decoding.)
+// (GQA: arXiv:2305.13245; a row in parts: flash-decoding.) One list of splits serves layers with and without a window: splits of
+// which a row sees nothing are passed over.
 #include "attention.cuh"
 
 constexpr unsigned WARPS = SPLIT_TILES;
@@ -10,7 +11,7 @@ constexpr unsigned THREADS = WARPS * WARP;
 // Columns of a matrix instruction: heads that share a KV head, at most.
 constexpr unsigned HEADS = 8;
 
-// A piece of work: a row, and the number of a split of which it sees something.
+// A piece of work: a row, and the number of a split. A row has all of 0 .. ceil((position + 1) / SPLIT), ascending.
 struct SplitItem {
     u32 row, split;
 };
@@ -26,12 +27,12 @@ DEVICE ColumnsOperand load_queries(const T* queries, unsigned dim, unsigned grou
 
 // Blocks of the grid: any number along x, which take the items in turn; a KV head along y.
 //
-// sums: [items][heads][DIM]; states: [items][heads]; qkv: [T][qkv_cols], queries first; items: [*num_items]; positions: [T];
-// block_tables: [T][table_len].
+// sums: [items][heads][DIM]; states: [items][heads], both unwritten where the row sees nothing; qkv: [T][qkv_cols], queries
+// first; items: [*num_items]; positions: [T]; tables: those of all rows, of which a row's begins at table_starts[row]: [T].
 template <typename T, unsigned DIM>
 DEVICE void attention_splits(
     float* sums, State* states, const T* qkv, const T* keys, const T* values, const SplitItem* items, const u32* num_items,
-    const u32* positions, const u32* block_tables, unsigned table_len, unsigned qkv_cols, unsigned group,
+    const u32* positions, const u32* tables, const u32* table_starts, unsigned qkv_cols, unsigned group,
     unsigned kv_heads, float scale, u32 window) {
     constexpr unsigned SQUARES = DIM / SQUARE;
     // A warp's weights as columns: [blocks][lanes][2 pairs][2].
@@ -48,7 +49,9 @@ DEVICE void attention_splits(
         SplitItem item = items[at];
         Visible visible = visible_of(positions[item.row], window);
         u32 split_start = item.split * SPLIT, tile_start = split_start + warp * TILE;
-        const u32* table = block_tables + size_t(item.row) * table_len + tile_start / BLOCK_POSITIONS;
+        // All threads of the block skip it, so none waits at a barrier for another.
+        if (!visible.meets(split_start, SPLIT)) continue;
+        const u32* table = tables + table_starts[item.row] + tile_start / BLOCK_POSITIONS;
 
         if (visible.meets(tile_start, TILE)) {
             const T* queries = qkv + size_t(item.row) * qkv_cols + kv_head * group * DIM;
@@ -57,7 +60,7 @@ DEVICE void attention_splits(
             for (unsigned square = 0; square < SQUARES; ++square) query[square] = load_queries(queries, DIM, group, square);
 
             Sums scores[TILE_BLOCKS] = {};
-            float maxima[2] = {-__builtin_inff(), -__builtin_inff()};
+            float maxima[2] = {-infinity(), -infinity()};
 #pragma unroll
             for (unsigned block = 0; block < TILE_BLOCKS; ++block) {
                 u32 first = tile_start + block * BLOCK_POSITIONS;
@@ -70,7 +73,7 @@ DEVICE void attention_splits(
                 }
                 for (unsigned i = 0; i < 4; ++i) {
                     float& score = scores[block].at[i];
-                    score = visible.has(first + first_row + i / 2 * 8) ? score * (scale * LOG2_E) : -__builtin_inff();
+                    score = visible.has(first + first_row + i / 2 * 8) ? score * (scale * LOG2_E) : -infinity();
                     maxima[i % 2] = fmaxf(maxima[i % 2], score);
                 }
             }
@@ -134,16 +137,20 @@ DEVICE void attention_splits(
     }
 }
 
-// A block per row and head, a thread per dimension. first_items: [T], where a row's splits begin, ascending; out: [T][heads][dim].
+// A row that is not computed by splits has none.
+constexpr u32 NO_ITEM = 0xffffffff;
+
+// A block per row and head, a thread per dimension. first_items: [T], where split 0 of a row is, or NO_ITEM, which leaves the row
+// as it is; out: [T][heads][dim].
 template <typename T>
 DEVICE void attention_merge(
     T* out, const float* sums, const State* states, const u32* first_items, const u32* positions, u32 window) {
     unsigned row = blockIdx.x, head = blockIdx.y, heads = gridDim.y, dim = blockDim.x;
+    if (first_items[row] == NO_ITEM) return;
     Visible visible = visible_of(positions[row], window);
-    unsigned splits = (visible.end + SPLIT - 1) / SPLIT - visible.begin / SPLIT;
     State state = no_state();
     float sum = 0.0f;
-    for (unsigned split = 0; split < splits; ++split) {
+    for (unsigned split = visible.begin / SPLIT; split * SPLIT < visible.end; ++split) {
         size_t place = size_t(first_items[row] + split) * heads + head;
         Factors factors = merge(state, states[place]);
         sum = merged(sum, sums[place * dim + threadIdx.x], factors);
@@ -151,18 +158,20 @@ DEVICE void attention_merge(
     out[(size_t(row) * heads + head) * dim + threadIdx.x] = round_to<T>(sum / state.denominator);
 }
 
-#define SPLITS(T, DIM)                                                                                                     \
-    KERNEL __launch_bounds__(THREADS) attention_splits_##DIM##_##T(                                                        \
-        float* sums, State* states, const T* qkv, const T* keys, const T* values, const SplitItem* items, const u32* num_items, \
-        const u32* positions, const u32* block_tables, unsigned table_len, unsigned qkv_cols, unsigned group,              \
-        unsigned kv_heads, float scale, u32 window) {                                                                      \
-        attention_splits<T, DIM>(sums, states, qkv, keys, values, items, num_items, positions, block_tables, table_len,    \
-                                 qkv_cols, group, kv_heads, scale, window);                                                \
-    }                                                                                                                      \
+#define SPLITS(T, DIM)                                                                                               \
+    KERNEL __launch_bounds__(THREADS) attention_splits_##DIM##_##T(                                                  \
+        float* sums, State* states, const T* qkv, const T* keys, const T* values, const SplitItem* items,            \
+        const u32* num_items, const u32* positions, const u32* tables, const u32* table_starts, unsigned qkv_cols,   \
+        unsigned group, unsigned kv_heads, float scale, u32 window) {                                                \
+        attention_splits<T, DIM>(sums, states, qkv, keys, values, items, num_items, positions, tables, table_starts, \
+                                 qkv_cols, group, kv_heads, scale, window);                                          \
+    }                                                                                                                \
     EXPORT(attention_splits_##DIM##_##T)
 
 #define ATTENTION(T)                                                                                              \
+    SPLITS(T, 32)                                                                                                 \
     SPLITS(T, 64)                                                                                                 \
+    SPLITS(T, 80)                                                                                                 \
     SPLITS(T, 96)                                                                                                 \
     SPLITS(T, 128)                                                                                                \
     SPLITS(T, 256)                                                                                                \

@@ -1,5 +1,5 @@
 // Rows of an embedding table, of which a rank may hold a part. `ops/embedding.rs` says what it means.
-#include "types.cuh"
+#include "linear.cuh"
 
 constexpr unsigned THREADS = 128;
 
@@ -17,12 +17,36 @@ DEVICE void embedding(
     }
 }
 
+// The same from the weight of the output head, packed as `linear.cuh` says, which many models tie to their embedding: a row's
+// eight neighbours are four places in a tile. cols is a multiple of 32.
+template <typename T>
+DEVICE void embedding_head(T* out, const u32* ids, const T* weight, u32 first_id, u32 num_rows, u32 cols) {
+    u32 row = ids[blockIdx.x] - first_id;
+    out += size_t(blockIdx.x) * cols;
+    for (unsigned col = threadIdx.x * VECTOR; col < cols; col += THREADS * VECTOR) {
+        RowInputs inputs = {};
+        if (row < num_rows) {
+            const T* tile = weight + tile_start(row / TILE_OUTPUTS, col / TILE_INPUTS, cols / TILE_INPUTS);
+            for (unsigned pair = 0; pair < 4; ++pair) {
+                const T* from = tile + in_tile(row % TILE_OUTPUTS, col % TILE_INPUTS / VECTOR, pair);
+                inputs.square[pair / 2].pair[pair % 2] = *reinterpret_cast<const u32*>(from);
+            }
+        }
+        *reinterpret_cast<RowInputs*>(out + col) = inputs;
+    }
+}
+
 #define EMBEDDING(T)                                                                                             \
     KERNEL __launch_bounds__(THREADS) embedding_##T(                                                             \
         T* out, const unsigned* ids, const T* table, unsigned first_id, unsigned num_rows, unsigned cols) {      \
         embedding(out, ids, table, first_id, num_rows, cols);                                                    \
     }                                                                                                            \
-    EXPORT(embedding_##T)
+    EXPORT(embedding_##T)                                                                                        \
+    KERNEL __launch_bounds__(THREADS)                                                                            \
+        embedding_head_##T(T* out, const u32* ids, const T* weight, u32 first_id, u32 num_rows, u32 cols) {      \
+        embedding_head(out, ids, weight, first_id, num_rows, cols);                                              \
+    }                                                                                                            \
+    EXPORT(embedding_head_##T)
 
 EMBEDDING(bf16)
 EMBEDDING(f16)

@@ -4,6 +4,9 @@
 
 #ifdef CUSIM
 #include "cusim.h"
+
+inline float infinity() { return HUGE_VALF; }
+
 #else
 
 #define DEVICE __device__ __forceinline__
@@ -16,6 +19,9 @@
 
 // An array in shared memory, at a multiple of 16 bytes. Its contents are undefined until they are written.
 #define SHARED(type, name, length) __shared__ __align__(16) type name[length]
+
+// NVRTC has neither the macro nor the compiler's builtin.
+DEVICE float infinity() { return __uint_as_float(0x7f800000); }
 
 #endif
 

@@ -2,8 +2,8 @@
 //
 // The mean square is summed in f32. What is normalised is rounded before the weight scales it, and a residual after every
 // addition, as transformers' LlamaRMSNorm and its decoder layers do: the order decides the last bit of a logit.
+#include "ptx.cuh"
 #include "reduce.cuh"
-#include "types.cuh"
 
 // Threads of a row: 256 have two vectors each of 4,096 columns.
 constexpr unsigned ROW_THREADS = 256;
@@ -30,6 +30,8 @@ template <typename T>
 DEVICE void rms_norm(T* out, const T* x, const float* weight, float eps, unsigned cols) {
     x += size_t(blockIdx.x) * cols;
     out += size_t(blockIdx.x) * cols;
+    allow_kernel_behind();
+    wait_for_kernels_before();
     float sum = 0.0f;
     for (unsigned col = threadIdx.x * VECTOR; col < cols; col += ROW_THREADS * VECTOR) sum += square_sum(load(x + col));
     float factor = rsqrtf(block_sum<ROW_THREADS / WARP>(sum) / float(cols) + eps);
@@ -44,6 +46,8 @@ DEVICE void add_rms_norm(T* out, T* residual, const T* x, const float* weight, f
     x += size_t(blockIdx.x) * cols;
     residual += size_t(blockIdx.x) * cols;
     out += size_t(blockIdx.x) * cols;
+    allow_kernel_behind();
+    wait_for_kernels_before();
     float sum = 0.0f;
     for (unsigned col = threadIdx.x * VECTOR; col < cols; col += ROW_THREADS * VECTOR) {
         Vector<T> added = load(residual + col);
@@ -62,6 +66,8 @@ DEVICE void add_rms_norm(T* out, T* residual, const T* x, const float* weight, f
 template <typename T>
 DEVICE void head_rms_norm(T* x, const float* weight, float eps, unsigned cols, unsigned first_head, unsigned dim) {
     x += size_t(blockIdx.x) * cols + (first_head + blockIdx.y) * dim;
+    allow_kernel_behind();
+    wait_for_kernels_before();
     float sum = 0.0f;
     for (unsigned col = threadIdx.x * VECTOR; col < dim; col += WARP * VECTOR) sum += square_sum(load(x + col));
     float factor = rsqrtf(warp_sum(sum) / float(dim) + eps);

@@ -1,17 +1,40 @@
-// The best token of a row of logits, as it is or with noise. `ops/sample.rs` says what they mean: ties go to the lowest id, a NaN
-// is never the best, and noise is a function of (seed, position, token id).
-#include "launch.cuh"
+// The token of a row of logits, the best or a drawn one, with its log-probability. `ops/sample.rs` says what they mean: ties go
+// to the lowest id, a NaN is never the best, and noise is a function of (seed, position, token id).
+//   log_sum_exp = max + ln sum_i exp(logits[i] - max);  logprob = logits[id] - log_sum_exp
+// Shapes:  out, entries [S]; logits [rows, vocab_size], any of whose rows an entry may name.
+// Grid:    one block per entry; a thread has every THREADS-th group of four ids, as Philox makes noise for four at once.
+// Order:   a thread's terms by ascending id, then lanes as a tree, then warps ascending: bits depend on the row alone.
+// Traffic: a row twice, of which the second time is likely to find it in L2: the largest logit first, then everything below it.
+// Source:  Gumbel-max, arXiv:1411.0030 section 2; Philox-4x32-10, Salmon et al., SC 2011.
+#include "reduce.cuh"
 
 constexpr unsigned THREADS = 512;
+constexpr unsigned WARPS = THREADS / WARP;
+constexpr unsigned GROUP = 4;
+// Groups that a thread requests at once: one row is one block's, which with fewer would wait for memory most of the time.
+constexpr unsigned BATCH = 4;
+
+// What an entry asks for. draws: whether it wants a draw from the softmax (1) or the best (0).
+struct SampleRow {
+    u64 seed;
+    u32 row, position, draws, padding;
+};
+
+// unsound: the lowest id whose logit is NaN or +inf, or NO_ID.
+struct Sampled {
+    u32 id;
+    float logprob, log_sum_exp;
+    u32 unsound;
+};
 
 struct Scored {
     float score;
-    unsigned id;
+    u32 id;
 };
 
 // Whatever is a number is better than this.
-constexpr unsigned NO_ID = 0xffffffff;
-DEVICE Scored nothing() { return {-__builtin_inff(), NO_ID}; }
+constexpr u32 NO_ID = 0xffffffff;
+DEVICE Scored nothing() { return {-infinity(), NO_ID}; }
 
 DEVICE bool is_better(Scored a, Scored b) { return a.score > b.score || (a.score == b.score && a.id < b.id); }
 
@@ -32,24 +55,37 @@ DEVICE Scored block_best(Scored best, Scored* of_warps) {
     best = warp_best(best);
     if (threadIdx.x % WARP == 0) of_warps[threadIdx.x / WARP] = best;
     __syncthreads();
-    for (unsigned warp = 0; warp < THREADS / WARP; ++warp) {
+    for (unsigned warp = 0; warp < WARPS; ++warp) {
         if (is_better(of_warps[warp], best)) best = of_warps[warp];
     }
     return best;
 }
 
-DEVICE Scored row_best(const float* row, unsigned vocab_size, Scored* of_warps) {
-    Scored best = nothing();
-    for (unsigned id = threadIdx.x; id < vocab_size; id += THREADS) {
-        Scored candidate = {row[id], id};
-        if (is_better(candidate, best)) best = candidate;
+struct alignas(16) Logits {
+    float at[GROUP];
+};
+
+// The next groups of the calling thread. Behind the last id there are impossible tokens, which add zeros to the sum.
+DEVICE void load_batch(Logits (&batch)[BATCH], const float* row, u32 first_group, u32 vocab_size) {
+#pragma unroll
+    for (unsigned at = 0; at < BATCH; ++at) {
+        u32 first = (first_group + at * THREADS) * GROUP;
+        // Rows begin at multiples of 16 bytes only if they are whole groups long.
+        if (vocab_size % GROUP == 0 && first < vocab_size) {
+            batch[at] = *reinterpret_cast<const Logits*>(row + first);
+        } else {
+            for (unsigned i = 0; i < GROUP; ++i) batch[at].at[i] = first + i < vocab_size ? row[first + i] : -infinity();
+        }
     }
-    return block_best(best, of_warps);
 }
 
-// Word id % 4 of the block with the counter (id / 4, position, 0, 0): Philox-4x32-10 (Salmon et al., SC 2011).
-DEVICE u32 philox(u64 seed, u32 position, u32 id) {
-    u32 c0 = id / 4, c1 = position, c2 = 0, c3 = 0;
+struct Noise {
+    u32 bits[GROUP];
+};
+
+// Of the ids 4 * group and the three behind: the words of the block with the counter (group, position, 0, 0).
+DEVICE Noise philox(u64 seed, u32 position, u32 group) {
+    u32 c0 = group, c1 = position, c2 = 0, c3 = 0;
     u32 key0 = u32(seed), key1 = u32(seed >> 32);
     for (unsigned round = 0; round < 10; ++round) {
         u64 a = u64(0xD2511F53) * c0, b = u64(0xCD9E8D57) * c2;
@@ -60,8 +96,12 @@ DEVICE u32 philox(u64 seed, u32 position, u32 id) {
         key0 += 0x9E3779B9;
         key1 += 0xBB67AE85;
     }
-    return id % 4 == 0 ? c0 : id % 4 == 1 ? c1 : id % 4 == 2 ? c2 : c3;
+    return {{c0, c1, c2, c3}};
 }
+
+// An element by a number that is not known before: an array would have to lie in memory.
+template <typename T>
+DEVICE T pick(const T (&of)[GROUP], unsigned at) { return at < 2 ? (at == 0 ? of[0] : of[1]) : (at == 2 ? of[2] : of[3]); }
 
 // In f64, where -ln u keeps its precision near u = 1: only for the few candidates that can win.
 DEVICE float gumbel(u32 bits) {
@@ -69,39 +109,84 @@ DEVICE float gumbel(u32 bits) {
     return float(-log(-log(u)));
 }
 
-// A block per row of logits: [S, vocab_size]; ids: [S].
-KERNEL __launch_bounds__(THREADS) argmax(unsigned* ids, const float* logits, unsigned vocab_size) {
-    SHARED(Scored, of_warps, THREADS / WARP);
-    Scored best = row_best(logits + size_t(blockIdx.x) * vocab_size, vocab_size, of_warps);
-    if (threadIdx.x == 0) ids[blockIdx.x] = best.id == NO_ID ? 0 : best.id;
-}
-EXPORT(argmax)
+KERNEL __launch_bounds__(THREADS, 1) sample_rows(Sampled* out, const float* logits, const SampleRow* entries, u32 vocab_size) {
+    SHARED(Scored, of_warps, WARPS);
+    SHARED(Scored, of_warps_with_noise, WARPS);
+    SHARED(u32, unsound_of_warps, WARPS);
+    SampleRow entry = entries[blockIdx.x];
+    const float* row = logits + size_t(entry.row) * vocab_size;
+    u32 groups = (vocab_size + GROUP - 1) / GROUP;
+    Logits batch[BATCH];
 
-// The same of logits + Gumbel noise, one draw from their softmax; seeds, positions: [S].
-KERNEL __launch_bounds__(THREADS) gumbel_argmax(
-    unsigned* ids, const float* logits, const u64* seeds, const unsigned* positions, unsigned vocab_size) {
-    SHARED(Scored, of_warps, THREADS / WARP);
-    SHARED(Scored, of_warps_with_noise, THREADS / WARP);
-    const float* row = logits + size_t(blockIdx.x) * vocab_size;
-    u64 seed = seeds[blockIdx.x];
-    unsigned position = positions[blockIdx.x];
-
-    Scored best = row_best(row, vocab_size, of_warps);
-    if (best.id != NO_ID) {
-        best.score += gumbel(philox(seed, position, best.id));
-        // With d = best - score, a candidate wins only if its noise reaches d, so only if 1 - u <= exp(-d). One per cent of room
-        // for all roundings; whoever passes is computed exactly, so skipping changes no draw.
-        constexpr float ROOM = 1.01f;
-        for (unsigned id = threadIdx.x; id < vocab_size; id += THREADS) {
-            u32 bits = philox(seed, position, id);
-            float rest = float((1 << 24) - (bits >> 8)) - 0.5f;
-            if (rest <= __expf(row[id] - best.score) * (ROOM * float(1 << 24))) {
-                Scored candidate = {row[id] + gumbel(bits), id};
+    // The best as it is, and the first that is unsound.
+    Scored best = nothing();
+    u32 unsound = NO_ID;
+    for (u32 first = threadIdx.x; first < groups; first += BATCH * THREADS) {
+        load_batch(batch, row, first, vocab_size);
+#pragma unroll
+        for (unsigned at = 0; at < BATCH; ++at) {
+            for (unsigned i = 0; i < GROUP; ++i) {
+                Scored candidate = {batch[at].at[i], (first + at * THREADS) * GROUP + i};
                 if (is_better(candidate, best)) best = candidate;
+                if (!(candidate.score < infinity())) unsound = min(unsound, candidate.id);
             }
         }
     }
-    best = block_best(best, of_warps_with_noise);
-    if (threadIdx.x == 0) ids[blockIdx.x] = best.id == NO_ID ? 0 : best.id;
+    for (unsigned distance = WARP / 2; distance > 0; distance /= 2) {
+        unsound = min(unsound, __shfl_xor_sync(ALL_LANES, unsound, distance));
+    }
+    if (threadIdx.x % WARP == 0) unsound_of_warps[threadIdx.x / WARP] = unsound;
+    best = block_best(best, of_warps);
+    for (unsigned warp = 0; warp < WARPS; ++warp) unsound = min(unsound, unsound_of_warps[warp]);
+
+    // A row of nothing but impossible tokens and NaNs has no sum and no draw.
+    Scored drawn = best;
+    float log_sum_exp = -infinity();
+    if (best.score > -infinity()) {
+        // With d = drawn - score, a candidate wins only if its noise reaches d, so only if 1 - u <= exp(-d): the term of the sum
+        // times exp(max - drawn). One per cent of room for all roundings; whoever passes is computed exactly, so skipping changes
+        // no draw.
+        constexpr float ROOM = 1.01f * float(1 << 24);
+        float factor = 0.0f;
+        if (entry.draws) {
+            drawn.score += gumbel(pick(philox(entry.seed, entry.position, best.id / GROUP).bits, best.id % GROUP));
+            factor = ROOM * __expf(best.score - drawn.score);
+        }
+        float sum = 0.0f;
+        for (u32 first = threadIdx.x; first < groups; first += BATCH * THREADS) {
+            load_batch(batch, row, first, vocab_size);
+#pragma unroll
+            for (unsigned at = 0; at < BATCH; ++at) {
+                const Logits& x = batch[at];
+                Logits terms;
+                for (unsigned i = 0; i < GROUP; ++i) {
+                    terms.at[i] = __expf(x.at[i] - best.score);
+                    sum += terms.at[i];
+                }
+                if (!entry.draws) continue;
+                u32 group = first + at * THREADS, hopeful = 0;
+                Noise noise = philox(entry.seed, entry.position, group);
+                for (unsigned i = 0; i < GROUP; ++i) {
+                    // (1 - u) 2^24. A NaN fails the comparison.
+                    float rest = float((1 << 24) - (noise.bits[i] >> 8)) - 0.5f;
+                    hopeful |= u32(rest <= terms.at[i] * factor) << i;
+                }
+#pragma unroll 1
+                for (unsigned i = 0; hopeful >> i > 0; ++i) {
+                    if (hopeful >> i & 1) {
+                        Scored candidate = {pick(x.at, i) + gumbel(pick(noise.bits, i)), group * GROUP + i};
+                        if (is_better(candidate, drawn)) drawn = candidate;
+                    }
+                }
+                if (hopeful > 0) factor = ROOM * __expf(best.score - drawn.score);
+            }
+        }
+        drawn = block_best(drawn, of_warps_with_noise);
+        log_sum_exp = best.score + logf(block_sum<WARPS>(sum));
+    }
+    if (threadIdx.x > 0) return;
+    // Where nothing is a number there is none, or one behind the last.
+    u32 id = drawn.id < vocab_size ? drawn.id : 0;
+    out[blockIdx.x] = {id, row[id] - log_sum_exp, log_sum_exp, unsound};
 }
-EXPORT(gumbel_argmax)
+EXPORT(sample_rows)

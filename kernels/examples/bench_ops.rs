@@ -188,7 +188,7 @@ impl Bench {
                 let name = format!("attention {heads}/{kv_heads}x{dim} {sequences}x{rows} rows, context {context}");
                 let bytes = 2 * out.bytes() + kv.bytes();
                 self.report(&name, bytes, 4 * pairs * heads * dim, || {
-                    attention(&mut out, &qkv, &kv, 0, &AttentionRows { sequences: &step }, 0.125, None)
+                    attention(&mut out, &qkv, &kv, 0, &AttentionRows::new(&step), 0.125, None)
                         .expect("the shapes agree");
                 });
             }

@@ -4,12 +4,13 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use crate::allocation::Scratch;
+use crate::cuda::Cuda;
 use crate::ledger::Ledger;
 use crate::limits::{MAX_THREADS, MIN_WORK_PER_THREAD};
 use crate::ops::linear::Format;
 use crate::pool::Pool;
 use crate::simd::Isa;
-use crate::{DType, WeightType};
+use crate::{DType, Result, WeightType};
 
 /// A device. Cloning it gives another handle on the same one.
 #[derive(Clone)]
@@ -17,6 +18,8 @@ use crate::{DType, WeightType};
 pub enum Device {
     /// The processor: SIMD arms on a thread pool.
     Cpu(Arc<Cpu>),
+    /// A GPU: CUDA kernels on a stream.
+    Cuda(Arc<Cuda>),
     /// Computes nothing; counts bytes and FLOPs.
     Plan(Arc<Ledger>),
 }
@@ -32,6 +35,53 @@ impl Device {
     pub(crate) fn cpu_with(isa: Isa, threads: usize) -> Device {
         let pool = Pool::new(threads.clamp(1, MAX_THREADS));
         Device::Cpu(Arc::new(Cpu { isa, pool, packed: Mutex::default(), inputs: Mutex::default() }))
+    }
+
+    /// A GPU, counted among those that `CUDA_VISIBLE_DEVICES` shows, with `host_threads` threads of the processor for what is not
+    /// its to do. `report` is told, for people, of kernels that have to be compiled first.
+    ///
+    /// # Errors
+    /// [`Error::CudaUnavailable`](crate::Error::CudaUnavailable), in one sentence; [`Error::Cuda`](crate::Error::Cuda).
+    pub fn cuda(ordinal: usize, host_threads: usize, report: &dyn Fn(&str)) -> Result<Device> {
+        Ok(Device::Cuda(Arc::new(Cuda::open(ordinal, host_threads, report)?)))
+    }
+
+    /// The processor: itself, or the one beside a GPU.
+    pub fn host(&self) -> &Device {
+        match self {
+            Device::Cuda(cuda) => cuda.host(),
+            Device::Cpu(_) | Device::Plan(_) => self,
+        }
+    }
+
+    /// The type of activations where a model's weights are of `dtype`.
+    pub fn activation_dtype(&self, dtype: DType) -> DType {
+        match self {
+            Device::Cuda(_) => dtype,
+            Device::Cpu(_) | Device::Plan(_) => DType::F32,
+        }
+    }
+
+    /// Waits until it has done everything that was asked of it. A processor always has.
+    ///
+    /// # Errors
+    /// What it did wrong meanwhile: [`Error::Cuda`](crate::Error::Cuda).
+    pub fn synchronize(&self) -> Result<()> {
+        match self {
+            Device::Cuda(cuda) => cuda.context.synchronize(),
+            Device::Cpu(_) | Device::Plan(_) => Ok(()),
+        }
+    }
+
+    /// Bytes of its memory that are free, and all there are. `None` where the system keeps the books.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`](crate::Error::Cuda).
+    pub fn memory(&self) -> Result<Option<(usize, usize)>> {
+        match self {
+            Device::Cuda(cuda) => cuda.context.memory().map(Some),
+            Device::Cpu(_) | Device::Plan(_) => Ok(None),
+        }
     }
 
     /// A device with empty books.
@@ -57,6 +107,7 @@ impl Device {
                     None => format!("cpu ({}, {threads})", cpu.isa.name()),
                 }
             }
+            Device::Cuda(cuda) => cuda.describe(),
             Device::Plan(_) => "plan".to_owned(),
         }
     }
@@ -70,22 +121,25 @@ impl Device {
     pub fn ledger(&self) -> Option<&Ledger> {
         match self {
             Device::Plan(ledger) => Some(ledger),
-            Device::Cpu(_) => None,
+            Device::Cpu(_) | Device::Cuda(_) => None,
         }
     }
 
-    /// Calls `f(0)` to `f(count - 1)`, spread over the device's threads.
+    /// Calls `f(0)` to `f(count - 1)`, spread over the [host](Device::host)'s threads.
     pub fn for_each(&self, count: usize, f: impl Fn(usize) + Sync) {
         match self {
             Device::Cpu(cpu) => cpu.pool.run(count, f),
+            Device::Cuda(cuda) => cuda.host().for_each(count, f),
             Device::Plan(_) => (0..count).for_each(f),
         }
     }
 
-    /// Calls `f(index, part)` on parts of `part_len` elements (the last may be shorter), spread over the device's threads.
+    /// Calls `f(index, part)` on parts of `part_len` elements (the last may be shorter), spread over the [host](Device::host)'s
+    /// threads.
     pub fn for_each_part<T: Send>(&self, out: &mut [T], part_len: usize, f: impl Fn(usize, &mut [T]) + Sync) {
         match self {
             Device::Cpu(cpu) => cpu.pool.for_parts(out, part_len, f),
+            Device::Cuda(cuda) => cuda.host().for_each_part(out, part_len, f),
             Device::Plan(_) => out.chunks_mut(part_len).enumerate().for_each(|(index, part)| f(index, part)),
         }
     }

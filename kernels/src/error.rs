@@ -64,4 +64,24 @@ pub enum Error {
         /// [`Device::describe`](crate::Device::describe) of the offender.
         device: String,
     },
+    /// There is no GPU to use: no driver, an old one, no device, a missing library.
+    #[error("CUDA cannot be used: {reason}")]
+    CudaUnavailable {
+        /// What is missing and what would help, in one sentence.
+        reason: String,
+    },
+    /// The driver refused a call, or reports what an earlier one did.
+    #[error("{call} failed: {code}")]
+    Cuda {
+        /// The call.
+        call: &'static str,
+        /// The driver's name of the error and its words.
+        code: String,
+    },
+    /// What was asked for exists, but not on this device.
+    #[error("{reason}")]
+    Unsupported {
+        /// What, and what would be possible.
+        reason: String,
+    },
 }

@@ -8,6 +8,9 @@
 //! other: keys `[head_dim / 2][16][2]`, values `[8][D'][2]`. An odd head_dim is rounded up in both layouts, and the additional
 //! dimension of a stored key is zero.
 //!
+//! On a GPU a block's keys and values are squares of 16 x 16, as `kernels/cuda/kv_cache.cuh` says, and take the same memory; blocks lie in
+//! order, the heads of each beside each other.
+//!
 //! A layer's keys, and likewise its values, are `[stretches][K][blocks of the stretch]` of these, with K KV heads and stretches of
 //! [`STRETCH`] blocks, the last as long as it comes. Within one, a head's neighbouring blocks are neighbours in memory, which
 //! streams and spreads over all sets of a cache. All heads of a stretch lie together, so that a cache of many gigabytes takes
@@ -23,7 +26,7 @@ use crate::memory::Memory;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::Avx512Bf16;
 use crate::simd::LANES;
-use crate::{DType, Device, Result};
+use crate::{DType, Device, Error, Result};
 
 /// Keys and values of all layers.
 pub struct KvCache {
@@ -203,6 +206,9 @@ impl KvCache {
         };
         #[cfg(target_arch = "x86_64")]
         let step = if pairs.is_some() { 2 } else { 1 };
+        if matches!(device, Device::Cuda(_)) {
+            expect_cuda_shape(head_dim, dtype)?;
+        }
         #[cfg(not(target_arch = "x86_64"))]
         let step = 1;
         let shape = KvShape { num_blocks, kv_heads, head_dim, step };
@@ -261,6 +267,24 @@ impl KvCache {
         self.layers.iter().map(|layer| layer.keys.bytes() + layer.values.bytes()).sum()
     }
 
+    /// Where a layer's keys and values lie on a GPU.
+    pub(crate) fn addresses(&self, layer: usize) -> (u64, u64) {
+        let Layer { keys, values } = &self.layers[layer];
+        (keys.address(0, keys.bytes()), values.address(0, values.bytes()))
+    }
+
+    /// The kernels of a GPU read and write caches of the type of the activations.
+    pub(crate) fn expect_activations_of(&self, op: &'static str, dtype: DType) -> Result<()> {
+        match self.dtype == dtype.into() {
+            true => Ok(()),
+            false => {
+                let reason =
+                    format!("{op} on a GPU takes a cache of {dtype}, the activations' type, not {}", self.dtype);
+                Err(Error::Unsupported { reason })
+            }
+        }
+    }
+
     /// The dot products for which the steps lie in pairs, if they do.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn pairs(&self) -> Option<Avx512Bf16> {
@@ -278,6 +302,22 @@ impl KvCache {
         debug_assert_eq!(size_of::<T>(), self.dtype.size_bytes());
         let layer = &mut self.layers[layer];
         (layer.keys.as_mut_slice(), layer.values.as_mut_slice())
+    }
+}
+
+/// Widths of a head that the kernels of attention are instantiated for (`attention_decode.cu`, `attention_prefill.cu`).
+pub(crate) const CUDA_HEAD_DIMS: [usize; 6] = [32, 64, 80, 96, 128, 256];
+
+fn expect_cuda_shape(head_dim: usize, dtype: KvDType) -> Result<()> {
+    if !CUDA_HEAD_DIMS.contains(&head_dim) {
+        let reason = format!("attention on a GPU takes heads of {CUDA_HEAD_DIMS:?} elements, not of {head_dim}");
+        return Err(Error::Unsupported { reason });
+    }
+    match dtype {
+        KvDType::Bf16 | KvDType::F16 => Ok(()),
+        KvDType::F32 | KvDType::F8E4m3 | KvDType::F8E5m2 => {
+            Err(Error::Unsupported { reason: format!("a KV cache on a GPU is bfloat16 or float16, not {dtype}") })
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Tensors and the coarse, fused operations that a decoder is made of. Knows no model, request or protocol.
 //!
-//! - [`Device`]: `cpu` (AVX-512, AVX2 or portable, chosen at run time; a fork-join pool) or `plan` (computes nothing, counts
-//!   bytes and FLOPs). [`Tensor`]: a dense handle. [`Arena`]: the stack of a step's activations.
+//! - [`Device`]: `cpu` (AVX-512, AVX2 or portable, chosen at run time; a fork-join pool), `cuda` (a GPU) or `plan` (computes
+//!   nothing, counts bytes and FLOPs). [`Tensor`]: a dense handle. [`Arena`]: the stack of a step's activations.
 //! - [`LinearWeight`] packs matrices ([`MatrixView`] slices of a mapped checkpoint); [`KvCache`] is paged.
 //! - [`ops`]: one file per operation, each with its contract, plain definition, arms and tests.
 //!
@@ -12,6 +12,7 @@
 mod allocation;
 mod arena;
 mod contract;
+mod cuda;
 mod device;
 mod dtype;
 mod error;
@@ -25,10 +26,12 @@ mod memory;
 pub mod ops;
 mod pool;
 mod simd;
+mod step_lists;
 mod tensor;
 mod weight_type;
 
 pub use arena::{Arena, Mark};
+pub use cuda::Cuda;
 pub use device::{Cpu, Device};
 pub use dtype::DType;
 pub use error::{Error, Result};
@@ -38,5 +41,6 @@ pub use limits::BLOCK_SIZE;
 pub use linear_weight::{AlwaysThere, LinearWeight, PanelShape, SourcePages};
 pub use matrix::MatrixView;
 pub use memory::{Values, ValuesMut};
+pub use step_lists::{Indices, StepLimits, StepLists};
 pub use tensor::Tensor;
 pub use weight_type::WeightType;

@@ -10,6 +10,10 @@ pub const BLOCK_SIZE: usize = 16;
 /// on how its prompt was chunked. 256 scores of a head are 1 KiB: they stay in the first-level cache.
 pub const KV_SPLIT: usize = 256;
 
+/// Splits whose sums one launch of attention on a GPU keeps at least: of 4,096 every multiprocessor has thirty, and with 32 heads of 128
+/// elements they take 68 MB. Steps with more take several launches.
+pub(crate) const MIN_CUDA_SPLITS: usize = 4096;
+
 /// The highest rank of a tensor: [blocks, block, heads, head_dim] is the largest shape in use.
 pub const MAX_RANK: usize = 4;
 

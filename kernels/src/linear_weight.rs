@@ -1,9 +1,9 @@
-//! The weight of a linear layer, packed once at load for the processor.
+//! The weight of a linear layer, packed once at load for the device that computes with it.
 
 use std::ops::Range;
 
 use crate::memory::Memory;
-use crate::ops::linear::{Format, PanelRows};
+use crate::ops::linear::{Format, PanelRows, squares};
 use crate::simd::LANES;
 use crate::{DType, Device, Error, MatrixView, Result, WeightType};
 
@@ -79,6 +79,13 @@ impl LinearWeight {
             }
         }
         let n = matrices.iter().map(|matrix| matrix.rows).sum::<usize>();
+        if let Device::Cuda(_) = device {
+            let WeightType::Float(dtype) = weight_type else {
+                let reason = "weights on a GPU are not quantised yet: bfloat16 and float16 are there".to_owned();
+                return Err(Error::Unsupported { reason });
+            };
+            squares::expect_shape(dtype, k)?;
+        }
         let format = Format::choose(device, weight_type);
         let panels = Memory::new(device, n.div_ceil(LANES) * format.panel_bytes(k), "weights")?;
         Ok(LinearWeight { panels, format, n, k })
@@ -86,6 +93,10 @@ impl LinearWeight {
 
     fn pack_panels(mut self, matrices: &[MatrixView<'_>], pages: &dyn SourcePages) -> Result<LinearWeight> {
         let (format, panel_bytes) = (self.format, self.format.panel_bytes(self.k));
+        if let (Device::Cuda(cuda), Format::Squares(dtype)) = (self.device(), format) {
+            // SAFETY: `unpacked` made room for all rows of the matrices, each of k elements.
+            unsafe { squares::pack(cuda, self.address(), dtype, self.k, matrices, pages)? };
+        }
         let Device::Cpu(cpu) = self.device().clone() else { return Ok(self) };
         let panels_of_turn = (PACKED_BYTES_OF_TURN / panel_bytes.max(1)).max(1);
         cpu.for_rows(self.panels.as_mut_slice::<u8>(), panel_bytes, self.k * LANES, |first, part| {
@@ -114,7 +125,7 @@ impl LinearWeight {
 
     /// Whether its rows can be read back as they were packed, so that it is an embedding table as well.
     pub fn is_table(&self) -> bool {
-        self.format.elements().is_some()
+        self.format.table_dtype().is_some()
     }
 
     /// What its panels are, for whoever keeps them.
@@ -122,7 +133,7 @@ impl LinearWeight {
         PanelShape { format: self.format.name(), n: self.n, k: self.k }
     }
 
-    /// Its panels, to be [restored](LinearWeight::restore) later. Not on the `plan` device.
+    /// Its panels, to be [restored](LinearWeight::restore) later. On the processor only.
     pub fn packed_bytes(&self) -> &[u8] {
         self.panels()
     }
@@ -135,6 +146,11 @@ impl LinearWeight {
     /// Where it lives.
     pub fn device(&self) -> &Device {
         self.panels.device()
+    }
+
+    /// Where it lies on a GPU.
+    pub(crate) fn address(&self) -> u64 {
+        self.panels.address(0, self.panels.bytes())
     }
 
     /// Bytes of a panel.

@@ -33,6 +33,23 @@ pub fn read_bandwidth(device: &Device, bytes: usize) -> Result<Option<f64>> {
     Ok(ReadBuffer::new(device, bytes)?.bandwidth().map(|(_, bandwidth)| bandwidth))
 }
 
+/// Bytes per second that a GPU reads and writes together while it copies a buffer of `bytes` bytes to another. None on other devices.
+///
+/// # Errors
+/// [`Error::OutOfMemory`](crate::Error::OutOfMemory), [`Error::Cuda`](crate::Error::Cuda).
+pub fn copy_bandwidth(device: &Device, bytes: usize) -> Result<Option<f64>> {
+    let Device::Cuda(cuda) = device else { return Ok(None) };
+    let [from, to] = [Memory::new(device, bytes, "copy")?, Memory::new(device, bytes, "copy")?];
+    let (from, to) = (from.address(0, bytes), to.address(0, bytes));
+    let copy = || {
+        // SAFETY: both are memory of this device, `bytes` long, which lives until the copy was waited for.
+        unsafe { cuda.context.copy(to, from, bytes) }.and_then(|()| cuda.context.synchronize())
+    };
+    copy()?;
+    let duration = median_duration(|| copy().expect("it was copied before"));
+    Ok(Some(2.0 * bytes as f64 / duration.as_secs_f64()))
+}
+
 /// A written buffer in huge pages, read to measure bandwidth: much larger than the caches it gives the memory's, smaller the
 /// cache's. (A buffer that nobody has written is one page of zeros everywhere, and always in the cache.)
 pub struct ReadBuffer {

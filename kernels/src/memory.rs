@@ -12,24 +12,34 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytemuck::Pod;
 
 use crate::allocation::Allocation;
+use crate::cuda::DeviceMemory;
 use crate::{Device, Error, Result};
 
 /// One allocation of a device. On the `plan` device it has a size but no bytes.
 pub(crate) struct Memory {
     device: Device,
     bytes: usize,
-    allocation: Option<Allocation>,
+    backing: Backing,
+}
+
+/// What is behind it.
+enum Backing {
+    /// Nothing: the plan device's.
+    Nothing,
+    Host(Allocation),
+    Cuda(DeviceMemory),
 }
 
 impl Memory {
     /// Zeroed memory of `bytes` bytes; `what` names it in the error.
     pub(crate) fn new(device: &Device, bytes: usize, what: &'static str) -> Result<Memory> {
         let exhausted = || Error::OutOfMemory { arena: what, requested_bytes: bytes, available_bytes: 0 };
-        let allocation = match device.is_plan() {
-            true => None,
-            false => Some(Allocation::zeroed(bytes).ok_or_else(exhausted)?),
+        let backing = match device {
+            Device::Plan(_) => Backing::Nothing,
+            Device::Cpu(_) => Backing::Host(Allocation::zeroed(bytes).ok_or_else(exhausted)?),
+            Device::Cuda(cuda) => Backing::Cuda(DeviceMemory::zeroed(&cuda.context, bytes, what)?),
         };
-        Ok(Memory { device: device.clone(), bytes, allocation })
+        Ok(Memory { device: device.clone(), bytes, backing })
     }
 
     pub(crate) fn device(&self) -> &Device {
@@ -53,10 +63,18 @@ impl Memory {
         unsafe { std::slice::from_raw_parts_mut(self.range(0, self.bytes).cast(), self.bytes / size_of::<T>()) }
     }
 
+    /// The address on a GPU of a range that is checked to lie inside.
+    pub(crate) fn address(&self, offset: usize, bytes: usize) -> u64 {
+        let Backing::Cuda(memory) = &self.backing else { panic!("only memory of a GPU has an address there") };
+        assert!(offset <= self.bytes && bytes <= self.bytes - offset, "a tensor lies inside its memory");
+        memory.address() + offset as u64
+    }
+
     /// The start of a range that is checked to lie inside.
     fn range(&self, offset: usize, bytes: usize) -> *mut u8 {
-        let allocation = self.allocation.as_ref();
-        let allocation = allocation.expect("tensors of the plan device have no memory: only its ops may see them");
+        let Backing::Host(allocation) = &self.backing else {
+            panic!("tensors of other devices have no memory of the host: only their ops may see them")
+        };
         assert!(offset <= self.bytes && bytes <= self.bytes - offset, "a tensor lies inside its memory");
         // SAFETY: `offset` is within the allocation (asserted above).
         unsafe { allocation.start().as_ptr().add(offset) }
@@ -92,6 +110,12 @@ impl Storage {
         let idle = state & WRITER == 0
             && self.state.compare_exchange(state, next, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         assert!(idle, "an arena was released while the values of one of its tensors were borrowed");
+    }
+
+    /// Where `bytes` bytes at `offset` lie on their GPU, whose stream keeps readers and writers apart.
+    pub(crate) fn address(&self, generation: u32, offset: usize, bytes: usize) -> u64 {
+        assert_eq!(self.generation(), generation, "a tensor was used after its arena took the memory back");
+        self.memory.address(offset, bytes)
     }
 
     /// Borrows `bytes` bytes at `offset` for reading.

@@ -1,6 +1,7 @@
 //! Dense row-major tensors: cheap handles on device memory.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::limits::MAX_RANK;
@@ -52,8 +53,11 @@ impl Tensor {
             return Err(Error::Shape { op: "from_bytes", arg: "bytes", expected: shape.to_vec(), actual });
         }
         let mut tensor = Tensor::zeros(device, shape, dtype)?;
-        if !device.is_plan() {
-            tensor.as_bytes_mut().copy_from_slice(bytes);
+        match device {
+            Device::Cpu(_) => tensor.as_bytes_mut().copy_from_slice(bytes),
+            // SAFETY: the tensor holds as many bytes (checked above), and nobody else has a handle on it yet.
+            Device::Cuda(cuda) => unsafe { cuda.context.upload(tensor.address(), bytes)? },
+            Device::Plan(_) => {}
         }
         Ok(tensor)
     }
@@ -63,6 +67,10 @@ impl Tensor {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn from_matrix(device: &Device, matrix: &MatrixView<'_>, dtype: DType) -> Result<Tensor> {
+        if let Device::Cuda(cuda) = device {
+            let rounded = Tensor::from_matrix(cuda.host(), matrix, dtype)?;
+            return Tensor::from_bytes(device, rounded.shape(), dtype, &rounded.as_bytes());
+        }
         let mut tensor = Tensor::zeros(device, &[matrix.rows, matrix.cols], dtype)?;
         if let Device::Cpu(cpu) = device {
             let row_bytes = matrix.cols * dtype.size_bytes();
@@ -160,6 +168,54 @@ impl Tensor {
     pub fn as_f32_mut(&mut self) -> ValuesMut<'_, f32> {
         assert_eq!(self.dtype, DType::F32, "as_f32_mut of a tensor of another dtype");
         self.storage.write(self.generation, self.offset, self.bytes())
+    }
+
+    /// Where its first element lies on its GPU.
+    ///
+    /// # Panics
+    /// On other devices, and after its arena took the memory back.
+    pub(crate) fn address(&self) -> u64 {
+        self.storage.address(self.generation, self.offset, self.bytes())
+    }
+
+    /// A copy of some elements of an f32 tensor, on whatever device but `plan`. Waits for what was to write them.
+    ///
+    /// # Errors
+    /// [`Error::DType`]; [`Error::Index`] beyond the last; [`Error::Cuda`].
+    pub fn read_f32(&self, range: Range<usize>, out: &mut [f32]) -> Result<()> {
+        if self.dtype != DType::F32 {
+            return Err(Error::DType { op: "read_f32", arg: "self", expected: DType::F32, actual: self.dtype });
+        }
+        if range.end > self.len() {
+            return Err(Error::Index { op: "read_f32", arg: "range", index: range.end, limit: self.len() + 1 });
+        }
+        match self.device() {
+            Device::Cuda(cuda) => {
+                let from = self.address() + (range.start * size_of::<f32>()) as u64;
+                // SAFETY: the range lies inside the tensor (checked above), and `out` is as long, or the slicing panics.
+                unsafe { cuda.context.download(from, bytemuck::cast_slice_mut(&mut out[..range.len()])) }
+            }
+            Device::Cpu(_) | Device::Plan(_) => {
+                out[..range.len()].copy_from_slice(&self.as_f32()[range]);
+                Ok(())
+            }
+        }
+    }
+
+    /// The elements, widened to f32, wherever they are.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`].
+    pub fn to_vec(&self) -> Result<Vec<f32>> {
+        let mut bytes = vec![0; self.bytes()];
+        match self.device() {
+            // SAFETY: `bytes` is as long as the tensor.
+            Device::Cuda(cuda) => unsafe { cuda.context.download(self.address(), &mut bytes)? },
+            Device::Cpu(_) | Device::Plan(_) => bytes.copy_from_slice(&self.as_bytes()),
+        }
+        let mut values = Vec::with_capacity(self.len());
+        self.dtype.decode_all(&bytes, &mut values);
+        Ok(values)
     }
 
     /// The elements as `T`, which the caller has matched with the dtype.

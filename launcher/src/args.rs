@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use proto::MAX_DRAFT_TOKENS;
 use router::api_key::ApiKey;
 use router::limits::{MAX_GRACE_SECONDS, MAX_REQUEST_TIMEOUT_SECONDS};
+use shard::args::memory_fraction;
 
 use crate::compatibility::{self, Knob};
 
@@ -71,11 +72,17 @@ pub(crate) struct Model {
     pub(crate) tokenizer_config_path: Option<String>,
 }
 
-/// How the model is spread over processes.
+/// What computes, and how the model is spread over processes.
 #[derive(clap::Args, Debug)]
 #[command(next_help_heading = "Shards")]
 pub(crate) struct Shards {
-    /// Number of tensor-parallel shard processes [default: 1 on CPUs].
+    /// What computes: `cpu`, or `cuda` for an NVIDIA GPU (its kernels were not yet confirmed on one: docs/gpu-status.md).
+    #[arg(long, env, default_value = "cpu", hide_possible_values = true)]
+    pub(crate) device: DeviceKind,
+    /// Part of a GPU's memory that may be used, above 0 and at most 1.
+    #[arg(long, env, value_name = "FRACTION", default_value_t = 1.0, value_parser = memory_fraction)]
+    pub(crate) cuda_memory_fraction: f64,
+    /// Number of tensor-parallel shard processes [default: 1]. Several need --device cpu so far.
     #[arg(long, env)]
     pub(crate) num_shard: Option<usize>,
     /// Demand (true) or forbid (false) tensor parallelism.
@@ -147,7 +154,7 @@ pub(crate) struct Limits {
     /// Most tokens of a prompt and its answer together [default: the model's context].
     #[arg(long, env)]
     pub(crate) max_total_tokens: Option<usize>,
-    /// Tokens one step may compute, running rows and pieces of prompts together [default: 512 on CPUs]. A long prompt
+    /// Tokens one step may compute, running rows and pieces of prompts together [default: 512, on a GPU 4096]. A long prompt
     /// is computed in pieces of at most this size, so that running streams go on.
     #[arg(long, env)]
     pub(crate) max_batch_prefill_tokens: Option<u32>,
@@ -202,6 +209,15 @@ fn draft_tokens(value: &str) -> Result<u8, String> {
     let value = if value.trim().is_empty() { "0" } else { value.trim() };
     let tokens = value.parse().ok().filter(|tokens| *tokens <= MAX_DRAFT_TOKENS);
     tokens.ok_or_else(|| format!("it is a number of tokens from 0 to {MAX_DRAFT_TOKENS}"))
+}
+
+/// Kinds of devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DeviceKind {
+    /// The processor.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
 }
 
 /// Types that weights can be converted to.

@@ -66,6 +66,8 @@ pub(crate) fn shard(
         .number("rank", rank)
         .number("world-size", settings.num_shard)
         .value("uds-path", uds_prefix)
+        .value("device", name_of(shard.device))
+        .number("cuda-memory-fraction", shard.cuda_memory_fraction)
         .number("threads", threads)
         .number("max-batch-size", shard.slots)
         .number("max-step-tokens", shard.step_tokens)
@@ -145,7 +147,7 @@ mod tests {
         crate::validation::settings(crate::args::parse(argv).unwrap().args, &mut Vec::new()).unwrap()
     }
 
-    const EVERYTHING: &str = "--num-shard 2 --dtype bfloat16 --quantize bitsandbytes-nf4 --packed-weights-cache /w \
+    const EVERYTHING: &str = "--num-shard 2 --cuda-memory-fraction 0.5 --dtype bfloat16 --quantize bitsandbytes-nf4 --packed-weights-cache /w \
         --kv-cache-dtype fp8_e4m3fn --rope-scaling dynamic --rope-factor 2.5 --port 8080 \
         --max-input-tokens 100 --max-total-tokens 200 --max-batch-total-tokens 4000 --max-batch-size 8 \
         --cors-allow-origin http://a --cors-allow-origin http://b --tokenizer-config-path /t.json --request-timeout 60 \
@@ -171,6 +173,8 @@ mod tests {
         let argv = shard(&settings(EVERYTHING), &model(), "/run/tgi", 1, 2, "name");
         for word in [
             "--rank=1",
+            "--device=cpu",
+            "--cuda-memory-fraction=0.5",
             "--world-size=2",
             "--dtype=bfloat16",
             "--quantize=bitsandbytes-nf4",

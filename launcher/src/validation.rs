@@ -7,9 +7,9 @@ use std::time::Duration;
 use clap::ValueEnum;
 use router::api_key::{self, ApiKey};
 
-use crate::args::{Args, Dtype, KvCacheDtype, Quantize, RopeScaling};
+use crate::args::{Args, DeviceKind, Dtype, KvCacheDtype, Quantize, RopeScaling};
 use crate::error::LauncherError;
-use crate::limits::{DEFAULT_STEP_TOKENS, MAX_DEFAULT_SLOTS, MAX_SHARDS};
+use crate::limits::{DEFAULT_CUDA_STEP_TOKENS, DEFAULT_STEP_TOKENS, MAX_DEFAULT_SLOTS, MAX_SHARDS};
 
 /// What the launcher was asked for, with every default filled in that does not depend on the model.
 #[derive(Clone, Debug)]
@@ -35,6 +35,10 @@ pub(crate) struct Settings {
 /// The settings that reach the shards.
 #[derive(Clone, Debug)]
 pub(crate) struct ShardSettings {
+    /// What computes.
+    pub(crate) device: DeviceKind,
+    /// Part of a GPU's memory that may be used.
+    pub(crate) cuda_memory_fraction: f64,
     /// Type to convert the weights to.
     pub(crate) dtype: Option<Dtype>,
     /// How to quantise them: one of the modes that a shard knows.
@@ -85,6 +89,11 @@ pub(crate) struct RouterSettings {
 pub(crate) fn settings(args: Args, warnings: &mut Vec<String>) -> Result<Settings, LauncherError> {
     let Args { model, shards, server, limits, operation } = args;
     let num_shard = num_shard(shards.sharded, shards.num_shard)?;
+    if num_shard > 1 && shards.device == DeviceKind::Cuda {
+        return Err(LauncherError::argument(format!(
+            "`num_shard` is {num_shard} with `device` cuda: a model runs on one GPU so far"
+        )));
+    }
 
     let max_input_tokens = match (limits.max_input_tokens, limits.max_input_length) {
         (Some(tokens), Some(length)) => {
@@ -127,9 +136,19 @@ pub(crate) fn settings(args: Args, warnings: &mut Vec<String>) -> Result<Setting
     positive("port", usize::from(port))?;
     api_key::check(&server.api_key).map_err(|error| LauncherError::argument(error.to_string()))?;
     let quantize = model.quantize.map(|mode| quantize(mode, warnings)).transpose()?;
+    let default_step_tokens = match shards.device {
+        DeviceKind::Cpu => DEFAULT_STEP_TOKENS,
+        DeviceKind::Cuda => {
+            cuda_takes(quantize, model.kv_cache_dtype, model.dtype)?;
+            if model.packed_weights_cache.is_some() {
+                warnings.push("`packed_weights_cache` has no effect on a GPU, which packs weights itself".to_owned());
+            }
+            DEFAULT_CUDA_STEP_TOKENS
+        }
+    };
     let step_tokens = limits.max_batch_prefill_tokens.unwrap_or_else(|| {
         // A default must not contradict what was asked for: no step is larger than the cache.
-        DEFAULT_STEP_TOKENS.min(limits.max_batch_total_tokens.unwrap_or(u32::MAX))
+        default_step_tokens.min(limits.max_batch_total_tokens.unwrap_or(u32::MAX))
     });
     positive("max_batch_prefill_tokens", step_tokens as usize)?;
     let slots = limits.max_batch_size.unwrap_or(limits.max_concurrent_requests.min(MAX_DEFAULT_SLOTS));
@@ -148,6 +167,8 @@ pub(crate) fn settings(args: Args, warnings: &mut Vec<String>) -> Result<Setting
         port,
         grace: Duration::from_secs(operation.graceful_termination_timeout),
         shard: ShardSettings {
+            device: shards.device,
+            cuda_memory_fraction: shards.cuda_memory_fraction,
             dtype: model.dtype,
             quantize,
             kv_cache_dtype: model.kv_cache_dtype,
@@ -205,6 +226,27 @@ fn num_shard(sharded: Option<bool>, num_shard: Option<usize>) -> Result<u32, Lau
         0 => Err(LauncherError::argument("`num_shard` cannot be < 1")),
         1..=MAX_SHARDS => Ok(num_shard as u32),
         _ => Err(LauncherError::argument(format!("`num_shard` must be <= {MAX_SHARDS}. Given: {num_shard}"))),
+    }
+}
+
+/// What the kernels of a GPU cannot do yet, refused before anything is loaded.
+fn cuda_takes(
+    quantize: Option<Quantize>,
+    kv_cache_dtype: KvCacheDtype,
+    dtype: Option<Dtype>,
+) -> Result<(), LauncherError> {
+    let refuse = |sentence: &str| Err(LauncherError::argument(sentence));
+    match (quantize, kv_cache_dtype, dtype) {
+        (Some(_), _, _) => {
+            refuse("`quantize` with `device` cuda is not supported yet: weights are bfloat16 or float16")
+        }
+        (_, KvCacheDtype::F32 | KvCacheDtype::Fp8E4m3fn | KvCacheDtype::Fp8E5m2, _) => {
+            refuse("`kv_cache_dtype` with `device` cuda is `auto`, the type of the weights: bfloat16 or float16")
+        }
+        (_, _, Some(Dtype::Float32)) => {
+            refuse("`dtype` is float32, which is not computed on a GPU: bfloat16 and float16 are")
+        }
+        _ => Ok(()),
     }
 }
 
@@ -272,6 +314,21 @@ mod tests {
         refused("--num-shard 65", "`num_shard` must be <= 64. Given: 65");
         refused("--sharded true --num-shard 1", "`sharded` is true but `num_shard` <= 1");
         assert!(check("--sharded true").unwrap_err().contains("give `--num-shard`"));
+    }
+
+    #[test]
+    fn a_gpu_is_asked_for_what_it_can_do() {
+        let settings = check("--device cuda --cuda-memory-fraction 0.8").unwrap();
+        assert_eq!((settings.shard.device, settings.shard.cuda_memory_fraction), (DeviceKind::Cuda, 0.8));
+        assert_eq!(settings.shard.step_tokens, DEFAULT_CUDA_STEP_TOKENS);
+        for (words, name) in [
+            ("--num-shard 2", "`num_shard` is 2"),
+            ("--quantize fp8", "`quantize`"),
+            ("--kv-cache-dtype fp8_e5m2", "`kv_cache_dtype`"),
+            ("--dtype float32", "`dtype` is float32"),
+        ] {
+            assert!(check(&format!("--device cuda {words}")).unwrap_err().starts_with(name), "{words}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use kernels::ops::sample::gumbel_argmax;
 use kernels::{Arena, BLOCK_SIZE, DType, Device, KvCache, KvDType};
 use shard::comm::Single;
-use shard::models::{Model, ModelOptions, Quantization, SequenceSpan, StepInput};
+use shard::models::{Model, ModelOptions, Quantization, SequenceRows, StepInput, StepRows};
 
 /// Texts per model: their positions, about 7,000, give the mean divergence to a few per cent.
 const TEXTS: usize = 64;
@@ -114,15 +114,20 @@ impl Run {
     fn logits(&mut self, ids: &[u32], start: usize) -> Result<Vec<Vec<f32>>, shard::Error> {
         let blocks: Vec<u32> = (0..(start + ids.len()).div_ceil(BLOCK_SIZE) as u32).collect();
         let positions: Vec<u32> = (start..start + ids.len()).map(|position| position as u32).collect();
-        let step = StepInput {
+        let step = StepRows {
             input_ids: ids,
             positions: &positions,
             slot_mapping: &positions,
-            sequences: &[SequenceSpan { first_row: 0, rows: ids.len(), start_position: start, block_table: &blocks }],
+            sequences: &[SequenceRows {
+                first_row: 0,
+                num_rows: ids.len(),
+                start_position: start,
+                block_table: &blocks,
+            }],
             sample_rows: &(0..ids.len() as u32).collect::<Vec<_>>(),
         };
         let mark = self.arena.mark();
-        let logits = self.model.forward(&mut self.arena, &mut self.kv, &step)?;
+        let logits = self.model.forward(&mut self.arena, &mut self.kv, &StepInput::of_host(&step))?;
         let rows = logits.as_f32().chunks_exact(logits.cols()).map(<[f32]>::to_vec).collect();
         self.arena.release(mark);
         Ok(rows)

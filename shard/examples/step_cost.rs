@@ -11,7 +11,7 @@ use std::time::Instant;
 use kernels::machine::median_duration;
 use kernels::{Arena, BLOCK_SIZE, Device};
 use shard::comm::Single;
-use shard::models::{Model, ModelOptions, Quantization, SequenceSpan, StepInput};
+use shard::models::{Model, ModelOptions, Quantization, SequenceRows, StepInput, StepRows};
 
 /// Tokens of each row so far: the middle of a 128-token reply to a short question.
 const CONTEXT: usize = 80;
@@ -52,17 +52,18 @@ fn median_step(model: &Model, device: &Device, rows: usize) -> Result<f64, shard
     let tables: Vec<Vec<u32>> = (0..rows).map(table).collect();
     let last = CONTEXT - 1;
     let slot = |table: &Vec<u32>| table[last / BLOCK_SIZE] * BLOCK_SIZE as u32 + (last % BLOCK_SIZE) as u32;
-    let span = |(first_row, block_table)| SequenceSpan { first_row, rows: 1, start_position: last, block_table };
-    let step = StepInput {
+    let sequence =
+        |(first_row, block_table)| SequenceRows { first_row, num_rows: 1, start_position: last, block_table };
+    let step = StepRows {
         input_ids: &vec![1; rows],
         positions: &vec![last as u32; rows],
         slot_mapping: &tables.iter().map(slot).collect::<Vec<_>>(),
-        sequences: &tables.iter().map(Vec::as_slice).enumerate().map(span).collect::<Vec<_>>(),
+        sequences: &tables.iter().map(Vec::as_slice).enumerate().map(sequence).collect::<Vec<_>>(),
         sample_rows: &(0..rows as u32).collect::<Vec<_>>(),
     };
     let median = median_duration(|| {
         let mark = arena.mark();
-        model.forward(&mut arena, &mut kv, &step).expect("the step is well-formed");
+        model.forward(&mut arena, &mut kv, &StepInput::of_host(&step)).expect("the step is well-formed");
         arena.release(mark);
     });
     Ok(median.as_secs_f64())

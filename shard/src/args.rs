@@ -25,6 +25,14 @@ pub struct Args {
     #[arg(long, default_value = "/tmp/text-generation-server")]
     pub uds_path: String,
 
+    /// What computes: the processor, or the GPU with the number of the rank among those that CUDA_VISIBLE_DEVICES shows.
+    #[arg(long, default_value = "cpu")]
+    pub device: DeviceKind,
+
+    /// Part of a GPU's memory that may be used, above 0 and at most 1.
+    #[arg(long, default_value_t = 1.0, value_parser = memory_fraction)]
+    pub cuda_memory_fraction: f64,
+
     /// Threads that compute [default: the machine's, divided by --world-size].
     #[arg(long)]
     pub threads: Option<NonZeroUsize>,
@@ -80,6 +88,26 @@ pub struct Args {
     /// Exit when the parent process is no longer this one.
     #[arg(long)]
     pub parent_pid: Option<u32>,
+}
+
+/// Kinds of devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DeviceKind {
+    /// The processor.
+    Cpu,
+    /// A GPU.
+    Cuda,
+}
+
+/// A part of memory: above 0 and at most 1.
+///
+/// # Errors
+/// A sentence for the command line.
+pub fn memory_fraction(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(fraction) if fraction > 0.0 && fraction <= 1.0 => Ok(fraction),
+        _ => Err("it must be above 0 and at most 1".to_owned()),
+    }
 }
 
 /// Element types of weights.
@@ -152,12 +180,14 @@ mod tests {
         let line = "shard --model-dir /m --rank 1 --world-size 2 --uds-path /tmp/u --threads 3 --max-batch-size 8 \
                     --max-step-tokens 256 --comm-name /c --dtype bfloat16 --max-batch-total-tokens 4096 \
                     --packed-weights-cache /w --max-total-tokens 1024 --rope-scaling linear --rope-factor 2.5 \
-                    --quantize bitsandbytes-nf4 --kv-cache-dtype fp8_e5m2 --json-output";
+                    --quantize bitsandbytes-nf4 --kv-cache-dtype fp8_e5m2 --json-output --device cuda \
+                    --cuda-memory-fraction 0.9";
         let args = Args::try_parse_from(line.split_whitespace()).unwrap();
         assert_eq!((args.rank, args.world_size.get(), args.compute_threads()), (1, 2, 3));
         assert_eq!((args.dtype, args.rope_scaling), (Some(Dtype::Bfloat16), Some(RopeScaling::Linear)));
         assert_eq!(args.kv_cache_dtype, KvCacheDtype::Fp8E5m2);
         assert_eq!((args.rope_factor, args.quantize), (Some(2.5), Some(Quantize::BitsandbytesNf4)));
+        assert_eq!((args.device, args.cuda_memory_fraction), (DeviceKind::Cuda, 0.9));
         assert!(args.json_output);
     }
 
@@ -171,5 +201,6 @@ mod tests {
         assert!(refused("shard --model-dir m --kv-cache-dtype fp8").contains("fp8_e4m3fn"));
         assert!(refused("shard --model-dir m --quantize gptq").contains("bitsandbytes-nf4"));
         assert!(refused("shard --model-dir m --rope-scaling linear").contains("--rope-factor"));
+        assert!(refused("shard --model-dir m --cuda-memory-fraction 1.1").contains("at most 1"));
     }
 }

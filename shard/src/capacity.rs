@@ -3,7 +3,7 @@
 //! The operator's `--max-batch-total-tokens` decides; without it, the memory that is left after weights and arena, and
 //! never more than all slots could fill.
 
-use crate::limits::{KV_MEMORY_FRACTION, MIN_KV_TOKENS};
+use crate::limits::MIN_KV_TOKENS;
 
 /// What the capacity depends on.
 #[derive(Clone, Debug)]
@@ -20,12 +20,21 @@ pub struct CapacityInput {
     pub max_total_tokens: Option<usize>,
     /// KV capacity the operator wants (`--max-batch-total-tokens`).
     pub max_batch_total_tokens: Option<usize>,
-    /// Memory that can still be allocated, after the weights; `None` if the system does not tell.
-    pub available_bytes: Option<u64>,
-    /// Bytes that the activations will take.
+    /// Where it will lie; `None` if the system does not tell.
+    pub memory: Option<UsableMemory>,
+    /// Bytes that the activations will take of it.
     pub arena_bytes: u64,
-    /// Ranks that share this machine's memory.
-    pub world_size: usize,
+}
+
+/// The memory that KV cache and activations share.
+#[derive(Clone, Copy, Debug)]
+pub struct UsableMemory {
+    /// What can still be allocated, after the weights.
+    pub available_bytes: u64,
+    /// The part of it that may be.
+    pub fraction: f64,
+    /// Ranks that share it.
+    pub ranks: usize,
 }
 
 /// What was decided.
@@ -104,10 +113,10 @@ pub fn capacity(input: &CapacityInput) -> Result<Capacity, CapacityError> {
         Some(tokens) => tokens / block_size,
         None => {
             let useful = input.max_slots * longest.div_ceil(block_size);
-            match input.available_bytes {
+            match input.memory {
                 None => useful,
-                Some(available_bytes) => {
-                    let share = (available_bytes as f64 * KV_MEMORY_FRACTION) as u64 / input.world_size as u64;
+                Some(UsableMemory { available_bytes, fraction, ranks }) => {
+                    let share = (available_bytes as f64 * fraction) as u64 / ranks as u64;
                     let usable_bytes = share.saturating_sub(input.arena_bytes);
                     let affordable = (usable_bytes / bytes_per_block as u64) as usize;
                     if affordable < needed_blocks {
@@ -115,10 +124,10 @@ pub fn capacity(input: &CapacityInput) -> Result<Capacity, CapacityError> {
                             needed,
                             needed_bytes: (needed_blocks * bytes_per_block) as u64,
                             usable_bytes,
-                            percent: (KV_MEMORY_FRACTION * 100.0) as u32,
+                            percent: (fraction * 100.0).round() as u32,
                             available_bytes,
                             arena_bytes: input.arena_bytes,
-                            world_size: input.world_size,
+                            world_size: ranks,
                         });
                     }
                     affordable.min(useful)
@@ -144,10 +153,14 @@ mod tests {
             max_position_embeddings: 4096,
             max_total_tokens: None,
             max_batch_total_tokens: None,
-            available_bytes: Some(64 << 20),
+            memory: available(64 << 20),
             arena_bytes: 0,
-            world_size: 1,
         }
+    }
+
+    /// Half of `bytes` may be used, by one rank.
+    fn available(available_bytes: u64) -> Option<UsableMemory> {
+        Some(UsableMemory { available_bytes, fraction: 0.5, ranks: 1 })
     }
 
     #[track_caller]
@@ -167,28 +180,29 @@ mod tests {
     #[test]
     fn the_operator_decides() {
         check(|i| i.max_batch_total_tokens = Some(8000), 500, 4096);
-        check(|i| (i.max_batch_total_tokens, i.available_bytes) = (Some(8000), Some(0)), 500, 4096);
+        check(|i| (i.max_batch_total_tokens, i.memory) = (Some(8000), available(0)), 500, 4096);
         check(|i| (i.max_batch_total_tokens, i.max_total_tokens) = (Some(8000), Some(100)), 500, 100);
     }
 
     #[test]
     fn half_of_the_memory_is_used_and_shared_by_the_ranks() {
         check(|_| (), 512, 4096);
-        check(|i| i.world_size = 2, 256, 4096);
+        check(|i| i.memory = i.memory.map(|memory| UsableMemory { ranks: 2, ..memory }), 256, 4096);
+        check(|i| i.memory = i.memory.map(|memory| UsableMemory { fraction: 0.25, ..memory }), 256, 4096);
         check(|i| i.arena_bytes = 1 << 20, 496, 4096);
     }
 
     #[test]
     fn no_more_than_the_slots_can_fill() {
-        check(|i| i.available_bytes = Some(1 << 40), 4 * 256, 4096);
-        check(|i| i.available_bytes = None, 4 * 256, 4096);
+        check(|i| i.memory = available(1 << 40), 4 * 256, 4096);
+        check(|i| i.memory = None, 4 * 256, 4096);
         check(|i| i.max_total_tokens = Some(100), 4 * 7, 100);
     }
 
     #[test]
     fn a_cache_below_the_models_context_shortens_the_context() {
         check(|i| i.max_batch_total_tokens = Some(1000), 62, 992);
-        check(|i| i.available_bytes = Some(8 << 20), 64, 1024);
+        check(|i| i.memory = available(8 << 20), 64, 1024);
     }
 
     #[test]
@@ -203,7 +217,7 @@ mod tests {
              --max-total-tokens",
         );
         check_error(
-            |i| (i.available_bytes, i.max_total_tokens) = (Some(8 << 20), Some(2048)),
+            |i| (i.memory, i.max_total_tokens) = (available(8 << 20), Some(2048)),
             "not enough memory for the KV cache: one sequence of 2048 tokens takes 8388608 bytes, and 4194304 bytes are \
              usable (50 % of the 8388608 bytes available, less 0 for activations, over 1 ranks); free memory, or lower \
              --max-total-tokens",

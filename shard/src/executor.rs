@@ -7,14 +7,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use kernels::{Arena, Device, KvCache};
+use kernels::ops::sample::Sampled;
+use kernels::{Arena, Device, KvCache, StepLists};
 use prost::Message;
 use proto::v1::{Plan, PromptLogprobs, RowError, StepResult, Timings, TopTokens as WireTopTokens};
 use proto::{Sample, pack_f32, pack_u32};
 
 use crate::comm::{Comm, StepTag};
+use crate::logits::{DeviceRows, StepLogits};
 use crate::masks::{MaskError, MaskSource, StepMasks};
-use crate::models::{Model, SequenceSpan, StepInput};
+use crate::models::{Model, SequenceRows, StepInput, StepRows};
 use crate::sampling::{Choice, History, Row, RowFailure, Sampler, TopTokens};
 use crate::slots::{Prediction, Rows, ScoredToken, Slot, SlotLimits, Slots};
 use crate::violation::Violation;
@@ -53,12 +55,15 @@ pub enum StepError {
 pub struct Executor {
     model: Model,
     comm: Arc<dyn Comm>,
-    device: Device,
+    /// The processor, whose threads sample.
+    host: Device,
     kv: KvCache,
     arena: Arena,
+    lists: StepLists,
     slots: Slots,
     rows: Rows,
-    /// One per thread of the device.
+    device_rows: DeviceRows,
+    /// One per thread of the host.
     samplers: Vec<Mutex<RowSampler>>,
     encoded_plan: Vec<u8>,
     /// The grammar masks of the last step with rows.
@@ -85,13 +90,21 @@ struct Run {
 /// What a run is sampled from.
 struct DraftedRow<'a> {
     slot: &'a Slot,
-    /// `[1 + draft tokens, vocab_size]`.
-    logits: &'a [f32],
+    scores: Scores<'a>,
     /// Position of the first token to sample.
     position: u32,
     draft: &'a [u32],
     allowed: Option<&'a [u8]>,
     eos_token_ids: &'a [u32],
+}
+
+/// What its tokens are chosen by.
+#[derive(Clone, Copy)]
+enum Scores<'a> {
+    /// Logits, `[1 + draft tokens, vocab_size]`.
+    Logits(&'a [f32]),
+    /// The device's choices, `[1 + draft tokens]`.
+    Sampled(&'a [Sampled]),
 }
 
 /// What became of one sampled token.
@@ -111,14 +124,16 @@ impl Executor {
     pub fn new(
         model: Model,
         comm: Arc<dyn Comm>,
-        device: Device,
+        device: &Device,
         kv: KvCache,
         arena: Arena,
+        lists: StepLists,
         limits: SlotLimits,
         threads: usize,
     ) -> Executor {
+        let host = device.host().clone();
         let sampler = || RowSampler {
-            sampler: Sampler::new(device.clone()),
+            sampler: Sampler::new(host.clone()),
             top: TopTokens::default(),
             runs: Vec::with_capacity(limits.max_slots.div_ceil(threads)),
             outcomes: Vec::with_capacity(limits.max_slots.div_ceil(threads)),
@@ -128,11 +143,13 @@ impl Executor {
         Executor {
             model,
             comm,
-            device,
+            host,
             kv,
             arena,
+            lists,
             slots: Slots::new(limits),
             rows: Rows::default(),
+            device_rows: DeviceRows::default(),
             samplers,
             encoded_plan: Vec::new(),
             masks: StepMasks::new(),
@@ -241,22 +258,28 @@ impl Executor {
     /// Computes the rows, samples from their logits and scores the prompt tokens that are asked for.
     fn compute(&mut self, seq: u64, source: &mut dyn MaskSource, timings: &mut Timings) -> Result<(), StepError> {
         let started = Instant::now();
-        let Executor { model, kv, arena, slots, rows, device, samplers, masks, .. } = self;
-        let spans = rows.spans.iter().map(|span| SequenceSpan {
+        let Executor { model, kv, arena, lists, slots, rows, device_rows, host, samplers, masks, .. } = self;
+        let failed = |source| StepError::Forward { seq, source };
+        let sequences = rows.spans.iter().map(|span| SequenceRows {
             first_row: span.first_row,
-            rows: span.num_rows,
+            num_rows: span.num_rows,
             start_position: span.start_position,
             block_table: &slots.get(span.slot).block_table,
         });
-        let sequences: Vec<SequenceSpan<'_>> = spans.collect();
-        let step = StepInput {
+        let sequences: Vec<SequenceRows<'_>> = sequences.collect();
+        let step_rows = StepRows {
             input_ids: &rows.input_ids,
             positions: &rows.positions,
             slot_mapping: &rows.slot_mapping,
             sequences: &sequences,
             sample_rows: &rows.logit_rows,
         };
-        let logits = model.forward(arena, kv, &step).map_err(|source| StepError::Forward { seq, source })?;
+        lists.begin().map_err(|error| failed(error.into()))?;
+        let step = StepInput::new(&step_rows, lists).map_err(failed)?;
+        device_rows.choose(rows, slots, lists).map_err(failed)?;
+        lists.send().map_err(|error| failed(error.into()))?;
+        let logits = model.forward(arena, kv, &step).map_err(failed)?;
+        let logits = StepLogits::read(&logits, device_rows, rows, lists).map_err(failed)?;
         timings.forward_ns = nanos(started.elapsed());
 
         // Only now: the masks may have been on their way while the forward pass ran.
@@ -265,23 +288,25 @@ impl Executor {
         *masks = take_masks(source, seq, &masked)?;
 
         let started = Instant::now();
-        let (logits, vocab_size, threads) = (logits.as_f32(), slots.limits().vocab_size, samplers.len());
+        let threads = samplers.len();
         samplers.iter_mut().for_each(|sampler| idle(sampler).clear());
         for (index, row) in rows.sampled.iter().enumerate() {
             let history = std::mem::take(&mut slots.get_mut(row.slot).history);
             idle(&mut samplers[index % threads]).runs.push(Run { history, outcomes: 0..0 });
         }
-        let (logits, rows, masks) = (&*logits, &*rows, &*masks);
+        let (logits, rows, masks) = (&logits, &*rows, &*masks);
         let (all_slots, eos_token_ids) = (&*slots, &model.spec().eos_token_ids[..]);
-        let logits_of = |index: usize| &logits[index * vocab_size..][..vocab_size];
         // Rows are dealt out by index; which thread samples a row cannot be seen in the result.
-        device.for_each(threads, |thread| {
+        host.for_each(threads, |thread| {
             let mut sampler = samplers[thread].lock().expect("row panics are caught below");
             let sampler = &mut *sampler;
-            for (run, row) in rows.sampled.iter().skip(thread).step_by(threads).enumerate() {
+            for (run, (index, row)) in rows.sampled.iter().enumerate().skip(thread).step_by(threads).enumerate() {
                 let drafted = DraftedRow {
                     slot: all_slots.get(row.slot),
-                    logits: &logits[row.logits * vocab_size..][..(1 + row.draft_tokens) * vocab_size],
+                    scores: match logits.sampled(index) {
+                        Some(sampled) => Scores::Sampled(sampled),
+                        None => Scores::Logits(logits.rows(row.logits, 1 + row.draft_tokens)),
+                    },
                     position: row.position,
                     draft: rows.draft_of(row),
                     allowed: masks.get(&row.slot).map(|allowed| &allowed[..]),
@@ -292,7 +317,7 @@ impl Executor {
             for token in rows.scored.iter().skip(thread).step_by(threads) {
                 let slot = all_slots.get(token.slot);
                 let logits = match token.predicted_by {
-                    Prediction::Row(index) => logits_of(index),
+                    Prediction::Row(index) => logits.rows(index, 1),
                     Prediction::Kept => &slot.kept_logits[..],
                 };
                 sampler.score(slot, logits, token);
@@ -302,7 +327,7 @@ impl Executor {
             slots.get_mut(span.slot).kept_logits = Vec::new();
         }
         for &(slot, index) in &rows.kept {
-            slots.get_mut(slot).kept_logits.extend_from_slice(logits_of(index));
+            slots.get_mut(slot).kept_logits.extend_from_slice(logits.rows(index, 1));
         }
         timings.sample_ns = nanos(started.elapsed());
         Ok(())
@@ -394,9 +419,8 @@ impl RowSampler {
     fn run(&mut self, run: usize, row: &DraftedRow<'_>) {
         let first = self.outcomes.len();
         let mut history = std::mem::take(&mut self.runs[run].history);
-        let vocab_size = row.logits.len() / (1 + row.draft.len());
-        for (position, (index, logits)) in (row.position..).zip(row.logits.chunks_exact(vocab_size).enumerate()) {
-            let token_id = self.sample(row, logits, &history, position);
+        for (position, index) in (row.position..).zip(0..=row.draft.len()) {
+            let token_id = self.sample(row, index, &history, position);
             match row.draft.get(index) {
                 Some(&draft) if token_id == Some(draft) => history.push(&row.slot.params, position, draft),
                 _ => break,
@@ -405,14 +429,17 @@ impl RowSampler {
         self.runs[run] = Run { history, outcomes: first..self.outcomes.len() };
     }
 
-    /// Samples one token; whatever goes wrong is the outcome of this row alone.
-    fn sample(&mut self, row: &DraftedRow<'_>, logits: &[f32], history: &History, position: u32) -> Option<u32> {
+    /// Samples one token, behind `index` of the draft's; whatever goes wrong is the outcome of this row alone.
+    fn sample(&mut self, row: &DraftedRow<'_>, index: usize, history: &History, position: u32) -> Option<u32> {
         let RowSampler { sampler, top, outcomes, .. } = self;
-        let &DraftedRow { slot: Slot { params, failure, .. }, eos_token_ids, allowed, .. } = row;
-        let choice = match failure {
+        let &DraftedRow { slot: Slot { params, failure, .. }, scores, draft, eos_token_ids, allowed, .. } = row;
+        let choice = match (failure, scores) {
             // Its last token is unknown, so nothing after it means anything.
-            Some(failure) => Err(failure.clone()),
-            None => {
+            (Some(failure), _) => Err(failure.clone()),
+            (None, Scores::Sampled(sampled)) => Choice::of_device(&sampled[index], position),
+            (None, Scores::Logits(logits)) => {
+                let vocab_size = logits.len() / (1 + draft.len());
+                let logits = &logits[index * vocab_size..][..vocab_size];
                 let row = Row { logits, params, history, eos_token_ids, allowed, position };
                 catch_unwind(AssertUnwindSafe(|| sampler.sample(row, top)))
                     .unwrap_or_else(|panic| Err(RowFailure::Panic(panic_message(&*panic))))

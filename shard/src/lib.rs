@@ -12,6 +12,7 @@ pub mod error;
 pub mod executor;
 pub mod layers;
 pub mod limits;
+mod logits;
 pub mod masks;
 pub mod memory;
 pub mod models;

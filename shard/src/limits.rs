@@ -37,6 +37,8 @@ pub const MAX_GENERATE_TOKENS: usize = 4096;
 /// The part of the available memory that the KV cache takes when `--max-batch-total-tokens` does not say. One half: the
 /// router and the page cache of the weights live on the same machine, and a KV cache that swaps is worse than a small one.
 pub const KV_MEMORY_FRACTION: f64 = 0.5;
+/// The same of a GPU's memory, which nobody else should be using: the rest is for what the driver allocates for itself.
+pub const CUDA_KV_MEMORY_FRACTION: f64 = 0.97;
 /// The smallest KV cache worth starting with, in tokens, unless the model's context is shorter.
 pub const MIN_KV_TOKENS: usize = 512;
 

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kernels::{Arena, BLOCK_SIZE, DType, Device, KvDType};
+use kernels::{Arena, BLOCK_SIZE, DType, Device, KvDType, StepLists};
 use proto::pack_u32;
 use proto::v1::{Chunk, InfoResponse, NewSlot, Plan};
 
-use crate::args::{Args, Dtype, KvCacheDtype, Quantize, RopeScaling};
-use crate::capacity::{CapacityError, CapacityInput, capacity};
+use crate::args::{Args, DeviceKind, Dtype, KvCacheDtype, Quantize, RopeScaling};
+use crate::capacity::{CapacityError, CapacityInput, UsableMemory, capacity};
 use crate::comm::{Comm, Shm, Single};
 use crate::executor::{Executor, StepError};
-use crate::limits::{MAX_TOP_N_TOKENS, MIN_LOGIT_ROWS, SHM_BUFFER_BYTES};
+use crate::limits::{CUDA_KV_MEMORY_FRACTION, KV_MEMORY_FRACTION, MAX_TOP_N_TOKENS, MIN_LOGIT_ROWS, SHM_BUFFER_BYTES};
 use crate::masks::NoMasks;
 use crate::memory::available_bytes;
 use crate::models::{Model, ModelOptions, Quantization, RopeKind, RopeOverride};
@@ -31,6 +31,15 @@ pub enum StartError {
     /// Ranks cannot find each other.
     #[error("--world-size {world_size} needs --comm-name, the same for all ranks")]
     NoCommName {
+        /// Number of ranks.
+        world_size: usize,
+    },
+    /// There is no such device, or it cannot be used.
+    #[error(transparent)]
+    Device(#[from] kernels::Error),
+    /// Ranks on GPUs have no way to each other.
+    #[error("--world-size {world_size} with --device cuda is not supported yet: a model runs on one GPU")]
+    SeveralGpus {
         /// Number of ranks.
         world_size: usize,
     },
@@ -85,13 +94,14 @@ pub fn start(args: &Args) -> Result<Started, StartError> {
 pub fn start_with(args: &Args, comm: Arc<dyn Comm>) -> Result<Started, StartError> {
     let began = Instant::now();
     let threads = args.compute_threads();
-    let device = Device::cpu(threads);
+    let device = open_device(args, threads)?;
     let options = ModelOptions {
         dtype: args.dtype.map(dtype),
         kv_dtype: kv_dtype(args.kv_cache_dtype),
         quantization: args.quantize.map(quantization),
         rope_scaling: rope_override(args),
-        packed_weights_cache: args.packed_weights_cache.clone(),
+        // What is packed for a GPU is packed by it, faster than a disk reads.
+        packed_weights_cache: args.packed_weights_cache.clone().filter(|_| args.device == DeviceKind::Cpu),
     };
     let model = Model::load(&args.model_dir, &device, comm.clone(), &options)?;
 
@@ -101,6 +111,8 @@ pub fn start_with(args: &Args, comm: Arc<dyn Comm>) -> Result<Started, StartErro
     // Every slot may be sampled; and a prompt's log-probabilities need the logits of its rows.
     let max_logit_rows = max_slots.max(MIN_LOGIT_ROWS).min(max_step_tokens);
     let arena_bytes = model.arena_bytes(max_step_tokens, max_rows, max_logit_rows);
+    let longest = args.max_total_tokens.unwrap_or(usize::MAX).min(model.spec().max_position_embeddings);
+    let list_limits = model.step_limits(max_step_tokens, max_rows, max_logit_rows, longest);
     let capacity = capacity(&CapacityInput {
         block_size: BLOCK_SIZE,
         bytes_per_block: model.kv_bytes_per_block(),
@@ -108,13 +120,14 @@ pub fn start_with(args: &Args, comm: Arc<dyn Comm>) -> Result<Started, StartErro
         max_position_embeddings: model.spec().max_position_embeddings,
         max_total_tokens: args.max_total_tokens,
         max_batch_total_tokens: args.max_batch_total_tokens,
-        available_bytes: available_bytes(),
-        arena_bytes: arena_bytes as u64,
-        world_size: comm.world_size(),
+        memory: usable_memory(&device, args.cuda_memory_fraction, comm.world_size())?,
+        arena_bytes: (arena_bytes + list_limits.bytes(&device)) as u64,
     })?;
     let allocation = |what| move |error| StartError::Allocation { what, source: Box::new(error) };
     let kv = model.new_kv_cache(capacity.num_blocks).map_err(allocation("the KV cache"))?;
     let arena = Arena::new(&device, arena_bytes).map_err(|error| allocation("the activations")(error.into()))?;
+
+    let lists = StepLists::new(&device, list_limits).map_err(|error| allocation("the lists of steps")(error.into()))?;
 
     let spec = model.spec();
     let limits = SlotLimits {
@@ -161,9 +174,38 @@ pub fn start_with(args: &Args, comm: Arc<dyn Comm>) -> Result<Started, StartErro
         info.arena_bytes >> 20,
         began.elapsed().as_millis(),
     );
-    let mut executor = Executor::new(model, comm.clone(), device, kv, arena, limits, threads);
+    let mut executor = Executor::new(model, comm.clone(), &device, kv, arena, lists, limits, threads);
     warm_up(&mut executor)?;
     Ok(Started { executor, comm, info })
+}
+
+/// The device that the command line names.
+fn open_device(args: &Args, threads: usize) -> Result<Device, StartError> {
+    if (args.device, args.dtype) == (DeviceKind::Cuda, Some(Dtype::Float32)) {
+        let reason = "--dtype float32 is not computed on a GPU: bfloat16 and float16 are".to_owned();
+        return Err(kernels::Error::Unsupported { reason }.into());
+    }
+    match (args.device, args.world_size.get()) {
+        (DeviceKind::Cpu, _) => Ok(Device::cpu(threads)),
+        (DeviceKind::Cuda, 1) => Ok(Device::cuda(args.rank, threads, &|progress| tracing::info!("{progress}"))?),
+        (DeviceKind::Cuda, world_size) => Err(StartError::SeveralGpus { world_size }),
+    }
+}
+
+/// The memory that is left for the KV cache and the activations.
+fn usable_memory(device: &Device, fraction: f64, world_size: usize) -> Result<Option<UsableMemory>, StartError> {
+    Ok(match device.memory()? {
+        Some((free, total)) => {
+            let beyond = total - (total as f64 * fraction) as usize;
+            let available_bytes = free.saturating_sub(beyond) as u64;
+            Some(UsableMemory { available_bytes, fraction: CUDA_KV_MEMORY_FRACTION, ranks: 1 })
+        }
+        None => available_bytes().map(|available_bytes| UsableMemory {
+            available_bytes,
+            fraction: KV_MEMORY_FRACTION,
+            ranks: world_size,
+        }),
+    })
 }
 
 /// Joins the group of ranks.

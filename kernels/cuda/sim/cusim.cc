@@ -1,14 +1,13 @@
-// The simulator: fibers, barriers, and a program that runs one kernel. It reads a launch from its standard input and writes
-// the buffers to its standard output; `tests/simulator/mod.rs` has the other side.
+// The simulator: fibers, barriers and shared memory. Who runs kernels with it holds the one `block` there is, and nobody else does.
 #include "cusim.h"
 
+#include <algorithm>
 #include <cstdarg>
-#include <new>
+#include <sys/mman.h>
 
 namespace cusim {
 
 Block block;
-std::vector<SharedArray> shared_arrays;
 
 std::vector<Kernel>& kernels() {
     static std::vector<Kernel> all;
@@ -21,20 +20,24 @@ void fail(const char* format, ...) {
     std::vfprintf(stderr, format, arguments);
     va_end(arguments);
     std::fputc('\n', stderr);
-    std::exit(1);
+    // Without the end of others: this may be a fiber, and other threads go on in the meantime.
+    std::_Exit(1);
 }
 
 // --- Fibers --------------------------------------------------------------------------------------------------------
 
 constexpr size_t STACK_BYTES = 128 << 10;
+constexpr size_t PAGE_BYTES = 4 << 10;
 
 // Saves the callee-saved registers on this stack, keeps its pointer in *from, and goes on where `to` was left.
-extern "C" void cusim_switch(void** from, void* to);
+extern "C" HIDDEN void cusim_switch(void** from, void* to);
 
 #if defined(__x86_64__)
 asm(R"(
 .text
 .globl cusim_switch
+.hidden cusim_switch
+.type cusim_switch, @function
 cusim_switch:
     pushq %rbp
     pushq %rbx
@@ -51,199 +54,178 @@ cusim_switch:
     popq %rbx
     popq %rbp
     ret
+.size cusim_switch, . - cusim_switch
 )");
 constexpr size_t SAVED_REGISTERS = 6;
 #else
 #error "fibers are written for x86-64"
 #endif
 
+// Where a thread's stack begins, from which it grows downwards. Stacks are made once and kept. What lies below one cannot be
+// touched, so that a kernel which needs more ends there.
+static char* stack_top(size_t at) {
+    static std::vector<char*> tops;
+    while (tops.size() <= at) {
+        void* pages = mmap(nullptr, PAGE_BYTES + STACK_BYTES, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
+        if (pages == MAP_FAILED || mprotect(pages, PAGE_BYTES, PROT_NONE) != 0) fail("there is no memory for a stack");
+        // At the same place of their pages, the stacks of a warp would all compete for the same lines of the caches.
+        size_t offset = tops.size() * 17 % 128 * 64;
+        tops.push_back(static_cast<char*>(pages) + PAGE_BYTES + STACK_BYTES - 64 - offset);
+    }
+    return tops[at];
+}
+
 static void yield() { cusim_switch(&block.current->stack_pointer, block.scheduler_stack_pointer); }
 
-static void release_warp(unsigned index) {
-    Warp& warp = block.warps[index];
+static uint32_t bit_of(const Thread& thread) { return uint32_t(1) << thread.lane; }
+
+static void release_warp(Warp& warp) {
+    warp.ready |= warp.waiting;
     warp.waiting = 0;
     warp.exchange ^= 1;
-    block.events++;
-    for (Thread& thread : block.threads) {
-        if (thread.warp == index && thread.wait == Wait::Warp) thread.wait = Wait::None;
-    }
 }
 
 static void release_block() {
     block.waiting = 0;
-    block.events++;
-    for (Thread& thread : block.threads) {
-        if (thread.wait == Wait::Block) thread.wait = Wait::None;
+    for (Warp& warp : block.warps) {
+        warp.ready |= warp.at_barrier;
+        warp.at_barrier = 0;
     }
 }
 
 void wait_for_warp() {
-    Thread& self = *block.current;
+    const Thread& self = *block.current;
     Warp& warp = block.warps[self.warp];
-    if (++warp.waiting == warp.live) return release_warp(self.warp);
-    self.wait = Wait::Warp;
+    // The last to come goes on.
+    if ((warp.waiting | bit_of(self)) == warp.live) return release_warp(warp);
+    warp.waiting |= bit_of(self);
     yield();
 }
 
 void wait_for_block(unsigned line) {
     if (block.waiting > 0 && block.barrier_line != line) {
-        fail("block (%u, %u, %u): threads wait at the barriers of lines %u and %u", block.index.x, block.index.y, block.index.z,
-             block.barrier_line, line);
+        fail("%s, block (%u, %u, %u): threads wait at the barriers of lines %u and %u", block.kernel, block.index.x, block.index.y,
+             block.index.z, block.barrier_line, line);
     }
     block.barrier_line = line;
     if (++block.waiting == block.live) return release_block();
-    block.current->wait = Wait::Block;
+    const Thread& self = *block.current;
+    block.warps[self.warp].at_barrier |= bit_of(self);
     yield();
 }
 
 // The first frame of every fiber.
 static void run_thread() {
     block.body();
-    Thread& self = *block.current;
+    const Thread& self = *block.current;
     Warp& warp = block.warps[self.warp];
-    self.wait = Wait::Over;
-    block.events++;
+    warp.live &= ~bit_of(self);
     block.live--;
-    warp.live--;
     // Who ended is waited for no longer.
-    if (warp.live > 0 && warp.waiting == warp.live) release_warp(self.warp);
-    if (block.live > 0 && block.waiting == block.live) release_block();
+    if (warp.waiting != 0 && warp.waiting == warp.live) release_warp(warp);
+    if (block.waiting > 0 && block.waiting == block.live) release_block();
     yield();
     fail("a thread went on after its end");
 }
 
-static void run_block(std::vector<char*>& stacks) {
-    unsigned count = block.size.x * block.size.y * block.size.z;
-    block.threads.assign(count, Thread{});
-    block.warps.assign((count + 31) / 32, Warp{});
-    block.live = count;
+// Warp after warp, each until none of its threads may run: what it works with stays in the caches.
+static void run_block() {
+    block.live = unsigned(block.threads.size());
     block.waiting = 0;
-    for (const SharedArray& array : shared_arrays) poison(array);
-    for (unsigned at = 0; at < count; ++at) {
-        Thread& thread = block.threads[at];
-        thread.index = {at % block.size.x, at / block.size.x % block.size.y, at / block.size.x / block.size.y};
-        thread.lane = at % 32;
-        thread.warp = at / 32;
-        block.warps[thread.warp].live++;
+    for (unsigned at = 0; at < block.warps.size(); ++at) {
+        unsigned lanes = std::min(32u, block.live - at * 32);
+        Warp& warp = block.warps[at];
+        warp.live = warp.ready = uint32_t((uint64_t(1) << lanes) - 1);
+        warp.waiting = warp.at_barrier = warp.exchange = 0;
+    }
+    for (unsigned at = 0; at < block.threads.size(); ++at) {
         // As `cusim_switch` leaves a stack: saved registers, then where to return to. The word above stands for the return address of
         // `run_thread`, which keeps its frame aligned as the calling convention demands.
-        void** top = reinterpret_cast<void**>(stacks[at] + STACK_BYTES - 64);
+        void** top = reinterpret_cast<void**>(stack_top(at));
         *--top = nullptr;
         *--top = reinterpret_cast<void*>(&run_thread);
         for (size_t i = 0; i < SAVED_REGISTERS; ++i) *--top = nullptr;
-        thread.stack_pointer = top;
+        block.threads[at].stack_pointer = top;
     }
     while (block.live > 0) {
-        uint64_t before = block.events;
-        for (Thread& thread : block.threads) {
-            if (thread.wait != Wait::None) continue;
-            block.current = &thread;
-            cusim_switch(&block.scheduler_stack_pointer, thread.stack_pointer);
+        bool has_run = false;
+        for (unsigned at = 0; at < block.warps.size(); ++at) {
+            Warp& warp = block.warps[at];
+            while (warp.ready != 0) {
+                unsigned lane = unsigned(__builtin_ctz(warp.ready));
+                warp.ready &= warp.ready - 1;
+                block.current = &block.threads[at * 32 + lane];
+                cusim_switch(&block.scheduler_stack_pointer, block.current->stack_pointer);
+                has_run = true;
+            }
         }
-        if (block.events == before) {
-            fail("block (%u, %u, %u): %u threads wait for others that never come", block.index.x, block.index.y, block.index.z,
-                 block.live);
+        if (!has_run) {
+            fail("%s, block (%u, %u, %u): %u threads wait for others that never come", block.kernel, block.index.x, block.index.y,
+                 block.index.z, block.live);
         }
     }
 }
 
-void launch(dim3 grid, dim3 size, std::function<void()> body) {
+// --- Shared memory -------------------------------------------------------------------------------------------------
+
+// Behind the bytes that a block has, those that tell whether it wrote further.
+constexpr size_t DYNAMIC_GUARD_BYTES = 1024;
+constexpr char DYNAMIC_GUARD = 0x5a;
+alignas(1024) static char dynamic_bytes[SHARED_BYTES + DYNAMIC_GUARD_BYTES];
+
+void begin_shared(void* array, size_t bytes) {
+    poison(array, bytes);
+    block.shared_bytes += bytes;
+    if (block.shared_bytes > STATIC_SHARED_BYTES || block.shared_bytes + block.dynamic_shared_bytes > SHARED_BYTES) {
+        fail("%s declares %zu bytes of shared memory, beside %zu of the launch", block.kernel, block.shared_bytes,
+             block.dynamic_shared_bytes);
+    }
+}
+
+void* dynamic_shared() { return dynamic_bytes; }
+
+static void begin_dynamic() {
+    poison(dynamic_bytes, block.dynamic_shared_bytes);
+    std::memset(dynamic_bytes + block.dynamic_shared_bytes, DYNAMIC_GUARD, DYNAMIC_GUARD_BYTES);
+}
+
+static void end_dynamic() {
+    for (size_t at = 0; at < DYNAMIC_GUARD_BYTES; ++at) {
+        if (dynamic_bytes[block.dynamic_shared_bytes + at] == DYNAMIC_GUARD) continue;
+        fail("%s, block (%u, %u, %u) wrote beyond its %zu bytes of shared memory", block.kernel, block.index.x, block.index.y,
+             block.index.z, block.dynamic_shared_bytes);
+    }
+}
+
+// --- Launches ------------------------------------------------------------------------------------------------------
+
+void launch(const char* kernel, dim3 grid, dim3 size, size_t dynamic_shared_bytes, std::function<void()> body) {
+    block.kernel = kernel;
     block.grid = grid;
     block.size = size;
+    block.dynamic_shared_bytes = dynamic_shared_bytes;
     block.body = std::move(body);
-    std::vector<char*> stacks(size_t(size.x) * size.y * size.z);
-    for (char*& stack : stacks) stack = static_cast<char*>(std::aligned_alloc(64, STACK_BYTES));
+    block.threads.resize(size_t(size.x) * size.y * size.z);
+    block.warps.resize((block.threads.size() + 31) / 32);
+    for (unsigned at = 0; at < block.threads.size(); ++at) {
+        Thread& thread = block.threads[at];
+        thread.index = {at % size.x, at / size.x % size.y, at / size.x / size.y};
+        thread.lane = at % 32;
+        thread.warp = at / 32;
+    }
     for (unsigned z = 0; z < grid.z; ++z) {
         for (unsigned y = 0; y < grid.y; ++y) {
             for (unsigned x = 0; x < grid.x; ++x) {
                 block.index = {x, y, z};
-                run_block(stacks);
+                block.serial++;
+                block.shared_bytes = 0;
+                if (dynamic_shared_bytes > 0) begin_dynamic();
+                run_block();
+                if (dynamic_shared_bytes > 0) end_dynamic();
             }
         }
     }
-    for (char* stack : stacks) std::free(stack);
-}
-
-// --- One launch ----------------------------------------------------------------------------------------------------
-
-static void read_exactly(void* to, size_t bytes) {
-    if (std::fread(to, 1, bytes, stdin) != bytes) fail("the launch ends early");
-}
-
-static uint64_t read_number() {
-    uint64_t number;
-    read_exactly(&number, sizeof(number));
-    return number;
-}
-
-// A device buffer: the bytes of the launch between two fields of guards, which AddressSanitizer brings along.
-class Buffer {
-   public:
-    explicit Buffer(size_t bytes)
-        : bytes_(bytes), memory_(static_cast<char*>(::operator new(padded(bytes), std::align_val_t{ALIGNMENT}))) {
-        std::memset(memory_, PATTERN, padded(bytes));
-        read_exactly(start(), bytes);
-    }
-
-    char* start() { return memory_ + GUARD; }
-    size_t bytes() const { return bytes_; }
-
-    bool is_intact() {
-        for (size_t at = 0; at < padded(bytes_); ++at) {
-            bool inside = at >= GUARD && at < GUARD + bytes_;
-            if (!inside && memory_[at] != PATTERN) return false;
-        }
-        return true;
-    }
-
-   private:
-    // As allocations of a device are at least.
-    static constexpr size_t ALIGNMENT = 256;
-#ifdef __SANITIZE_ADDRESS__
-    static constexpr size_t GUARD = 0;
-#else
-    static constexpr size_t GUARD = ALIGNMENT;
-#endif
-    static constexpr char PATTERN = 0x5a;
-    static size_t padded(size_t bytes) { return bytes + 2 * GUARD; }
-
-    size_t bytes_;
-    char* memory_;
-};
-
-// Numbers of eight bytes: length of the name and the name; grid and block; the arguments, each 0 and its eight bytes, or 1 and
-// the length of a buffer and its bytes. The answer is the bytes of all buffers.
-static int run() {
-    std::string name(read_number(), '\0');
-    read_exactly(name.data(), name.size());
-    unsigned extents[6];
-    for (unsigned& extent : extents) extent = unsigned(read_number());
-    std::vector<Argument> arguments(read_number());
-    std::vector<Buffer> buffers;
-    for (Argument& argument : arguments) {
-        if (read_number() == 0) {
-            read_exactly(argument.bytes, sizeof(argument.bytes));
-        } else {
-            buffers.emplace_back(read_number());
-            char* start = buffers.back().start();
-            std::memcpy(argument.bytes, &start, sizeof(start));
-        }
-    }
-    for (const Kernel& kernel : kernels()) {
-        if (kernel.name != name) continue;
-        if (kernel.parameters != arguments.size()) {
-            fail("%s has %zu parameters, not %zu", name.c_str(), kernel.parameters, arguments.size());
-        }
-        launch({extents[0], extents[1], extents[2]}, {extents[3], extents[4], extents[5]}, [&] { kernel.call(arguments); });
-        for (size_t at = 0; at < buffers.size(); ++at) {
-            if (!buffers[at].is_intact()) fail("%s wrote beyond buffer %zu", name.c_str(), at);
-            std::fwrite(buffers[at].start(), 1, buffers[at].bytes(), stdout);
-        }
-        return 0;
-    }
-    fail("there is no kernel %s", name.c_str());
 }
 
 }  // namespace cusim
-
-int main() { return cusim::run(); }

@@ -1,4 +1,5 @@
 // Runs kernels on the processor, for their correctness alone: the .cu files are compiled as C++ with this header in place of CUDA.
+// `program.cc` makes a program of them that runs one launch, `driver.cc` a library that takes the place of libcuda and NVRTC.
 //
 // One block at a time; each thread is a fiber that runs until it waits. Threads of a warp that exchange values, and threads of a
 // block at a barrier, wait for each other as on a device. What the model is stricter about than a device: shared memory is
@@ -17,7 +18,6 @@
 #include <cstring>
 #include <functional>
 #include <string>
-#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -25,56 +25,62 @@
 #define __global__
 #define __device__
 #define __launch_bounds__(...)
-#define DEVICE inline
+// Inlined by force, as on a device. Files of kernels give functions of their own the same names, of which a linker would keep one.
+#define DEVICE inline __attribute__((always_inline))
 #define KERNEL extern "C" void
-#define EXPORT(name) static const cusim::Registration registered_##name{#name, &name};
+#define EXPORT(name) static const cusim::Registration registered_##name{#name, __FILE__, &name};
 #define SHARED(type, name, length) auto& name = cusim::shared<type[length], __COUNTER__>()
 
 struct dim3 {
     unsigned x = 1, y = 1, z = 1;
 };
 
+// Without the detour that a library takes to what others could define as well.
+#define HIDDEN __attribute__((visibility("hidden")))
+
 namespace cusim {
 
+// Ends the process with a sentence.
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
 // --- Threads -------------------------------------------------------------------------------------------------------
 
-enum class Wait { None, Warp, Block, Over };
-
 struct Thread {
     dim3 index;
     unsigned lane, warp;
-    Wait wait = Wait::None;
     void* stack_pointer;
 };
 
+// Sets of lanes: those that have not ended, and of them those that may run, that wait for their warp, that wait for their block. The
+// lane that runs is in none of the last three.
 struct Warp {
-    // Threads that have not ended, and those of them that wait.
-    unsigned live = 0, waiting = 0;
+    uint32_t live, ready, waiting, at_barrier;
     // What lanes show each other: of this exchange and of the one before, which slower lanes still read.
+    unsigned exchange;
     alignas(16) char shown[2][32][64];
-    unsigned exchange = 0;
 };
 
 struct Block {
+    const char* kernel;
     dim3 grid, size, index;
     std::vector<Thread> threads;
     std::vector<Warp> warps;
+    // Threads that have not ended, and those of them that wait for the block.
     unsigned live = 0, waiting = 0;
     // Where the threads that wait came from.
     unsigned barrier_line = 0;
     Thread* current = nullptr;
     void* scheduler_stack_pointer = nullptr;
     std::function<void()> body;
-    // Waits that ended and threads that did: a round of all threads without one is a deadlock.
-    uint64_t events = 0;
+    // A number of its own among all blocks that ever ran, and the bytes of its arrays in shared memory so far.
+    uint64_t serial = 0;
+    size_t shared_bytes = 0, dynamic_shared_bytes = 0;
 };
 
-extern Block block;
+HIDDEN extern Block block;
 
-// Runs the kernel `body` on every block of a grid.
-void launch(dim3 grid, dim3 size, std::function<void()> body);
+// Runs a kernel, of one thread `body`, on every block of a grid. One launch at a time, from any thread.
+void launch(const char* kernel, dim3 grid, dim3 size, size_t dynamic_shared_bytes, std::function<void()> body);
 
 void wait_for_warp();
 void wait_for_block(unsigned line);
@@ -100,60 +106,65 @@ class Exchanged {
 
 // --- Shared memory -------------------------------------------------------------------------------------------------
 
-struct SharedArray {
-    void* start;
-    size_t bytes;
-};
-extern std::vector<SharedArray> shared_arrays;
+// What a block may have in arrays that kernels declare, and with those whose length the launch says.
+constexpr size_t STATIC_SHARED_BYTES = 48 << 10;
+constexpr size_t SHARED_BYTES = 227 << 10;
 
-inline void poison(const SharedArray& array) { std::memset(array.start, 0xff, array.bytes); }
+// Makes no numbers of bytes.
+inline void poison(void* start, size_t bytes) { std::memset(start, 0xff, bytes); }
+
+// Poisons an array that a block comes to for the first time, and counts it.
+void begin_shared(void* array, size_t bytes);
 
 // The array that the block declares at a place of the source.
 template <typename T, int Place>
 T& shared() {
     alignas(1024) static std::remove_const_t<T> array;
-    static const bool is_known = [] {
-        shared_arrays.push_back({&array, sizeof(array)});
-        poison(shared_arrays.back());
-        return true;
-    }();
-    (void)is_known;
+    static uint64_t last_block = 0;
+    if (last_block != block.serial) {
+        last_block = block.serial;
+        begin_shared(&array, sizeof(array));
+    }
     return array;
 }
 
+// The bytes whose number the launch says, at a multiple of 1024.
+void* dynamic_shared();
+
 // --- Kernels by name -----------------------------------------------------------------------------------------------
 
-// An argument: a number's bytes, or the address of a buffer.
-struct Argument {
-    alignas(8) char bytes[8];
-
-    template <typename T>
-    T as() const {
-        static_assert(sizeof(T) <= 8 && std::is_trivially_copyable_v<T>, "parameters are numbers and pointers");
-        std::remove_const_t<T> value;
-        std::memcpy(&value, bytes, sizeof(T));
-        return value;
-    }
+struct Parameter {
+    size_t bytes;
+    bool is_pointer;
 };
 
 struct Kernel {
-    std::string name;
-    size_t parameters;
-    std::function<void(const std::vector<Argument>&)> call;
+    std::string name, file;
+    std::vector<Parameter> parameters;
+    // Of the calling thread, with the address of every argument.
+    std::function<void(const void* const*)> call;
 };
 std::vector<Kernel>& kernels();
 
 struct Registration {
     template <typename... P>
-    Registration(const char* name, void (*kernel)(P...)) {
-        kernels().push_back({name, sizeof...(P), [kernel](const std::vector<Argument>& arguments) {
+    Registration(const char* name, const char* file, void (*kernel)(P...)) {
+        static_assert((std::is_trivially_copyable_v<P> && ...), "arguments are copied byte by byte");
+        kernels().push_back({name, file, {{sizeof(P), std::is_pointer_v<P>}...}, [kernel](const void* const* arguments) {
                                  spread<P...>(kernel, arguments, std::index_sequence_for<P...>{});
                              }});
     }
 
     template <typename... P, size_t... I>
-    static void spread(void (*kernel)(P...), const std::vector<Argument>& arguments, std::index_sequence<I...>) {
-        kernel(arguments[I].as<P>()...);
+    static void spread(void (*kernel)(P...), [[maybe_unused]] const void* const* arguments, std::index_sequence<I...>) {
+        kernel(copy<P>(arguments[I])...);
+    }
+
+    template <typename T>
+    static T copy(const void* argument) {
+        T value;
+        std::memcpy(&value, argument, sizeof(T));
+        return value;
     }
 };
 
@@ -176,6 +187,13 @@ T __shfl_xor_sync(unsigned, T value, int distance) {
 template <typename T>
 T __shfl_sync(unsigned, T value, int lane) {
     return cusim::Exchanged<T>(value).of(lane);
+}
+
+inline bool __any_sync(unsigned, bool value) {
+    cusim::Exchanged<bool> lanes(value);
+    bool any = false;
+    for (unsigned lane = 0; lane < 32; ++lane) any |= lanes.of(lane);
+    return any;
 }
 
 inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }

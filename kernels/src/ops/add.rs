@@ -1,6 +1,7 @@
 //! Elementwise addition, for residuals.
 
-use crate::contract::{expect_f32, expect_matrix, expect_memory};
+use crate::contract::{expect_activations, expect_device, expect_matrix, expect_vectors};
+use crate::cuda::{Argument, KernelName};
 use crate::simd::{Kernel, LANES, Simd, load_partial, store_partial};
 use crate::{Device, Result, Tensor};
 
@@ -9,22 +10,34 @@ use crate::{Device, Result, Tensor};
 /// # Shapes
 /// `inout`, `x`: `[T, E]`.
 /// # Errors
-/// [`Error::Shape`](crate::Error::Shape) if they disagree, [`Error::DType`](crate::Error::DType) if one is not f32.
+/// [`Error::Shape`](crate::Error::Shape) if they disagree, [`Error::DType`](crate::Error::DType) if their types do.
 pub fn add(inout: &mut Tensor, x: &Tensor) -> Result<()> {
-    expect_f32("add", &[("inout", inout), ("x", x)])?;
+    expect_activations("add", &[("inout", inout), ("x", x)])?;
     expect_matrix("add", "x", x, inout.rows(), inout.cols())?;
     match inout.device().clone() {
         Device::Cpu(cpu) => {
-            expect_memory("add", &[("x", x)])?;
+            expect_device("add", inout.device(), &[("x", x)])?;
             let x = x.as_f32();
             cpu.for_rows(&mut inout.as_f32_mut(), 1, 1, |first, out| {
                 cpu.isa.run(Add { x: &x[first..first + out.len()], out });
             });
         }
+        Device::Cuda(cuda) => {
+            expect_device("add", inout.device(), &[("x", x)])?;
+            expect_vectors("add", x.len())?;
+            let arguments =
+                [Argument::Pointer(inout.address()), Argument::Pointer(x.address()), Argument::count(x.len())];
+            let grid = [x.len().div_ceil(8 * CUDA_THREADS), 1, 1];
+            // SAFETY: add.cu: `len` elements of both (shapes checked above), whole vectors; tensors live as long as their stream's work.
+            unsafe { cuda.launch(KernelName::of("add", x.dtype()), grid, CUDA_THREADS, &arguments)? };
+        }
         Device::Plan(ledger) => ledger.count("add", 3 * x.bytes(), x.len()),
     }
     Ok(())
 }
+
+/// Threads of a block, as `add.cu` has them, each with a vector.
+const CUDA_THREADS: usize = 256;
 
 struct Add<'a> {
     out: &'a mut [f32],

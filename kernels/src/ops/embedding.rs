@@ -1,8 +1,11 @@
 //! Looks token ids up in the embedding table, of which a rank may hold only a part.
 
-use crate::contract::{expect_below, expect_entries, expect_f32, expect_matrix, expect_memory};
+use crate::contract::{
+    expect_activations, expect_below, expect_device, expect_entries, expect_matrix, expect_on, expect_vectors,
+};
+use crate::cuda::{Argument, Cuda, KernelName};
 use crate::simd::{Element, Kernel, LANES, Simd, store_partial, with_element};
-use crate::{Cpu, Device, LinearWeight, Result, Tensor};
+use crate::{Cpu, DType, Device, Error, Indices, LinearWeight, Result, Tensor};
 
 /// The rows of an embedding.
 #[derive(Clone, Copy)]
@@ -23,34 +26,42 @@ pub enum EmbeddingTable<'a> {
 /// vocabulary-parallel table, each row comes from exactly one of them.
 ///
 /// # Shapes
-/// `out`: `[T, E]` f32; `ids`: T; `table`: V' × E, the ids `first_id..first_id + V'`.
+/// `out`: `[T, E]`; `ids`: T; `table`: V' × E, the ids `first_id..first_id + V'`.
 /// # Errors
 /// [`Error::Shape`](crate::Error::Shape), [`Error::DType`](crate::Error::DType), [`Error::Index`](crate::Error::Index) if the head
 /// has fewer rows.
 /// # Panics
 /// If the head is no table.
-pub fn embedding(out: &mut Tensor, ids: &[u32], table: EmbeddingTable<'_>, first_id: u32) -> Result<()> {
+pub fn embedding<'a>(
+    out: &mut Tensor,
+    ids: impl Into<Indices<'a>>,
+    table: EmbeddingTable<'_>,
+    first_id: u32,
+) -> Result<()> {
+    let indices = ids.into();
+    let ids = indices.host();
     let (cols, dtype) = match table {
         EmbeddingTable::Dense(table) => (table.cols(), table.dtype()),
         EmbeddingTable::Head { weight, rows } => {
-            let (dtype, _) = weight.format().elements().expect("a head that is no table has a dense table beside it");
+            let dtype = weight.format().table_dtype().expect("a head that is no table has a dense table beside it");
             expect_below("embedding", "rows", &[rows as u32], weight.n() + 1)?;
             (weight.k(), dtype)
         }
     };
-    expect_f32("embedding", &[("out", out)])?;
+    expect_activations("embedding", &[("out", out)])?;
     expect_entries("embedding", "ids", ids.len(), out.rows())?;
     expect_matrix("embedding", "out", out, ids.len(), cols)?;
     match out.device().clone() {
         Device::Cpu(cpu) => match table {
             EmbeddingTable::Dense(table) => {
-                expect_memory("embedding", &[("table", table)])?;
+                expect_device("embedding", out.device(), &[("table", table)])?;
                 with_element!(dtype, T => of_rows::<T>(&cpu, out, ids, table, first_id));
             }
             EmbeddingTable::Head { weight, rows } => {
                 with_element!(dtype, T => of_panels::<T>(&cpu, out, ids, weight, rows, first_id));
             }
         },
+        Device::Cuda(cuda) => cuda_arm(&cuda, out, indices, table, first_id, dtype)?,
         Device::Plan(ledger) => {
             ledger.count("embedding", out.bytes() + out.len() * dtype.size_bytes(), 0);
         }
@@ -105,6 +116,44 @@ fn for_ids(
             }
         }
     });
+}
+
+/// Threads of a row, as `embedding.cu` has them.
+const CUDA_THREADS: usize = 128;
+
+fn cuda_arm(
+    cuda: &Cuda,
+    out: &mut Tensor,
+    ids: Indices<'_>,
+    table: EmbeddingTable<'_>,
+    first_id: u32,
+    dtype: DType,
+) -> Result<()> {
+    if dtype != out.dtype() {
+        return Err(Error::DType { op: "embedding", arg: "table", expected: out.dtype(), actual: dtype });
+    }
+    expect_vectors("embedding", out.cols())?;
+    let (kernel, address, num_rows) = match table {
+        EmbeddingTable::Dense(table) => {
+            expect_device("embedding", out.device(), &[("table", table)])?;
+            ("embedding", table.address(), table.rows())
+        }
+        EmbeddingTable::Head { weight, rows } => {
+            expect_on("embedding", out.device(), "table", weight.device())?;
+            ("embedding_head", weight.address(), rows)
+        }
+    };
+    let arguments = [
+        Argument::Pointer(out.address()),
+        Argument::Pointer(ids.address("embedding", "ids")?),
+        Argument::Pointer(address),
+        Argument::U32(first_id),
+        Argument::count(num_rows),
+        Argument::count(out.cols()),
+    ];
+    // SAFETY: embedding.cu: a block per row of `out`, an id for each, `num_rows` rows of as many columns in the table (checked by
+    // `embedding`); rows are whole vectors; tensors and weights live as long as their stream's work.
+    unsafe { cuda.launch(KernelName::of(kernel, dtype), [out.rows(), 1, 1], CUDA_THREADS, &arguments) }
 }
 
 struct Widen<'a, T> {

@@ -1,7 +1,8 @@
 //! Picks rows: the last row of every prompt before the output layer, so that only sampled rows pay for the vocabulary.
 
-use crate::contract::{expect_below, expect_entries, expect_f32, expect_matrix, expect_memory};
-use crate::{Device, Result, Tensor};
+use crate::contract::{expect_activations, expect_below, expect_device, expect_entries, expect_matrix, expect_vectors};
+use crate::cuda::{Argument, KernelName};
+use crate::{Device, Indices, Result, Tensor};
 
 /// Copies row `rows[s]` of `x` to row `s` of `out`.
 ///
@@ -9,14 +10,16 @@ use crate::{Device, Result, Tensor};
 /// `out`: `[S, E]`; `x`: `[T, E]`; `rows`: S indices below T.
 /// # Errors
 /// [`Error::Shape`](crate::Error::Shape), [`Error::DType`](crate::Error::DType), [`Error::Index`](crate::Error::Index).
-pub fn gather_rows(out: &mut Tensor, x: &Tensor, rows: &[u32]) -> Result<()> {
-    expect_f32("gather_rows", &[("out", out), ("x", x)])?;
+pub fn gather_rows<'a>(out: &mut Tensor, x: &Tensor, rows: impl Into<Indices<'a>>) -> Result<()> {
+    let indices = rows.into();
+    let rows = indices.host();
+    expect_activations("gather_rows", &[("out", out), ("x", x)])?;
     expect_entries("gather_rows", "rows", rows.len(), out.rows())?;
     expect_matrix("gather_rows", "out", out, rows.len(), x.cols())?;
     expect_below("gather_rows", "rows", rows, x.rows())?;
     match out.device().clone() {
         Device::Cpu(cpu) => {
-            expect_memory("gather_rows", &[("x", x)])?;
+            expect_device("gather_rows", out.device(), &[("x", x)])?;
             let (x, cols) = (x.as_f32(), x.cols());
             cpu.for_rows(&mut out.as_f32_mut(), cols, cols, |first, part| {
                 for (out, row) in part.chunks_exact_mut(cols).zip(&rows[first..]) {
@@ -24,10 +27,25 @@ pub fn gather_rows(out: &mut Tensor, x: &Tensor, rows: &[u32]) -> Result<()> {
                 }
             });
         }
+        Device::Cuda(cuda) => {
+            expect_device("gather_rows", out.device(), &[("x", x)])?;
+            expect_vectors("gather_rows", x.cols())?;
+            let rows = indices.address("gather_rows", "rows")?;
+            let arguments = [out.address(), x.address(), rows].map(Argument::Pointer);
+            let arguments = [&arguments[..], &[Argument::count(x.cols())]].concat();
+            // SAFETY: gather_rows.cu: a block per row of `out`, rows below those of `x`, columns alike and whole vectors (all checked
+            // above); tensors live as long as their stream's work.
+            unsafe {
+                cuda.launch(KernelName::of("gather_rows", x.dtype()), [out.rows(), 1, 1], CUDA_THREADS, &arguments)?
+            };
+        }
         Device::Plan(ledger) => ledger.count("gather_rows", 2 * out.bytes(), 0),
     }
     Ok(())
 }
+
+/// Threads of a block, as `gather_rows.cu` has them.
+const CUDA_THREADS: usize = 128;
 
 #[cfg(test)]
 mod tests {

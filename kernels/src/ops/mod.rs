@@ -1,10 +1,11 @@
 //! The operations, one per file: contract, dispatch on the device, CPU arm, plain definition, test.
 //!
-//! An operation runs where its output lives. Activations are f32 row-major; outputs belong to the caller. On the plan device an
+//! An operation runs where its output lives. Activations are row-major, f32 on the processor and of the weights' type on a GPU;
+//! outputs belong to the caller. On the plan device an
 //! operation checks its arguments and counts; only the output (or the in-out tensor) must live there.
 
 mod add;
-mod attention;
+pub(crate) mod attention;
 mod embedding;
 mod gather_rows;
 pub(crate) mod linear;

@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use crate::contract::{expect_f32, expect_len, expect_matrix, expect_memory};
+use crate::contract::{expect_activations, expect_device, expect_f32, expect_len, expect_matrix, expect_vectors};
+use crate::cuda::{Argument, KernelName};
 use crate::simd::{Kernel, LANES, Simd, load_partial, store_partial};
 use crate::{Device, Error, Result, Tensor};
 
@@ -10,23 +11,35 @@ use crate::{Device, Error, Result, Tensor};
 /// `out[t, e] = x[t, e] / sqrt(mean(x[t, :]²) + eps) * weight[e]`.
 ///
 /// # Shapes
-/// `out`, `x`: `[T, E]`; `weight`: `[E]`; all f32.
+/// `out`, `x`: `[T, E]`; `weight`: `[E]` f32.
 /// # Errors
 /// [`Error::Shape`], [`Error::DType`].
 ///
 /// Source: arXiv:1910.07467; transformers `LlamaRMSNorm`.
 pub fn rms_norm(out: &mut Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()> {
-    expect_f32("rms_norm", &[("out", out), ("x", x), ("weight", weight)])?;
+    expect_activations("rms_norm", &[("out", out), ("x", x)])?;
+    expect_f32("rms_norm", &[("weight", weight)])?;
     expect_matrix("rms_norm", "x", x, out.rows(), out.cols())?;
     expect_len("rms_norm", "weight", weight, out.cols())?;
     let cols = out.cols();
     match out.device().clone() {
         Device::Cpu(cpu) => {
-            expect_memory("rms_norm", &[("x", x), ("weight", weight)])?;
+            expect_device("rms_norm", out.device(), &[("x", x), ("weight", weight)])?;
             let (x, weight) = (x.as_f32(), &*weight.as_f32());
             cpu.for_rows(&mut out.as_f32_mut(), cols, 2 * cols, |first, out| {
                 cpu.isa.run(Norm { x: &x[first * cols..][..out.len()], weight, eps, out });
             });
+        }
+        Device::Cuda(cuda) => {
+            expect_device("rms_norm", out.device(), &[("x", x), ("weight", weight)])?;
+            expect_vectors("rms_norm", cols)?;
+            let [out_address, x, weight] = [out.address(), x.address(), weight.address()].map(Argument::Pointer);
+            let arguments = [out_address, x, weight, Argument::F32(eps), Argument::count(cols)];
+            // SAFETY: rms_norm.cu: a block per row of whole vectors, shapes alike (checked above); tensors live as long as their
+            // stream's work.
+            unsafe {
+                cuda.launch(KernelName::of("rms_norm", out.dtype()), [out.rows(), 1, 1], CUDA_ROW_THREADS, &arguments)?
+            };
         }
         Device::Plan(ledger) => ledger.count("rms_norm", out.bytes() + x.bytes() + weight.bytes(), 4 * x.len()),
     }
@@ -46,7 +59,7 @@ pub fn rms_norm_in_place(x: &mut Tensor, weight: &Tensor, eps: f32) -> Result<()
 /// `0..H` are the queries and `H..H + K` the keys of a `[T, (H + 2·K)·D]` tensor.
 ///
 /// # Shapes
-/// `x`: `[T, heads·D]`; `heads` the ones to normalise; `weight`: `[D]`; all f32.
+/// `x`: `[T, heads·D]`; `heads` the ones to normalise; `weight`: `[D]` f32.
 /// # Errors
 /// As [`rms_norm`]; [`Error::Index`] if a row has fewer heads.
 ///
@@ -63,7 +76,8 @@ fn in_place(
     weight: &Tensor,
     eps: f32,
 ) -> Result<()> {
-    expect_f32(op, &[("x", x), ("weight", weight)])?;
+    expect_activations(op, &[("x", x)])?;
+    expect_f32(op, &[("weight", weight)])?;
     expect_len(op, "weight", weight, dim)?;
     let cols = x.cols();
     if heads.end * dim > cols {
@@ -72,7 +86,7 @@ fn in_place(
     let columns = heads.start * dim..heads.end * dim;
     match x.device().clone() {
         Device::Cpu(cpu) => {
-            expect_memory(op, &[("weight", weight)])?;
+            expect_device(op, x.device(), &[("weight", weight)])?;
             let weight = &*weight.as_f32();
             cpu.for_rows(&mut x.as_f32_mut(), cols, 2 * columns.len(), |_, part| {
                 for row in part.chunks_exact_mut(cols) {
@@ -80,9 +94,26 @@ fn in_place(
                 }
             });
         }
+        Device::Cuda(cuda) => {
+            expect_device(op, x.device(), &[("weight", weight)])?;
+            expect_vectors(op, dim)?;
+            expect_vectors(op, cols)?;
+            let arguments = [
+                Argument::Pointer(x.address()),
+                Argument::Pointer(weight.address()),
+                Argument::F32(eps),
+                Argument::count(cols),
+                Argument::count(heads.start),
+                Argument::count(dim),
+            ];
+            let grid = [x.rows(), heads.len(), 1];
+            // SAFETY: rms_norm.cu: a warp per row and head, heads inside of a row, whole vectors (checked above); tensors live as long
+            // as their stream's work.
+            unsafe { cuda.launch(KernelName::of("head_rms_norm", x.dtype()), grid, CUDA_HEAD_THREADS, &arguments)? };
+        }
         Device::Plan(ledger) => {
             let elements = x.rows() * columns.len();
-            ledger.count(op, 2 * 4 * elements + weight.bytes(), 4 * elements);
+            ledger.count(op, 2 * x.dtype().size_bytes() * elements + weight.bytes(), 4 * elements);
         }
     }
     Ok(())
@@ -91,18 +122,19 @@ fn in_place(
 /// Adds `x` to `residual`, then normalises the sum into `out`.
 ///
 /// # Shapes
-/// `out`, `residual`, `x`: `[T, E]`; `weight`: `[E]`; all f32.
+/// `out`, `residual`, `x`: `[T, E]`; `weight`: `[E]` f32.
 /// # Errors
 /// As [`rms_norm`].
 pub fn add_rms_norm(out: &mut Tensor, residual: &mut Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()> {
-    expect_f32("add_rms_norm", &[("out", out), ("residual", residual), ("x", x), ("weight", weight)])?;
+    expect_activations("add_rms_norm", &[("out", out), ("residual", residual), ("x", x)])?;
+    expect_f32("add_rms_norm", &[("weight", weight)])?;
     expect_matrix("add_rms_norm", "residual", residual, out.rows(), out.cols())?;
     expect_matrix("add_rms_norm", "x", x, out.rows(), out.cols())?;
     expect_len("add_rms_norm", "weight", weight, out.cols())?;
     let cols = out.cols();
     match out.device().clone() {
         Device::Cpu(cpu) => {
-            expect_memory("add_rms_norm", &[("residual", residual), ("x", x), ("weight", weight)])?;
+            expect_device("add_rms_norm", out.device(), &[("residual", residual), ("x", x), ("weight", weight)])?;
             let (x, weight) = (x.as_f32(), &*weight.as_f32());
             let mut residual = residual.as_f32_mut();
             // Both outputs are cut into the same rows: each piece of the sum is normalised by the thread that made it.
@@ -111,10 +143,25 @@ pub fn add_rms_norm(out: &mut Tensor, residual: &mut Tensor, x: &Tensor, weight:
                 cpu.isa.run(AddNorm { residual, x, weight, eps, out });
             });
         }
+        Device::Cuda(cuda) => {
+            let inputs: [(&str, &Tensor); 3] = [("residual", residual), ("x", x), ("weight", weight)];
+            expect_device("add_rms_norm", out.device(), &inputs)?;
+            expect_vectors("add_rms_norm", cols)?;
+            let addresses = [out.address(), residual.address(), x.address(), weight.address()].map(Argument::Pointer);
+            let arguments = [&addresses[..], &[Argument::F32(eps), Argument::count(cols)]].concat();
+            let grid = [out.rows(), 1, 1];
+            // SAFETY: rms_norm.cu: a block per row of whole vectors, shapes alike (checked above); tensors live as long as their
+            // stream's work.
+            unsafe { cuda.launch(KernelName::of("add_rms_norm", out.dtype()), grid, CUDA_ROW_THREADS, &arguments)? };
+        }
         Device::Plan(ledger) => ledger.count("add_rms_norm", 4 * out.bytes() + weight.bytes(), 5 * x.len()),
     }
     Ok(())
 }
+
+/// Threads of a row and of a head, as `rms_norm.cu` has them.
+const CUDA_ROW_THREADS: usize = 256;
+const CUDA_HEAD_THREADS: usize = 32;
 
 struct Norm<'a> {
     out: &'a mut [f32],

@@ -2,17 +2,20 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::contract::{expect_below, expect_entries, expect_f32};
+use crate::contract::{expect_activations, expect_below, expect_entries, expect_on};
+use crate::cuda::{Argument, Cuda, KernelName};
 use crate::kv_cache::{KvShape, with_kv_element};
 use crate::limits::BLOCK_SIZE;
 use crate::pool::SendPtr;
 use crate::simd::{Element, Kernel, LANES, Simd, load_partial, store_partial};
-use crate::{Cpu, Device, Error, KvCache, Result, Tensor};
+use crate::{Cpu, Device, Error, Indices, KvCache, Result, Tensor};
 
 /// Cosines and sines per position, `[max_positions, rotary_dim / 2]` each, in f32.
 pub struct RopeTable {
     cos: Vec<f32>,
     sin: Vec<f32>,
+    /// Both on a GPU, where the vectors are empty.
+    cuda: Option<[Tensor; 2]>,
     half: usize,
     max_positions: usize,
 }
@@ -66,13 +69,18 @@ impl RopeTable {
                 }
             }
         };
-        match device {
+        match device.host() {
             // A sine is some twenty visits.
             Device::Cpu(cpu) => cpu.for_rows_of_two(&mut cos, &mut sin, half, 20 * half, fill),
-            Device::Plan(_) => fill(0, &mut cos, &mut sin),
+            Device::Cuda(_) | Device::Plan(_) => fill(0, &mut cos, &mut sin),
         }
         match wrong.into_inner() {
-            right if rotary_dim == 2 * right => Ok(RopeTable { cos, sin, half, max_positions }),
+            right if rotary_dim == 2 * right && matches!(device, Device::Cuda(_)) => {
+                let table = |values: &[f32]| Tensor::from_slice(device, &[max_positions, half], values);
+                let cuda = Some([table(&cos)?, table(&sin)?]);
+                Ok(RopeTable { cos: Vec::new(), sin: Vec::new(), cuda, half, max_positions })
+            }
+            right if rotary_dim == 2 * right => Ok(RopeTable { cos, sin, cuda: None, half, max_positions }),
             wrong => {
                 let (expected, actual) = (vec![half], vec![wrong]);
                 Err(Error::Shape { op: "RopeTable", arg: "inv_freq", expected, actual })
@@ -92,7 +100,7 @@ impl RopeTable {
 
     /// The memory it takes, in bytes.
     pub fn bytes(&self) -> usize {
-        8 * self.cos.len()
+        8 * self.max_positions * self.half
     }
 }
 
@@ -100,25 +108,27 @@ impl RopeTable {
 /// beyond rotary_dim stay) and writes keys and values into the cache.
 ///
 /// # Shapes
-/// `qkv`: `[T, (H + 2·K)·D]` f32, the queries of H heads first, then keys, then values, as the packed projection gives it; K and D
+/// `qkv`: `[T, (H + 2·K)·D]`, the queries of H heads first, then keys, then values, as the packed projection gives it; K and D
 /// are those of `kv`. `positions`: T, below the table's. `slot_mapping`: T, where a row's key and value go,
 /// `block_id * 16 + position % 16`; slots of one call differ.
 /// # Errors
 /// [`Error::Shape`], [`Error::DType`], [`Error::Index`] for a position, slot or layer out of range.
 ///
 /// Source: transformers `apply_rotary_pos_emb`.
-pub fn rope_and_store_kv(
+pub fn rope_and_store_kv<'a>(
     qkv: &mut Tensor,
     num_heads: usize,
     rope: &RopeTable,
-    positions: &[u32],
-    slot_mapping: &[u32],
+    positions: impl Into<Indices<'a>>,
+    slot_mapping: impl Into<Indices<'a>>,
     kv: &mut KvCache,
     layer: usize,
 ) -> Result<()> {
+    let (position_indices, slot_indices) = (positions.into(), slot_mapping.into());
+    let (positions, slot_mapping) = (position_indices.host(), slot_indices.host());
     const OP: &str = "rope_and_store_kv";
     let (kv_heads, dim) = (kv.kv_heads(), kv.head_dim());
-    expect_f32(OP, &[("qkv", qkv)])?;
+    expect_activations(OP, &[("qkv", qkv)])?;
     if qkv.cols() != (num_heads + 2 * kv_heads) * dim || rope.rotary_dim() > dim {
         let expected = vec![qkv.rows(), (num_heads + 2 * kv_heads) * dim];
         return Err(Error::Shape { op: OP, arg: "qkv", expected, actual: qkv.shape().to_vec() });
@@ -130,9 +140,7 @@ pub fn rope_and_store_kv(
     expect_below(OP, "layer", &[layer as u32], kv.num_layers())?;
     match qkv.device().clone() {
         Device::Cpu(cpu) => {
-            if kv.device().is_plan() {
-                return Err(Error::UnsupportedDevice { op: OP, arg: "kv", device: kv.device().describe() });
-            }
+            expect_on(OP, qkv.device(), "kv", kv.device())?;
             let heads = num_heads + kv_heads;
             let cols = qkv.cols();
             cpu.for_rows(&mut qkv.as_f32_mut(), cols, heads * dim, |first, rows| {
@@ -140,13 +148,46 @@ pub fn rope_and_store_kv(
             });
             with_kv_element!(kv.dtype(), T => store::<T>(&cpu, &qkv.as_f32(), cols, slot_mapping, kv, layer));
         }
+        Device::Cuda(cuda) => {
+            expect_on(OP, qkv.device(), "kv", kv.device())?;
+            let lists = [position_indices.address(OP, "positions")?, slot_indices.address(OP, "slot_mapping")?];
+            cuda_arm(&cuda, qkv, num_heads, rope, lists, kv, layer)?;
+        }
         Device::Plan(ledger) => {
             let rotated = qkv.rows() * (num_heads + kv_heads) * dim;
             let stored = qkv.rows() * 2 * kv_heads * dim;
-            ledger.count(OP, 8 * rotated + stored * (4 + kv.dtype().size_bytes()), 3 * rotated);
+            let size = qkv.dtype().size_bytes();
+            ledger.count(OP, 2 * size * rotated + stored * (size + kv.dtype().size_bytes()), 3 * rotated);
         }
     }
     Ok(())
+}
+
+/// Threads of a row, as `rope.cu` has them.
+const CUDA_THREADS: usize = 256;
+
+fn cuda_arm(
+    cuda: &Cuda,
+    qkv: &mut Tensor,
+    num_heads: usize,
+    rope: &RopeTable,
+    [positions, slot_mapping]: [u64; 2],
+    kv: &mut KvCache,
+    layer: usize,
+) -> Result<()> {
+    const OP: &str = "rope_and_store_kv";
+    let Some([cos, sin]) = &rope.cuda else {
+        return Err(Error::UnsupportedDevice { op: OP, arg: "rope", device: "cpu".to_owned() });
+    };
+    expect_on(OP, qkv.device(), "rope", cos.device())?;
+    kv.expect_activations_of(OP, qkv.dtype())?;
+    let (keys, values) = kv.addresses(layer);
+    let addresses = [qkv.address(), cos.address(), sin.address(), positions, slot_mapping, keys, values];
+    let numbers = [num_heads, kv.kv_heads(), kv.head_dim(), rope.half].map(Argument::count);
+    let arguments = [&addresses.map(Argument::Pointer)[..], &numbers].concat();
+    // SAFETY: rope.cu: a block per row of `qkv` with heads of the cache's width; positions lie in the table and slots in the cache (all
+    // checked by the operation); what it touches lives as long as its stream's work.
+    unsafe { cuda.launch(KernelName::of(OP, qkv.dtype()), [qkv.rows(), 1, 1], CUDA_THREADS, &arguments) }
 }
 
 struct Rotate<'a> {

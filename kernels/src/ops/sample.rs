@@ -5,8 +5,10 @@
 
 use std::cmp::Ordering;
 
-use crate::Device;
+use crate::cuda::{Argument, KernelName};
 use crate::simd::{Isa, Kernel, LANES, Lanes, Simd, exp, load_partial};
+use crate::step_lists::{CudaLists, StepLists};
+use crate::{Device, Error, Result, Tensor};
 
 /// The softmax of a row in two numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,6 +32,94 @@ pub struct Scored {
 /// a `log_sum_exp` of -inf.
 pub fn row_stats(device: &Device, row: &[f32]) -> RowStats {
     isa(device).run(Stats { row })
+}
+
+/// A row of logits that its device samples from.
+#[derive(Clone, Copy, Debug)]
+pub struct SampleRow {
+    /// Which row.
+    pub row: u32,
+    /// The seed of its noise; `None` takes the largest.
+    pub seed: Option<u64>,
+    /// The absolute position of the token to sample.
+    pub position: u32,
+}
+
+/// What sampling says of a row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampled {
+    /// The token.
+    pub id: u32,
+    /// Its log-probability.
+    pub logprob: f32,
+    /// ln Σ e^logit over the row.
+    pub log_sum_exp: f32,
+    /// The lowest id whose logit is NaN or infinite, if there is one: the others then mean nothing.
+    pub unsound: Option<u32>,
+}
+
+/// Rows to sample from, where their device has them.
+pub struct SampleRows {
+    address: u64,
+    len: usize,
+    /// The rows of logits that there have to be.
+    logit_rows: usize,
+}
+
+/// Words of a row to sample from, and of what comes of it, as `sample.cu` has them.
+pub(crate) const SAMPLE_ROW_WORDS: usize = 6;
+pub(crate) const SAMPLED_WORDS: usize = 4;
+
+/// Threads of a row, as `sample.cu` has them.
+const CUDA_THREADS: usize = 512;
+
+/// An id that is none.
+const NO_ID: u32 = u32::MAX;
+
+impl SampleRows {
+    pub(crate) fn of(lists: &mut CudaLists, rows: &[SampleRow]) -> Result<SampleRows> {
+        let words = |row: &SampleRow| {
+            let seed = row.seed.unwrap_or(0);
+            [seed as u32, (seed >> 32) as u32, row.row, row.position, u32::from(row.seed.is_some()), 0]
+        };
+        let words: Vec<[u32; SAMPLE_ROW_WORDS]> = rows.iter().map(words).collect();
+        let logit_rows = rows.iter().map(|row| row.row as usize + 1).max().unwrap_or(0);
+        Ok(SampleRows { address: lists.push(words.as_flattened())?, len: rows.len(), logit_rows })
+    }
+}
+
+/// Samples from rows of `logits` (`[S, V]` f32) on their GPU, one token each: as [`argmax`] and [`gumbel_argmax`] over the whole
+/// vocabulary do. Waits for the result.
+///
+/// # Errors
+/// [`Error::UnsupportedDevice`] elsewhere; [`Error::Cuda`].
+pub fn sample_rows(logits: &Tensor, rows: &SampleRows, lists: &StepLists) -> Result<Vec<Sampled>> {
+    const OP: &str = "sample_rows";
+    crate::contract::expect_f32(OP, &[("logits", logits)])?;
+    let (Device::Cuda(cuda), Some(lists)) = (logits.device(), lists.cuda()) else {
+        return Err(Error::UnsupportedDevice { op: OP, arg: "logits", device: logits.device().describe() });
+    };
+    if rows.logit_rows > logits.rows() {
+        return Err(Error::Index { op: OP, arg: "rows", index: rows.logit_rows - 1, limit: logits.rows() });
+    }
+    if rows.len > lists.limits.max_logit_rows {
+        return Err(Error::Index { op: OP, arg: "rows", index: rows.len, limit: lists.limits.max_logit_rows + 1 });
+    }
+    let addresses = [lists.sampled.address(), logits.address(), rows.address].map(Argument::Pointer);
+    let arguments = [&addresses[..], &[Argument::count(logits.cols())]].concat();
+    // SAFETY: sample.cu: a block for every row of the list, which names rows of the logits, and room for as many results
+    // (both checked above); all live as long as their stream's work.
+    unsafe { cuda.launch(KernelName::plain(OP), [rows.len, 1, 1], CUDA_THREADS, &arguments)? };
+    let mut words = vec![[0u32; SAMPLED_WORDS]; rows.len];
+    // SAFETY: as many results were written.
+    unsafe { cuda.context.download(lists.sampled.address(), bytemuck::cast_slice_mut(&mut words))? };
+    let sampled = |[id, logprob, log_sum_exp, unsound]: [u32; SAMPLED_WORDS]| Sampled {
+        id,
+        logprob: f32::from_bits(logprob),
+        log_sum_exp: f32::from_bits(log_sum_exp),
+        unsound: (unsound != NO_ID).then_some(unsound),
+    };
+    Ok(words.into_iter().map(sampled).collect())
 }
 
 /// The id of the largest entry; of equal ones the lowest. 0 for an empty row; a NaN is never the largest.
@@ -145,6 +235,7 @@ fn philox_blocks<const N: usize>(seed: u64, position: u32, blocks: [u32; N]) -> 
 fn isa(device: &Device) -> Isa {
     match device {
         Device::Cpu(cpu) => cpu.isa,
+        Device::Cuda(cuda) => isa(cuda.host()),
         Device::Plan(_) => panic!("the plan device has no logits to sample from"),
     }
 }

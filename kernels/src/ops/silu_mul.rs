@@ -1,6 +1,7 @@
 //! The gate of a gated MLP: SiLU of one half of a row times the other.
 
-use crate::contract::{expect_f32, expect_matrix, expect_memory};
+use crate::contract::{expect_activations, expect_device, expect_matrix, expect_vectors};
+use crate::cuda::{Argument, KernelName};
 use crate::simd::{Kernel, LANES, Simd, load_partial, silu, store_partial};
 use crate::{Device, Result, Tensor};
 
@@ -13,12 +14,12 @@ use crate::{Device, Result, Tensor};
 ///
 /// Source: arXiv:2002.05202 (SwiGLU); transformers `LlamaMLP`.
 pub fn silu_mul(out: &mut Tensor, gate_up: &Tensor) -> Result<()> {
-    expect_f32("silu_mul", &[("out", out), ("gate_up", gate_up)])?;
+    expect_activations("silu_mul", &[("out", out), ("gate_up", gate_up)])?;
     expect_matrix("silu_mul", "gate_up", gate_up, out.rows(), 2 * out.cols())?;
     let cols = out.cols();
     match out.device().clone() {
         Device::Cpu(cpu) => {
-            expect_memory("silu_mul", &[("gate_up", gate_up)])?;
+            expect_device("silu_mul", out.device(), &[("gate_up", gate_up)])?;
             let gate_up = gate_up.as_f32();
             // An exponential costs about eight visits.
             cpu.for_rows(&mut out.as_f32_mut(), cols, 8 * cols, |first, part| {
@@ -26,10 +27,23 @@ pub fn silu_mul(out: &mut Tensor, gate_up: &Tensor) -> Result<()> {
                 cpu.isa.run(SiluMul { out: part, gate_up, cols });
             });
         }
+        Device::Cuda(cuda) => {
+            expect_device("silu_mul", out.device(), &[("gate_up", gate_up)])?;
+            expect_vectors("silu_mul", cols)?;
+            let arguments =
+                [Argument::Pointer(out.address()), Argument::Pointer(gate_up.address()), Argument::count(cols)];
+            let grid = [cols.div_ceil(8 * CUDA_THREADS), out.rows(), 1];
+            // SAFETY: silu_mul.cu: rows of `cols` whole vectors, twice as many in `gate_up` (checked above); tensors live as long as
+            // their stream's work.
+            unsafe { cuda.launch(KernelName::of("silu_mul", out.dtype()), grid, CUDA_THREADS, &arguments)? };
+        }
         Device::Plan(ledger) => ledger.count("silu_mul", out.bytes() + gate_up.bytes(), 4 * out.len()),
     }
     Ok(())
 }
+
+/// Threads of a block, as `silu_mul.cu` has them, each with a vector.
+const CUDA_THREADS: usize = 128;
 
 struct SiluMul<'a> {
     out: &'a mut [f32],

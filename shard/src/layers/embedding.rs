@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kernels::ops::{self, EmbeddingTable};
-use kernels::{LinearWeight, Tensor};
+use kernels::{Indices, LinearWeight, Tensor};
 
 use super::{LmHead, Loader, all_reduce};
 use crate::comm::Comm;
@@ -67,7 +67,7 @@ impl VocabParallelEmbedding {
     ///
     /// # Errors
     /// As [`ops::embedding`] and [`Comm::all_reduce`].
-    pub fn forward(&self, out: &mut Tensor, input_ids: &[u32]) -> Result<()> {
+    pub fn forward(&self, out: &mut Tensor, input_ids: Indices<'_>) -> Result<()> {
         let table = match &self.table {
             Table::Dense(table) => EmbeddingTable::Dense(table),
             Table::Head(weight, rows) => EmbeddingTable::Head { weight, rows: *rows },

@@ -143,10 +143,9 @@ impl<'a> Loader<'a> {
         }
         let mut values = Vec::new();
         for (tensor, range) in slices {
-            let rounded = Tensor::from_matrix(self.device, &tensor.row_slice(range.clone()), self.dtype)?;
-            let bytes = rounded.as_bytes();
-            let rounded = MatrixView::dense(&bytes, self.dtype, range.len(), 1);
-            values.extend_from_slice(&Tensor::from_matrix(self.device, &rounded, DType::F32)?.as_f32());
+            values.extend(
+                Tensor::from_matrix(self.device.host(), &tensor.row_slice(range.clone()), self.dtype)?.to_vec()?,
+            );
         }
         let tensor = Tensor::from_slice(self.device, &[values.len()], &values)?;
         self.count(tensor.bytes());

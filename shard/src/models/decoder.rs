@@ -12,10 +12,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use kernels::ops::{self, AttentionRows, RopeTable, SequenceRows};
-use kernels::{AlwaysThere, Arena, DType, Device, KvCache, KvDType, Tensor};
+use kernels::ops::{self, RopeTable, SequenceRows};
+use kernels::{AlwaysThere, Arena, DType, Device, KvCache, KvDType, StepLimits, Tensor};
 
-use super::step::{SequenceSpan, StepInput};
+use super::step::{StepInput, StepPlan, StepRows};
 use crate::comm::Comm;
 use crate::config::DecoderSpec;
 use crate::error::Result;
@@ -40,6 +40,8 @@ pub(super) struct Decoder {
 /// What this rank's activations and cache measure.
 #[derive(Clone, Copy)]
 struct RankShape {
+    /// The type of activations; logits are f32.
+    activations: DType,
     kv_dtype: KvDType,
     num_heads: usize,
     num_kv_heads: usize,
@@ -89,25 +91,25 @@ pub(super) struct TensorNames {
 impl Decoder {
     /// See [`Model::forward`](super::Model::forward). T rows, of which S are sampled; E = hidden_size, V = vocab_size.
     pub(super) fn forward(&self, arena: &mut Arena, kv: &mut KvCache, step: &StepInput<'_>) -> Result<Tensor> {
-        let (rows, sampled, width) = (step.input_ids.len(), step.sample_rows.len(), self.spec.hidden_size);
-        let sequences: Vec<SequenceRows<'_>> = step.sequences.iter().map(SequenceSpan::as_rows).collect();
+        let (rows, sampled) = (step.input_ids.host().len(), step.sample_rows.host().len());
+        let (width, dtype) = (self.spec.hidden_size, self.shape.activations);
         let mut logits = arena.tensor(&[sampled, self.spec.vocab_size], DType::F32)?; // [S, V]
 
         let mark = arena.mark();
-        let mut residual = arena.tensor(&[rows, width], DType::F32)?; // [T, E], the residual stream
-        let mut x = arena.tensor(&[rows, width], DType::F32)?; // [T, E], normalised
-        let mut branch = arena.tensor(&[rows, width], DType::F32)?; // [T, E], what a block adds to the stream
+        let mut residual = arena.tensor(&[rows, width], dtype)?; // [T, E], the residual stream
+        let mut x = arena.tensor(&[rows, width], dtype)?; // [T, E], normalised
+        let mut branch = arena.tensor(&[rows, width], dtype)?; // [T, E], what a block adds to the stream
 
         self.embed_tokens.forward(&mut residual, step.input_ids)?;
         self.layers[0].input_norm.forward(&mut x, &residual)?;
         for (index, layer) in self.layers.iter().enumerate() {
-            self.attention(&layer.attention, index, arena, &mut branch, &x, kv, step, &sequences)?;
+            self.attention(&layer.attention, index, arena, &mut branch, &x, kv, step)?;
             layer.post_attention_norm.forward_add(&mut x, &mut residual, &branch)?;
             self.mlp(&layer.mlp, arena, &mut branch, &x)?;
             let next_norm = self.layers.get(index + 1).map_or(&self.norm, |next| &next.input_norm);
             next_norm.forward_add(&mut x, &mut residual, &branch)?;
         }
-        let mut last = arena.tensor(&[sampled, width], DType::F32)?; // [S, E]
+        let mut last = arena.tensor(&[sampled, width], dtype)?; // [S, E]
         ops::gather_rows(&mut last, &x, step.sample_rows)?;
         self.lm_head.forward(arena, &mut logits, &last)?;
         arena.release(mark);
@@ -124,12 +126,11 @@ impl Decoder {
         x: &Tensor,
         kv: &mut KvCache,
         step: &StepInput<'_>,
-        sequences: &[SequenceRows<'_>],
     ) -> Result<()> {
-        let RankShape { num_heads, num_kv_heads, head_dim, .. } = self.shape;
+        let RankShape { activations, num_heads, num_kv_heads, head_dim, .. } = self.shape;
         let mark = arena.mark();
-        let mut qkv = arena.tensor(&[x.rows(), (num_heads + 2 * num_kv_heads) * head_dim], DType::F32)?;
-        let mut attended = arena.tensor(&[x.rows(), num_heads * head_dim], DType::F32)?; // [T, H·D]
+        let mut qkv = arena.tensor(&[x.rows(), (num_heads + 2 * num_kv_heads) * head_dim], activations)?;
+        let mut attended = arena.tensor(&[x.rows(), num_heads * head_dim], activations)?; // [T, H·D]
 
         layer.qkv_proj.forward(&mut qkv, x)?; // [T, (H + 2·K)·D]
         if let Some([q_norm, k_norm]) = &layer.qk_norm {
@@ -137,8 +138,8 @@ impl Decoder {
             k_norm.forward_heads(&mut qkv, num_heads..num_heads + num_kv_heads)?;
         }
         ops::rope_and_store_kv(&mut qkv, num_heads, &self.rope, step.positions, step.slot_mapping, kv, index)?;
-        let (scale, rows) = ((head_dim as f32).sqrt().recip(), AttentionRows { sequences });
-        ops::attention(&mut attended, &qkv, kv, index, &rows, scale, layer.window)?;
+        let scale = (head_dim as f32).sqrt().recip();
+        ops::attention(&mut attended, &qkv, kv, index, &step.attention, scale, layer.window)?;
         layer.o_proj.forward(out, &attended)?; // [T, E], summed over ranks
 
         arena.release(mark);
@@ -147,9 +148,10 @@ impl Decoder {
 
     /// `out = down_proj(silu(gate_proj(x)) · up_proj(x))`, with I of the intermediate width on this rank.
     fn mlp(&self, layer: &Mlp, arena: &mut Arena, out: &mut Tensor, x: &Tensor) -> Result<()> {
+        let RankShape { activations, intermediate_size, .. } = self.shape;
         let mark = arena.mark();
-        let mut gate_up = arena.tensor(&[x.rows(), 2 * self.shape.intermediate_size], DType::F32)?; // [T, 2·I]
-        let mut activated = arena.tensor(&[x.rows(), self.shape.intermediate_size], DType::F32)?; // [T, I]
+        let mut gate_up = arena.tensor(&[x.rows(), 2 * intermediate_size], activations)?; // [T, 2·I]
+        let mut activated = arena.tensor(&[x.rows(), intermediate_size], activations)?; // [T, I]
 
         layer.gate_up_proj.forward(&mut gate_up, x)?;
         ops::silu_mul(&mut activated, &gate_up)?;
@@ -167,23 +169,42 @@ impl Decoder {
         let tokens = max_tokens as u32;
         // As many sequences of one token each: their positions exist in every model.
         let blocks: Vec<u32> = (0..tokens).collect();
-        let span = |row: usize| SequenceSpan {
+        let sequence = |row: usize| SequenceRows {
             first_row: row,
-            rows: 1,
+            num_rows: 1,
             start_position: 0,
             block_table: &blocks[row..row + 1],
         };
-        let step = StepInput {
+        let step = StepRows {
             input_ids: &vec![0; max_tokens],
             positions: &vec![0; max_tokens],
             slot_mapping: &blocks.iter().map(|block| block * kernels::BLOCK_SIZE as u32).collect::<Vec<_>>(),
-            sequences: &(0..max_tokens).map(span).collect::<Vec<_>>(),
+            sequences: &(0..max_tokens).map(sequence).collect::<Vec<_>>(),
             sample_rows: &vec![0; max_sampled],
         };
+        let plan = self.plan(&step, max_tokens).expect("a plan has memory, and this step is well-formed");
+        plan.arena_bytes
+    }
+
+    /// See [`Model::plan`](super::Model::plan).
+    pub(super) fn plan(&self, step: &StepRows<'_>, num_blocks: usize) -> Result<StepPlan> {
         let mut arena = Arena::plan();
-        let mut kv = self.kv_cache_on(&Device::plan(), max_tokens).expect("the plan device takes no memory");
-        self.forward(&mut arena, &mut kv, &step).expect("a plan has memory, and this step is well-formed");
-        arena.high_water_bytes()
+        let mut kv = self.kv_cache_on(&Device::plan(), num_blocks)?;
+        self.forward(&mut arena, &mut kv, &StepInput::of_host(step))?;
+        let ledger = arena.device().ledger().expect("the arena's device is a plan");
+        Ok(StepPlan { arena_bytes: arena.high_water_bytes(), cost: ledger.total() })
+    }
+
+    /// See [`Model::step_limits`](super::Model::step_limits).
+    pub(super) fn step_limits(
+        &self,
+        max_rows: usize,
+        max_sequences: usize,
+        max_logit_rows: usize,
+        max_context: usize,
+    ) -> StepLimits {
+        let RankShape { num_heads, num_kv_heads, head_dim, .. } = self.shape;
+        StepLimits { max_rows, max_sequences, max_logit_rows, max_context, num_heads, num_kv_heads, head_dim }
     }
 
     /// See [`Model::new_kv_cache`](super::Model::new_kv_cache).
@@ -220,6 +241,9 @@ impl Decoder {
             Some(dtype) => dtype,
             None => checkpoint.matrix(&format!("{}.weight", names.embed_tokens), vocab[0], vocab[1])?.dtype(),
         };
+        // Kernels of a GPU compute with 16 bits, of which bfloat16 has the range of float32.
+        let is_rounded = matches!(device, Device::Cuda(_)) && dtype == DType::F32;
+        let dtype = if is_rounded { DType::Bf16 } else { dtype };
         spec.dtype = Some(dtype);
 
         // Once without reading anything: what is missing or misshapen is found now rather than after minutes of packing, and the
@@ -246,6 +270,7 @@ impl Decoder {
         Ok(Decoder {
             device: device.clone(),
             shape: RankShape {
+                activations: device.activation_dtype(dtype),
                 kv_dtype: spec.kv_dtype.unwrap_or_else(|| dtype.into()),
                 num_heads: partition.even(spec.num_heads).len(),
                 num_kv_heads: partition.kv_heads(spec.num_kv_heads).len(),

@@ -12,10 +12,10 @@ mod step;
 use std::path::Path;
 use std::sync::Arc;
 
-use kernels::{Arena, Device, KvCache, Tensor};
+use kernels::{Arena, Device, KvCache, StepLimits, Tensor};
 
 pub use crate::config::{DecoderSpec, ModelOptions, Quantization, RopeKind, RopeOverride};
-pub use step::{SequenceSpan, StepInput};
+pub use step::{SequenceRows, StepInput, StepPlan, StepRows};
 
 use crate::comm::Comm;
 use crate::config::ConfigFile;
@@ -73,6 +73,17 @@ impl Model {
         self.decoder.kv_bytes_per_block()
     }
 
+    /// What the lists of steps with up to so many rows, sequences, rows with logits and positions have to hold.
+    pub fn step_limits(
+        &self,
+        max_rows: usize,
+        max_sequences: usize,
+        max_logit_rows: usize,
+        max_context: usize,
+    ) -> StepLimits {
+        self.decoder.step_limits(max_rows, max_sequences, max_logit_rows, max_context)
+    }
+
     /// An empty KV cache for this rank's heads.
     ///
     /// # Errors
@@ -87,6 +98,14 @@ impl Model {
         // Attention works in memory of its threads, so the number of sequences takes no part of the arena.
         let _ = max_rows;
         self.decoder.arena_bytes(max_tokens, max_sampled)
+    }
+
+    /// What a step with these rows and a cache of `num_blocks` blocks takes, without computing it.
+    ///
+    /// # Errors
+    /// As [`forward`](Model::forward).
+    pub fn plan(&self, step: &StepRows<'_>, num_blocks: usize) -> Result<StepPlan> {
+        self.decoder.plan(step, num_blocks)
     }
 
     /// Computes the rows of `step`, writes their keys and values to `kv`, and gives the logits of the sampled rows: f32

@@ -1,10 +1,14 @@
 //! What a model is asked to compute in one step.
 
-use kernels::ops::SequenceRows;
+use kernels::ops::AttentionRows;
+pub use kernels::ops::SequenceRows;
+use kernels::{Cost, Indices, StepLists};
+
+use crate::error::Result;
 
 /// Token rows of several sequences, prefill and decode mixed. Row t of every list is the same token.
-#[derive(Clone, Copy, Debug)]
-pub struct StepInput<'a> {
+#[derive(Clone, Copy)]
+pub struct StepRows<'a> {
     /// T token ids.
     pub input_ids: &'a [u32],
     /// T positions in their sequences.
@@ -12,28 +16,52 @@ pub struct StepInput<'a> {
     /// T slots of the KV cache that receive the row's key and value: `block_id * BLOCK_SIZE + position % BLOCK_SIZE`.
     pub slot_mapping: &'a [u32],
     /// Which rows belong together, in ascending order of their rows.
-    pub sequences: &'a [SequenceSpan<'a>],
+    pub sequences: &'a [SequenceRows<'a>],
     /// The rows whose logits are wanted.
     pub sample_rows: &'a [u32],
 }
 
-/// The rows of one sequence.
+/// What a step takes.
 #[derive(Clone, Copy, Debug)]
-pub struct SequenceSpan<'a> {
-    /// The first of them.
-    pub first_row: usize,
-    /// How many.
-    pub rows: usize,
-    /// The position of the first row; the others follow.
-    pub start_position: usize,
-    /// KV blocks of positions 0.., at least up to the last row's.
-    pub block_table: &'a [u32],
+pub struct StepPlan {
+    /// Bytes of an arena.
+    pub arena_bytes: usize,
+    /// Bytes read and written at least, and arithmetic.
+    pub cost: Cost,
 }
 
-impl<'a> SequenceSpan<'a> {
-    /// As the attention operation wants it.
-    pub(super) fn as_rows(&self) -> SequenceRows<'a> {
-        let SequenceSpan { first_row, rows: num_rows, start_position, block_table } = *self;
-        SequenceRows { first_row, num_rows, start_position, block_table }
+/// The same, where the model's device reads it.
+pub struct StepInput<'a> {
+    pub(super) input_ids: Indices<'a>,
+    pub(super) positions: Indices<'a>,
+    pub(super) slot_mapping: Indices<'a>,
+    pub(super) attention: AttentionRows<'a>,
+    pub(super) sample_rows: Indices<'a>,
+}
+
+impl<'a> StepInput<'a> {
+    /// Adds the rows to the lists of their step, which are still to be sent.
+    ///
+    /// # Errors
+    /// If there are more than the lists were made for.
+    pub fn new(rows: &StepRows<'a>, lists: &mut StepLists) -> Result<StepInput<'a>> {
+        Ok(StepInput {
+            input_ids: lists.indices(rows.input_ids)?,
+            positions: lists.indices(rows.positions)?,
+            slot_mapping: lists.indices(rows.slot_mapping)?,
+            attention: lists.attention(rows.sequences)?,
+            sample_rows: lists.indices(rows.sample_rows)?,
+        })
+    }
+
+    /// The rows as the processor reads them.
+    pub fn of_host(rows: &StepRows<'a>) -> StepInput<'a> {
+        StepInput {
+            input_ids: rows.input_ids.into(),
+            positions: rows.positions.into(),
+            slot_mapping: rows.slot_mapping.into(),
+            attention: AttentionRows::new(rows.sequences),
+            sample_rows: rows.sample_rows.into(),
+        }
     }
 }

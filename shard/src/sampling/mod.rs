@@ -46,7 +46,7 @@ pub use top_n_tokens::TopTokens;
 
 use candidates::Candidates;
 use kernels::Device;
-use kernels::ops::sample::{argmax, gumbel_argmax, row_stats};
+use kernels::ops::sample::{Sampled, argmax, gumbel_argmax, row_stats};
 use processor::Processor;
 
 /// What changes the scores of every row, in order.
@@ -119,6 +119,26 @@ pub struct Choice {
     pub token_id: u32,
     /// Log-softmax of the processed scores at the token.
     pub logprob: f32,
+}
+
+impl Choice {
+    /// The token at `position` that a device has chosen for a row which is [plain](Params::is_plain).
+    ///
+    /// # Errors
+    /// As [`Sampler::sample`].
+    pub fn of_device(sampled: &Sampled, position: u32) -> Result<Choice, RowFailure> {
+        if let Some(token_id) = sampled.unsound {
+            return Err(RowFailure::NotAScore {
+                token_id: token_id as usize,
+                value: "not finite".to_owned(),
+                position,
+            });
+        }
+        if !sampled.log_sum_exp.is_finite() {
+            return Err(RowFailure::NoCandidate { position, sum: sampled.log_sum_exp.to_string() });
+        }
+        Ok(Choice { token_id: sampled.id, logprob: sampled.logprob })
+    }
 }
 
 /// What a row brings to the sampler.

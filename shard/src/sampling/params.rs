@@ -34,7 +34,7 @@ impl Params {
     }
 
     /// Whether the processed scores at `position` are the logits as they are.
-    pub(super) fn is_plain(&self, position: u32) -> bool {
+    pub(crate) fn is_plain(&self, position: u32) -> bool {
         !(self.is_processed && processors(self).any(|processor| (processor.is_active)(self, position)))
     }
 }

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use kernels::{Arena, BLOCK_SIZE, Device, KvCache};
+use kernels::{Arena, BLOCK_SIZE, Device, KvCache, StepLists};
 use shard::comm::{Comm, Shm, ShmOptions, Single, StepTag};
-use shard::models::{Model, ModelOptions, SequenceSpan, StepInput};
+use shard::models::{Model, ModelOptions, SequenceRows, StepInput, StepRows};
 
 /// Sequences that a runner keeps apart.
 const MAX_SEQUENCES: usize = 8;
@@ -21,6 +21,7 @@ pub struct Runner {
     comm: Arc<dyn Comm>,
     kv: KvCache,
     arena: Arena,
+    lists: StepLists,
     steps: u64,
 }
 
@@ -45,13 +46,18 @@ impl Runner {
     }
 
     pub fn load_with(dir: &Path, threads: usize, comm: Arc<dyn Comm>, options: &ModelOptions) -> Runner {
-        let device = Device::cpu(threads);
-        let model = Model::load(dir, &device, comm.clone(), options).unwrap_or_else(|error| panic!("{error}"));
+        Runner::load_on(dir, &Device::cpu(threads), comm, options)
+    }
+
+    pub fn load_on(dir: &Path, device: &Device, comm: Arc<dyn Comm>, options: &ModelOptions) -> Runner {
+        let model = Model::load(dir, device, comm.clone(), options).unwrap_or_else(|error| panic!("{error}"));
         let blocks = model.spec().max_position_embeddings.min(MAX_TOKENS).div_ceil(BLOCK_SIZE) * MAX_SEQUENCES;
         let kv = model.new_kv_cache(blocks).unwrap();
         // Exactly what the plan says, so that a plan that is too small fails.
-        let arena = Arena::new(&device, model.arena_bytes(MAX_TOKENS, MAX_SEQUENCES, MAX_TOKENS)).unwrap();
-        Runner { model, comm, kv, arena, steps: 0 }
+        let arena = Arena::new(device, model.arena_bytes(MAX_TOKENS, MAX_SEQUENCES, MAX_TOKENS)).unwrap();
+        let limits = model.step_limits(MAX_TOKENS, MAX_SEQUENCES, MAX_TOKENS, model.spec().max_position_embeddings);
+        let lists = StepLists::new(device, limits).unwrap();
+        Runner { model, comm, kv, arena, lists, steps: 0 }
     }
 
     /// One step. The logits of the wanted rows, in row order.
@@ -63,7 +69,7 @@ impl Runner {
                 (0..blocks / MAX_SEQUENCES).map(|i| (blocks - 1 - i * MAX_SEQUENCES - sequence) as u32).collect()
             })
             .collect();
-        let (mut input_ids, mut positions, mut slots, mut spans, mut sample_rows) =
+        let (mut input_ids, mut positions, mut slots, mut sequences, mut sample_rows) =
             (vec![], vec![], vec![], vec![], vec![]);
         for Piece { sequence, start, ids, logits } in pieces {
             let (first_row, rows, table) = (input_ids.len(), ids.len(), &tables[*sequence]);
@@ -72,22 +78,25 @@ impl Runner {
                 positions.push(position as u32);
                 slots.push(table[position / BLOCK_SIZE] * BLOCK_SIZE as u32 + (position % BLOCK_SIZE) as u32);
             }
-            spans.push(SequenceSpan { first_row, rows, start_position: *start, block_table: table });
+            sequences.push(SequenceRows { first_row, num_rows: rows, start_position: *start, block_table: table });
             let first_wanted = if *logits == Wanted::All { first_row } else { first_row + rows - 1 };
             sample_rows.extend((first_wanted..first_row + rows).map(|row| row as u32));
         }
-        let step = StepInput {
+        let step = StepRows {
             input_ids: &input_ids,
             positions: &positions,
             slot_mapping: &slots,
-            sequences: &spans,
+            sequences: &sequences,
             sample_rows: &sample_rows,
         };
         self.steps += 1;
         self.comm.begin_step(StepTag { epoch: 1, seq: self.steps, plan_hash: 7 });
         let mark = self.arena.mark();
+        self.lists.begin().unwrap();
+        let step = StepInput::new(&step, &mut self.lists).unwrap();
+        self.lists.send().unwrap();
         let logits = self.model.forward(&mut self.arena, &mut self.kv, &step).unwrap();
-        let rows = logits.as_f32().chunks_exact(logits.cols()).map(<[f32]>::to_vec).collect();
+        let rows = logits.to_vec().unwrap().chunks_exact(logits.cols()).map(<[f32]>::to_vec).collect();
         self.arena.release(mark);
         rows
     }

@@ -11,7 +11,10 @@
 //! belongs to a cache for good, so bits depend on the machine's type only.
 
 mod arm;
+mod cuda;
 mod tile;
+
+pub(crate) use cuda::AttentionLists;
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -24,7 +27,7 @@ use self::arm::Vectors;
 use self::tile::{Task, Tile};
 #[cfg(target_arch = "x86_64")]
 use crate::KvDType;
-use crate::contract::{expect_f32, expect_matrix, expect_memory};
+use crate::contract::{expect_activations, expect_device, expect_matrix, expect_on};
 use crate::kv_cache::{KvShape, with_kv_element};
 use crate::limits::{BLOCK_SIZE, KV_SPLIT, PIECES_PER_THREAD};
 use crate::pool::SendPtr;
@@ -34,10 +37,18 @@ use crate::simd::{Element, Kernel, LANES, Lanes, Simd};
 use crate::{Cpu, Device, Error, KvCache, Result, Tensor};
 
 /// The rows of one step, sequence by sequence.
-#[derive(Clone, Copy)]
 pub struct AttentionRows<'a> {
-    /// In ascending order of their rows, without overlap. Rows of no sequence are left as they are.
-    pub sequences: &'a [SequenceRows<'a>],
+    pub(crate) sequences: &'a [SequenceRows<'a>],
+    /// Where a GPU has their work.
+    pub(crate) lists: Option<AttentionLists>,
+}
+
+impl<'a> AttentionRows<'a> {
+    /// Those of `sequences`: in ascending order of their rows, without overlap. Rows of no sequence are left as they are. For a
+    /// GPU, [`StepLists::attention`](crate::StepLists::attention) makes them.
+    pub fn new(sequences: &'a [SequenceRows<'a>]) -> AttentionRows<'a> {
+        AttentionRows { sequences, lists: None }
+    }
 }
 
 /// The rows of one sequence in a step.
@@ -57,7 +68,7 @@ pub struct SequenceRows<'a> {
 /// with a window only the last `window` of them (the row's own included).
 ///
 /// # Shapes
-/// `out`: `[T, H·D]`; `qkv`: `[T, (H + 2·K)·D]` with the rotated queries first, of which only these are read; both f32. K and D are
+/// `out`: `[T, H·D]`; `qkv`: `[T, (H + 2·K)·D]` with the rotated queries first, of which only these are read. K and D are
 /// those of `kv`, which must hold the keys and values of all positions involved. H is a multiple of K.
 /// # Errors
 /// [`Error::Shape`], [`Error::DType`], [`Error::Index`] for a row, block or layer out of range.
@@ -74,7 +85,7 @@ pub fn attention(
 ) -> Result<()> {
     const OP: &str = "attention";
     let (kv_heads, dim) = (kv.kv_heads(), kv.head_dim());
-    expect_f32(OP, &[("out", out), ("qkv", qkv)])?;
+    expect_activations(OP, &[("out", out), ("qkv", qkv)])?;
     expect_matrix(OP, "qkv", qkv, out.rows(), out.cols() + 2 * kv_heads * dim)?;
     if !out.cols().is_multiple_of(kv_heads * dim) {
         let expected = vec![out.rows(), kv_heads * dim];
@@ -87,11 +98,14 @@ pub fn attention(
     let heads = out.cols() / dim;
     match out.device().clone() {
         Device::Cpu(cpu) => {
-            expect_memory(OP, &[("qkv", qkv)])?;
-            if kv.device().is_plan() {
-                return Err(Error::UnsupportedDevice { op: OP, arg: "kv", device: kv.device().describe() });
-            }
+            expect_device(OP, out.device(), &[("qkv", qkv)])?;
+            expect_on(OP, out.device(), "kv", kv.device())?;
             cpu_arm(&cpu, out, qkv, kv, layer, rows, scale, window);
+        }
+        Device::Cuda(cuda) => {
+            expect_device(OP, out.device(), &[("qkv", qkv)])?;
+            expect_on(OP, out.device(), "kv", kv.device())?;
+            cuda::run(&cuda, out, qkv, kv, layer, rows.lists.as_ref(), scale, window)?;
         }
         Device::Plan(ledger) => {
             let seen = |position: usize| window.map_or(position + 1, |window| (position + 1).min(window as usize));
@@ -425,7 +439,7 @@ mod tests {
                     SequenceRows { first_row: 1, num_rows: *num_rows, start_position: start, block_table: &table },
                 ];
                 let first = if self.other_is_complete(steps) { 0 } else { 1 };
-                let rows = AttentionRows { sequences: &sequences[first..] };
+                let rows = AttentionRows::new(&sequences[first..]);
                 let mut out = random_tensor(device, 3, &[1 + num_rows, self.heads * dim]);
                 attention(&mut out, &step, &kv, 1, &rows, SCALE, self.window).unwrap();
                 result.extend_from_slice(&out.as_f32()[self.heads * dim..]);
@@ -527,7 +541,7 @@ mod tests {
         let sequence = SequenceRows { first_row: 0, num_rows: 1, start_position: 2047, block_table: &[] };
         let mut plan = Plan::default();
         for (threads, pieces, merges) in [(1, 1, 0), (2, 8, 1), (4, 8, 1)] {
-            plan.make(threads, &shape, 4, &AttentionRows { sequences: &[sequence] }, usize::MAX);
+            plan.make(threads, &shape, 4, &AttentionRows::new(&[sequence]), usize::MAX);
             assert_eq!((plan.pieces.len(), plan.merges.len()), (pieces, merges), "{threads} threads");
         }
     }
@@ -565,7 +579,7 @@ mod tests {
         let (qkv, mut out) = (random_tensor(device, 1, &[2, 12]), random_tensor(device, 2, &[2, 4]));
         let mut call = |first_row, num_rows, start_position, block_table: &[u32], layer| {
             let sequences = [SequenceRows { first_row, num_rows, start_position, block_table }];
-            let rows = AttentionRows { sequences: &sequences };
+            let rows = AttentionRows::new(&sequences);
             attention(&mut out, &qkv, &kv, layer, &rows, 1.0, None).map_err(|error| error.to_string())
         };
         assert_eq!(call(0, 0, 0, &[], 0), Ok(()));

@@ -6,7 +6,7 @@
 //! depend on the type of the machine only.
 
 use super::interleave::{LaneRows, interleave};
-use super::{Outputs, fp8, int8, nf4, vectors};
+use super::{Outputs, fp8, int8, nf4, squares, vectors};
 #[cfg(target_arch = "x86_64")]
 use super::{pairs, tiles};
 use crate::simd::LANES;
@@ -31,12 +31,15 @@ pub(crate) enum Format {
     Fp8(fp8::Order),
     /// 4-bit levels, looked up for dot products of bytes.
     Nf4,
+    /// On a GPU: squares of this type, as its matrix instruction takes them.
+    Squares(DType),
 }
 
 impl Format {
     /// The format of weights of `weight_type` on `device`.
     pub(crate) fn choose(device: &Device, weight_type: WeightType) -> Format {
         match (weight_type, device) {
+            (WeightType::Float(dtype), Device::Cuda(_)) => Format::Squares(dtype),
             #[cfg(target_arch = "x86_64")]
             (WeightType::Float(dtype @ DType::Bf16), Device::Cpu(cpu)) => {
                 match (cpu.isa.tiles(), cpu.isa.bf16_dots()) {
@@ -71,6 +74,9 @@ impl Format {
             #[cfg(target_arch = "x86_64")]
             Format::Fp8(fp8::Order::Pairs(_)) => "fp8-pairs-v1",
             Format::Nf4 => "nf4-v1",
+            Format::Squares(DType::F32) => "squares-f32-v1",
+            Format::Squares(DType::F16) => "squares-f16-v1",
+            Format::Squares(DType::Bf16) => "squares-bf16-v1",
         }
     }
 
@@ -81,7 +87,15 @@ impl Format {
             Format::Vectors(dtype) => Some((dtype, 1)),
             #[cfg(target_arch = "x86_64")]
             Format::Pairs(_) | Format::Tiles(_) => Some((DType::Bf16, 2)),
-            Format::Int8 | Format::Fp8(_) | Format::Nf4 => None,
+            Format::Int8 | Format::Fp8(_) | Format::Nf4 | Format::Squares(_) => None,
+        }
+    }
+
+    /// The type of its elements, if each can be read back as it was packed.
+    pub(crate) fn table_dtype(self) -> Option<DType> {
+        match self {
+            Format::Squares(dtype) => Some(dtype),
+            _ => self.elements().map(|(dtype, _)| dtype),
         }
     }
 
@@ -91,6 +105,7 @@ impl Format {
             Format::Vectors(_) | Format::Int8 | Format::Fp8(_) | Format::Nf4 => DType::F32,
             #[cfg(target_arch = "x86_64")]
             Format::Pairs(_) | Format::Tiles(_) => DType::Bf16,
+            Format::Squares(dtype) => dtype,
         }
     }
 
@@ -105,6 +120,7 @@ impl Format {
             Format::Int8 => int8::panel_bytes(k),
             Format::Fp8(_) => fp8::panel_bytes(k),
             Format::Nf4 => nf4::panel_bytes(k),
+            Format::Squares(dtype) => squares::panel_bytes(dtype, k),
         }
     }
 
@@ -119,6 +135,7 @@ impl Format {
             Format::Int8 => int8::pack_panel(panel, rows),
             Format::Fp8(order) => fp8::pack_panel(panel, rows, order),
             Format::Nf4 => nf4::pack_panel(panel, rows),
+            Format::Squares(_) => unreachable!("a GPU packs its weights itself"),
         }
     }
 
@@ -133,6 +150,7 @@ impl Format {
             Format::Int8 => int8::run(cpu, x, w, out),
             Format::Fp8(order) => fp8::run(cpu, x, w, order, out),
             Format::Nf4 => nf4::run(cpu, x, w, out),
+            Format::Squares(_) => unreachable!("the weight lives on a GPU, and so does the output"),
         }
     }
 }

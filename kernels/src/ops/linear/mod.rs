@@ -18,6 +18,7 @@ mod nf4;
 mod pairs;
 #[cfg(test)]
 mod quantized_tests;
+pub(crate) mod squares;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 mod vectors;
@@ -25,19 +26,24 @@ mod vectors;
 pub(crate) use format::{Format, PanelRows};
 
 use self::grid::PanelTile;
-use crate::contract::{expect_f32, expect_len, expect_matrix, expect_memory};
+use crate::contract::{expect_activations, expect_device, expect_f32, expect_len, expect_matrix, expect_on};
 use crate::pool::SendPtr;
 use crate::simd::{LANES, Lanes};
-use crate::{Cpu, Device, Error, LinearWeight, Result, Tensor};
+use crate::{Cpu, DType, Device, LinearWeight, Result, Tensor};
 
 /// `out = x · wᵀ (+ bias)`.
 ///
 /// # Shapes
-/// `out`: `[T, N]`; `x`: `[T, K]`; `w`: N × K of any dtype; `bias`: `[N]`. All but `w` are f32.
+/// `out`: `[T, N]`; `x`: `[T, K]`; `w`: N × K of any dtype; `bias`: `[N]` f32. On a GPU `x` is of the type of `w`, and `out`
+/// that or f32.
 /// # Errors
 /// [`Error::Shape`], [`Error::DType`], [`Error::UnsupportedDevice`].
 pub fn linear(out: &mut Tensor, x: &Tensor, w: &LinearWeight, bias: Option<&Tensor>) -> Result<()> {
-    expect_f32("linear", &[("out", out), ("x", x)])?;
+    match out.dtype() {
+        // Logits: rounded nowhere, on whatever device.
+        DType::F32 => expect_activations("linear", &[("x", x)])?,
+        _ => expect_activations("linear", &[("out", out), ("x", x)])?,
+    }
     expect_matrix("linear", "x", x, out.rows(), w.k())?;
     expect_matrix("linear", "out", out, x.rows(), w.n())?;
     if let Some(bias) = bias {
@@ -46,12 +52,11 @@ pub fn linear(out: &mut Tensor, x: &Tensor, w: &LinearWeight, bias: Option<&Tens
     }
     match out.device().clone() {
         Device::Cpu(cpu) => {
-            expect_memory("linear", &[("x", x), ("bias", bias.unwrap_or(x))])?;
-            if w.device().is_plan() {
-                return Err(Error::UnsupportedDevice { op: "linear", arg: "w", device: w.device().describe() });
-            }
+            expect_device("linear", out.device(), &[("x", x), ("bias", bias.unwrap_or(x))])?;
+            expect_on("linear", out.device(), "w", w.device())?;
             cpu_arm(&cpu, out, x, w, bias);
         }
+        Device::Cuda(cuda) => squares::run(&cuda, out, x, w, bias)?,
         Device::Plan(ledger) => {
             ledger.count("linear", out.bytes() + x.bytes() + w.bytes(), 2 * x.rows() * w.n() * w.k());
         }
@@ -156,6 +161,7 @@ impl Outputs<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Error;
     use crate::ops::testing::{assert_close, bits, cpus, cpus_and_models, random, random_tensor};
     use crate::{DType, MatrixView};
 
@@ -184,7 +190,9 @@ mod tests {
             Format::Pairs(_) => 1,
             #[cfg(target_arch = "x86_64")]
             Format::Tiles(_) => 2,
-            Format::Int8 | Format::Fp8(_) | Format::Nf4 => unreachable!("these tests pack floats"),
+            Format::Int8 | Format::Fp8(_) | Format::Nf4 | Format::Squares(_) => {
+                unreachable!("these tests pack floats for the processor")
+            }
         }
     }
 

@@ -18,6 +18,8 @@ pub(crate) enum Argument<'a> {
     F32(f32),
     /// An unsigned.
     U32(usize),
+    /// A pointer to nothing.
+    Null,
 }
 
 /// Plain, and with AddressSanitizer, which also sees what is read beyond a buffer.
@@ -42,7 +44,8 @@ impl Simulator {
         for folder in [sources.join("sim"), sources.clone()] {
             compiler.arg("-I").arg(folder);
         }
-        compiler.arg("-o").arg(&executable).args(["-x", "c++"]).arg(sources.join("sim/cusim.cc")).args(kernels);
+        compiler.arg("-o").arg(&executable).args(["-x", "c++"]);
+        compiler.args(["sim/cusim.cc", "sim/program.cc"].map(|file| sources.join(file))).args(kernels);
         let run = compiler.output().expect("the C++ compiler that the README asks for");
         assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
         Simulator { executable }
@@ -69,7 +72,7 @@ impl Simulator {
         let mut rest = &stdout[..];
         let buffers = arguments.iter().filter_map(|argument| match argument {
             Argument::Buffer(bytes) => Some(bytes.len()),
-            Argument::F32(_) | Argument::U32(_) => None,
+            Argument::F32(_) | Argument::U32(_) | Argument::Null => None,
         });
         let buffers =
             buffers.map(|len| rest.split_off(..len).expect("the answer holds all buffers").to_vec()).collect();
@@ -91,6 +94,7 @@ impl Simulator {
                 Argument::Buffer(bytes) => (1, bytes.to_vec()),
                 Argument::F32(x) => (0, [x.to_le_bytes(), [0; 4]].concat()),
                 Argument::U32(x) => (0, [u32::try_from(*x).expect("it is an unsigned").to_le_bytes(), [0; 4]].concat()),
+                Argument::Null => (0, vec![0; 8]),
             };
             launch.extend(u64::to_le_bytes(kind));
             if kind == 1 {

@@ -1,0 +1,80 @@
+//! The server with `--device cuda`, on the simulated GPU: it answers, repeats itself, recovers; and what keeps it from starting is one
+//! sentence.
+
+#![cfg(target_arch = "x86_64")]
+#![allow(clippy::unwrap_used, reason = "every function of a test file is part of a test")]
+
+use integration_tests::{Setup, TinyModel};
+use serde_json::{Value, json};
+
+const PROMPT: &str = "What is two plus three?";
+
+/// A server on the simulated GPU. What it computes takes a processor a while, so steps are small.
+fn on_gpu() -> Setup {
+    let environment = cusim::Simulation::build().environment();
+    let setup = environment.into_iter().fold(Setup::new(), |setup, (name, value)| setup.env(name, value));
+    setup.args(&["--device", "cuda", "--max-batch-prefill-tokens", "64", "--max-batch-size", "8"]).args(&[
+        "--max-total-tokens",
+        "128",
+        "--max-batch-total-tokens",
+        "2048",
+    ])
+}
+
+fn chat(max_tokens: u32) -> Value {
+    json!({ "messages": [{ "role": "user", "content": PROMPT }], "max_tokens": max_tokens, "temperature": 0 })
+}
+
+#[tokio::test]
+async fn it_answers_like_a_model_and_repeats_itself_in_a_batch() {
+    let server = on_gpu().start();
+    assert!(server.log().contains(" on cuda ("), "{}", server.log());
+    let (status, answer) = server.post("/v1/chat/completions", &chat(16)).await;
+    assert_eq!(status, 200, "{answer}");
+    let text = answer["choices"][0]["message"]["content"].as_str().unwrap().to_lowercase();
+    assert!(text.contains("five"), "{text}");
+
+    // Sampled on the device, and by the processor from the device's logits: alone and beside each other.
+    let plain = json!({ "max_new_tokens": 6, "details": true });
+    let drawn = json!({ "max_new_tokens": 6, "details": true, "do_sample": true, "seed": 7 });
+    let warped = json!({ "max_new_tokens": 6, "details": true, "do_sample": true, "seed": 7, "temperature": 0.7,
+        "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.1 });
+    let tops = json!({ "max_new_tokens": 6, "details": true, "top_n_tokens": 3 });
+    let bodies: Vec<Value> =
+        [plain, drawn, warped, tops].map(|parameters| json!({ "inputs": PROMPT, "parameters": parameters })).into();
+    let mut alone = Vec::new();
+    for body in &bodies {
+        alone.push(server.generate(body).await);
+    }
+    let together = futures::future::join_all(bodies.iter().map(|body| server.generate(body))).await;
+    assert_eq!(together, alone, "neighbours change nothing, not even a logprob");
+    let ids = |answer: &Value| integration_tests::generated_ids(answer["details"]["tokens"].as_array().unwrap());
+    assert_eq!(ids(&alone[3]), ids(&alone[0]), "the processor picks what the device picks");
+    assert_eq!(server.stop().code, Some(0));
+}
+
+#[track_caller]
+fn fails(setup: Setup, sentence: &str) {
+    let exit = setup.run();
+    assert_eq!(exit.code, Some(1), "{}", exit.log);
+    let error = exit.log.split("Error: ").last().unwrap_or_default();
+    assert!(error.contains(sentence), "the closing error says {sentence:?}:\n{}", exit.log);
+    assert!(exit.leftovers.is_empty(), "{:?}", exit.leftovers);
+}
+
+#[test]
+fn what_is_missing_is_one_sentence() {
+    if !cusim::Simulation::build().is_simulated() {
+        return println!("skipped: a real driver does not lack what the simulated one can be told to");
+    }
+    fails(
+        Setup::new().args(&["--device", "cuda"]).env("TGI_CUDA_DRIVER", "/nowhere/libcuda.so.1"),
+        "/nowhere/libcuda.so.1",
+    );
+    fails(on_gpu().env("CUSIM_DEVICES", "0"), "the driver sees no GPU");
+    fails(on_gpu().env("CUSIM_DRIVER_VERSION", "12040"), "knows CUDA 12.4; the kernels need 13.0");
+    fails(on_gpu().env("CUSIM_COMPUTE_CAPABILITY", "7.5"), "compute capability 7.5");
+    fails(on_gpu().env("CUSIM_DEVICE_MEMORY", "1000000"), "out of memory");
+    let odd = TinyModel::default().write();
+    fails(on_gpu().model(odd.path()), "on a GPU");
+}

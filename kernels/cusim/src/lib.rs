@@ -1,0 +1,174 @@
+//! For tests: CUDA's driver and compiler simulated on the processor, as shared libraries that the server loads like the real ones.
+//!
+//! `kernels/cuda/sim/driver.cc` says what they model. They are compiled from the kernels' own sources when a test first asks for
+//! them, by the C++ compiler that the README asks for, and kept until a source changes.
+//!
+//! On a machine with a GPU, `TGI_TEST_GPU=real` lets the same tests run on it.
+
+use std::collections::hash_map::DefaultHasher;
+use std::ffi::OsStr;
+use std::fs;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+/// Where the server looks for the driver, and for the compiler of kernels (`kernels/src/cuda/libraries.rs`).
+pub const DRIVER_VARIABLE: &str = "TGI_CUDA_DRIVER";
+/// As [`DRIVER_VARIABLE`].
+pub const NVRTC_VARIABLE: &str = "TGI_NVRTC";
+/// Where it keeps what the compiler made.
+pub const CACHE_VARIABLE: &str = "TGI_CUDA_CACHE";
+
+/// Set to `real`, tests use the machine's own GPU.
+pub const TEST_VARIABLE: &str = "TGI_TEST_GPU";
+
+/// The GPU of a test.
+#[derive(Clone, Debug)]
+pub struct Simulation {
+    /// The folder that holds the simulated libraries; `None` for the machine's own GPU.
+    folder: Option<PathBuf>,
+}
+
+impl Simulation {
+    /// Compiles them if they are not there.
+    ///
+    /// # Panics
+    /// If they do not compile.
+    pub fn build() -> Simulation {
+        if std::env::var_os(TEST_VARIABLE).is_some_and(|gpu| gpu == "real") {
+            return Simulation { folder: None };
+        }
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _one = ONE_AT_A_TIME.lock().expect("whoever failed to compile has said so");
+        let sources = Sources::find();
+        let all = target_folder().join("tmp").join("cusim");
+        let folder = all.join(format!("{:016x}", sources.hash()));
+        if !folder.exists() {
+            // Of other sources.
+            let _ = fs::remove_dir_all(&all);
+            let unfinished = all.join(format!("unfinished-{}", std::process::id()));
+            fs::create_dir_all(&unfinished).expect("the target folder can be written");
+            sources.compile(&unfinished);
+            fs::rename(&unfinished, &folder).expect("both are in one folder");
+        }
+        Simulation { folder: Some(folder) }
+    }
+
+    /// Whether it is simulated: then its driver obeys the variables `CUSIM_...`.
+    pub fn is_simulated(&self) -> bool {
+        self.folder.is_some()
+    }
+
+    /// The environment of a server that is to use it: variables and their values.
+    pub fn environment(&self) -> Vec<(&'static str, PathBuf)> {
+        let files = [(DRIVER_VARIABLE, "libcuda.so"), (NVRTC_VARIABLE, "libnvrtc.so.13"), (CACHE_VARIABLE, "cache")];
+        let of_folder = |folder: &PathBuf| files.map(|(variable, file)| (variable, folder.join(file))).into();
+        self.folder.as_ref().map_or_else(Vec::new, of_folder)
+    }
+
+    /// Makes it the GPU of this process, which has not looked for one yet.
+    pub fn enter(&self) {
+        for (variable, value) in self.environment() {
+            // SAFETY: tests call this before they open a device, from behind a lock of their own; what reads the environment
+            // meanwhile is Rust's, which has a lock of its own.
+            unsafe { std::env::set_var(variable, value) };
+        }
+    }
+}
+
+/// What the libraries are made of.
+struct Sources {
+    folder: PathBuf,
+    /// Compiled one by one.
+    units: Vec<PathBuf>,
+    headers: Vec<PathBuf>,
+}
+
+const FLAGS: [&str; 10] = [
+    "-std=c++17",
+    "-O2",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-strict-aliasing",
+    "-DCUSIM",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wno-unknown-pragmas",
+];
+
+impl Sources {
+    fn find() -> Sources {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("it lies in kernels/").join("cuda");
+        let files = |folder: &Path, extensions: &[&str]| {
+            let entries = fs::read_dir(folder).expect("it is part of the repository");
+            let paths = entries.map(|entry| entry.expect("it can be listed").path());
+            let is_wanted =
+                |path: &PathBuf| extensions.iter().any(|wanted| path.extension() == Some(OsStr::new(wanted)));
+            let mut paths: Vec<PathBuf> = paths.filter(is_wanted).collect();
+            paths.sort();
+            paths
+        };
+        let sim = folder.join("sim");
+        let mut units = files(&folder, &["cu"]);
+        units.extend(["driver.cc", "cusim.cc"].map(|name| sim.join(name)));
+        let headers = [files(&folder, &["cuh"]), files(&sim, &["h"])].concat();
+        Sources { folder, units, headers }
+    }
+
+    fn hash(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        FLAGS.hash(&mut hasher);
+        for path in self.units.iter().chain(&self.headers) {
+            path.file_name().hash(&mut hasher);
+            fs::read(path).expect("it was listed").hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+
+    fn compile(&self, folder: &Path) {
+        let queue = Mutex::new(self.units.clone());
+        std::thread::scope(|scope| {
+            for _ in 0..std::thread::available_parallelism().map_or(1, |cores| cores.get()) {
+                scope.spawn(|| {
+                    loop {
+                        let Some(unit) = queue.lock().expect("nobody panics with it").pop() else { return };
+                        let mut compiler = Command::new("c++");
+                        compiler.args(FLAGS).arg("-I").arg(self.folder.join("sim")).arg("-I").arg(&self.folder);
+                        compiler.arg("-c").args(["-x", "c++"]).arg(&unit).arg("-o").arg(object(folder, &unit));
+                        run(compiler);
+                    }
+                });
+            }
+        });
+        let mut linker = Command::new("c++");
+        // The name by which whoever looks for the driver looks first.
+        linker.args(["-shared", "-Wl,-soname,libcuda.so", "-o"]).arg(folder.join("libcuda.so"));
+        run({
+            linker.args(self.units.iter().map(|unit| object(folder, unit)));
+            linker
+        });
+        for unit in &self.units {
+            fs::remove_file(object(folder, unit)).expect("it was linked");
+        }
+        // The same library under the other name: its symbols are those of both.
+        std::os::unix::fs::symlink("libcuda.so", folder.join("libnvrtc.so.13")).expect("the folder is new");
+    }
+}
+
+fn object(folder: &Path, unit: &Path) -> PathBuf {
+    folder.join(unit.file_name().expect("it is a file")).with_extension("o")
+}
+
+fn run(mut command: Command) {
+    let output = command.output().expect("the C++ compiler that the README asks for");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Where cargo builds: the folder above that of this executable's profile.
+fn target_folder() -> PathBuf {
+    let executable = std::env::current_exe().expect("a process has an executable");
+    let profile = executable.ancestors().find(|folder| folder.ends_with("deps")).and_then(Path::parent);
+    profile.and_then(Path::parent).expect("tests run from target/PROFILE/deps").to_owned()
+}

@@ -1,0 +1,242 @@
+//! Attention on a GPU: work lists of a step and the launches (`attention_decode.cu`, `attention_prefill.cu`).
+//!
+//! Single rows are computed split by split and merged, rows of a chunk by tiles of rows; both keep one order of sums
+//! (`attention.cuh`), so which of them a row meets cannot be seen in it.
+
+use super::SequenceRows;
+use crate::cuda::{Argument, Cuda, KernelName};
+use crate::limits::{BLOCK_SIZE, KV_SPLIT};
+use crate::step_lists::CudaLists;
+use crate::{Error, KvCache, Result, Tensor};
+
+/// Threads of a block of every kernel but the merge, which has one for each dimension.
+const THREADS: usize = 128;
+
+/// Pairs of a row and a head that a block of the kernel for chunks computes.
+const BLOCK_PAIRS: usize = 64;
+
+/// Dimensions of values that one of its blocks computes at most.
+const BLOCK_VALUES: usize = 128;
+
+/// Heads that share a KV head, at most: the columns of a matrix instruction.
+const MAX_GROUP: usize = 8;
+
+/// Blocks of the kernel of splits that a multiprocessor holds at a time, about: a grid of so many takes the splits in turns.
+const BLOCKS_OF_MULTIPROCESSOR: usize = 12;
+
+/// A row without splits: one that belongs to a chunk.
+const NO_SPLITS: u32 = u32::MAX;
+
+/// Where the device has a step's work.
+#[derive(Debug)]
+pub(crate) struct AttentionLists {
+    sums: u64,
+    states: u64,
+    tables: u64,
+    /// Of rows up to the last single one: position, start of its table, first split.
+    positions: u64,
+    table_starts: u64,
+    first_splits: u64,
+    decode: Vec<Launch>,
+    sequences: u64,
+    tiles: u64,
+    num_tiles: usize,
+}
+
+/// Single rows, as many as one launch has room for the sums of.
+#[derive(Debug)]
+struct Launch {
+    first_row: usize,
+    num_rows: usize,
+    splits: u64,
+    num_splits: usize,
+    /// The same number on the device.
+    count: u64,
+}
+
+impl AttentionLists {
+    /// Adds the work of these rows to a step's lists.
+    pub(crate) fn of(lists: &mut CudaLists, sequences: &[SequenceRows<'_>]) -> Result<AttentionLists> {
+        let limits = lists.limits;
+        let group = limits.num_heads / limits.num_kv_heads.max(1);
+        let work = Work::of(sequences, group, limits.splits_of_launch());
+        let mut decode = Vec::with_capacity(work.launches.len());
+        for launch in &work.launches {
+            decode.push(Launch {
+                first_row: launch.first_row,
+                num_rows: launch.num_rows,
+                splits: lists.push(launch.splits.as_flattened())?,
+                num_splits: launch.splits.len(),
+                count: lists.push(&[launch.splits.len() as u32])?,
+            });
+        }
+        Ok(AttentionLists {
+            sums: lists.splits[0].address(),
+            states: lists.splits[1].address(),
+            tables: lists.push(&work.tables)?,
+            positions: lists.push(&work.positions)?,
+            table_starts: lists.push(&work.table_starts)?,
+            first_splits: lists.push(&work.first_splits)?,
+            decode,
+            sequences: lists.push(work.sequences.as_flattened())?,
+            tiles: lists.push(work.tiles.as_flattened())?,
+            num_tiles: work.tiles.len(),
+        })
+    }
+}
+
+/// The work of a step, before it is sent.
+#[derive(Debug, Default, PartialEq)]
+struct Work {
+    /// Tables one after the other.
+    tables: Vec<u32>,
+    positions: Vec<u32>,
+    table_starts: Vec<u32>,
+    /// Counted from the first of the launch.
+    first_splits: Vec<u32>,
+    launches: Vec<LaunchWork>,
+    /// First row, rows, position of the first, start of the table.
+    sequences: Vec<[u32; 4]>,
+    /// Sequence and tile.
+    tiles: Vec<[u32; 2]>,
+}
+
+#[derive(Debug, Default, PartialEq)]
+struct LaunchWork {
+    first_row: usize,
+    num_rows: usize,
+    /// Row, counted from the step's first, and split.
+    splits: Vec<[u32; 2]>,
+}
+
+impl Work {
+    fn of(sequences: &[SequenceRows<'_>], group: usize, splits_of_launch: usize) -> Work {
+        let mut work = Work::default();
+        for sequence in sequences.iter().filter(|sequence| sequence.num_rows > 0) {
+            let end = sequence.start_position + sequence.num_rows;
+            let table_start = work.tables.len() as u32;
+            work.tables.extend(&sequence.block_table[..end.div_ceil(BLOCK_SIZE)]);
+            if sequence.num_rows == 1 {
+                work.push_row(sequence.first_row, sequence.start_position, table_start, splits_of_launch);
+                continue;
+            }
+            let index = work.sequences.len() as u32;
+            let tiles = (sequence.num_rows * group).div_ceil(BLOCK_PAIRS) as u32;
+            work.tiles.extend((0..tiles).map(|tile| [index, tile]));
+            let [first_row, num_rows, start] =
+                [sequence.first_row, sequence.num_rows, sequence.start_position].map(|x| x as u32);
+            work.sequences.push([first_row, num_rows, start, table_start]);
+        }
+        work
+    }
+
+    fn push_row(&mut self, row: usize, position: usize, table_start: u32, splits_of_launch: usize) {
+        let splits = (position + 1).div_ceil(KV_SPLIT);
+        if self.launches.last().is_none_or(|launch| launch.splits.len() + splits > splits_of_launch) {
+            self.launches.push(LaunchWork { first_row: row, ..LaunchWork::default() });
+        }
+        let launch = self.launches.last_mut().expect("one was pushed");
+        for list in [&mut self.positions, &mut self.table_starts] {
+            list.resize(row, 0);
+        }
+        self.first_splits.resize(row, NO_SPLITS);
+        self.positions.push(position as u32);
+        self.table_starts.push(table_start);
+        self.first_splits.push(launch.splits.len() as u32);
+        launch.splits.extend((0..splits).map(|split| [row as u32, split as u32]));
+        launch.num_rows = row + 1 - launch.first_row;
+    }
+}
+
+/// `out` and `qkv` and the cache fit each other, and the rows the cache.
+pub(super) fn run(
+    cuda: &Cuda,
+    out: &mut Tensor,
+    qkv: &Tensor,
+    kv: &KvCache,
+    layer: usize,
+    lists: Option<&AttentionLists>,
+    scale: f32,
+    window: Option<u32>,
+) -> Result<()> {
+    const OP: &str = "attention";
+    let Some(lists) = lists else {
+        return Err(Error::UnsupportedDevice { op: OP, arg: "rows", device: "cpu".to_owned() });
+    };
+    kv.expect_activations_of(OP, qkv.dtype())?;
+    let (dtype, dim, kv_heads) = (qkv.dtype(), kv.head_dim(), kv.kv_heads());
+    let heads = out.cols() / dim;
+    let group = heads / kv_heads;
+    if group > MAX_GROUP {
+        let reason = format!("attention on a GPU takes up to {MAX_GROUP} heads for a KV head, not {group}");
+        return Err(Error::Unsupported { reason });
+    }
+    let (keys, values) = kv.addresses(layer);
+    let window = Argument::U32(window.unwrap_or(u32::MAX));
+    let shape =
+        [Argument::count(qkv.cols()), Argument::count(group), Argument::count(kv_heads), Argument::F32(scale), window];
+    for launch in &lists.decode {
+        let addresses = [
+            lists.sums,
+            lists.states,
+            qkv.address(),
+            keys,
+            values,
+            launch.splits,
+            launch.count,
+            lists.positions,
+            lists.tables,
+            lists.table_starts,
+        ];
+        let arguments = [&addresses.map(Argument::Pointer)[..], &shape].concat();
+        let blocks = cuda.multiprocessors() as usize * BLOCKS_OF_MULTIPROCESSOR;
+        let grid = [launch.num_splits.min(blocks.div_ceil(kv_heads)), kv_heads, 1];
+        // SAFETY: attention_decode.cu: `count` splits of rows of qkv whose tables hold their positions' blocks, all of them blocks of
+        // the cache (checked by `attention`); sums and states for as many splits; all live as long as their stream's work.
+        unsafe { cuda.launch(KernelName::numbered("attention_splits", dim, dtype), grid, THREADS, &arguments)? };
+
+        let of_row = |list: u64| list + (launch.first_row * size_of::<u32>()) as u64;
+        let first_out = out.address() + (launch.first_row * out.cols() * dtype.size_bytes()) as u64;
+        let addresses = [first_out, lists.sums, lists.states, of_row(lists.first_splits), of_row(lists.positions)];
+        let arguments = [&addresses.map(Argument::Pointer)[..], &[window]].concat();
+        // SAFETY: attention_decode.cu: rows of `out` from the launch's first on, their splits as written by the launch above.
+        unsafe {
+            cuda.launch(KernelName::of("attention_merge", dtype), [launch.num_rows, heads, 1], dim, &arguments)?;
+        };
+    }
+    let addresses = [out.address(), qkv.address(), keys, values, lists.tiles, lists.sequences, lists.tables];
+    let arguments = [&addresses.map(Argument::Pointer)[..], &shape].concat();
+    let grid = [lists.num_tiles, kv_heads, dim.div_ceil(BLOCK_VALUES)];
+    // SAFETY: attention_prefill.cu: tiles of sequences whose rows lie in `out` and `qkv` and whose tables hold their positions' blocks
+    // (checked by `attention`); all live as long as their stream's work.
+    unsafe { cuda.launch(KernelName::numbered("attention_prefill", dim, dtype), grid, THREADS, &arguments) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_are_alone_have_splits_and_chunks_have_tiles() {
+        let table: Vec<u32> = (100..140).collect();
+        let rows = |first_row, num_rows, start_position| SequenceRows {
+            first_row,
+            num_rows,
+            start_position,
+            block_table: &table,
+        };
+        // A row with two splits, a chunk between, two rows of which the second does not fit into the launch.
+        let work = Work::of(&[rows(0, 1, 256), rows(1, 20, 5), rows(21, 1, 0), rows(22, 1, 300)], 4, 4);
+        let launch =
+            |first_row, num_rows, splits: &[[u32; 2]]| LaunchWork { first_row, num_rows, splits: splits.to_vec() };
+        assert_eq!(work.launches, [launch(0, 22, &[[0, 0], [0, 1], [21, 0]]), launch(22, 1, &[[22, 0], [22, 1]])]);
+        assert_eq!((work.first_splits[0], work.first_splits[21], work.first_splits[22]), (0, 2, 0));
+        assert!(work.first_splits[1..21].iter().all(|first| *first == NO_SPLITS));
+        assert_eq!((work.positions[0], work.positions[21], work.positions[22]), (256, 0, 300));
+        // 17 blocks of the first, 2 of the chunk, 1, 19.
+        assert_eq!((work.table_starts[0], work.table_starts[21], work.table_starts[22]), (0, 19, 20));
+        assert_eq!(work.tables.len(), 39);
+        assert_eq!(work.sequences, [[1, 20, 5, 17]]);
+        assert_eq!(work.tiles, [[0, 0], [0, 1]]);
+    }
+}

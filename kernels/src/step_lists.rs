@@ -1,0 +1,225 @@
+//! The lists of numbers that a step's operations read: which tokens, at which positions, in which blocks of the cache.
+//!
+//! The processor reads them where they are. For a GPU they are gathered in pinned memory and copied there in one piece before the
+//! step's first operation; the memory is as large as the largest step needs, so a step allocates nothing.
+
+use crate::cuda::{DeviceMemory, Event, PinnedWords};
+use crate::limits::{BLOCK_SIZE, KV_SPLIT, MIN_CUDA_SPLITS};
+use crate::ops::AttentionRows;
+use crate::ops::attention::{AttentionLists, SequenceRows};
+use crate::ops::sample::{SAMPLE_ROW_WORDS, SAMPLED_WORDS, SampleRow, SampleRows};
+use crate::{Device, Error, Result};
+
+/// A list of numbers, one a row: of the host, and where an operation's device has it.
+#[derive(Clone, Copy, Debug)]
+pub struct Indices<'a> {
+    host: &'a [u32],
+    /// On a GPU; 0 where it is not.
+    address: u64,
+}
+
+impl<'a> Indices<'a> {
+    /// The numbers.
+    pub fn host(&self) -> &'a [u32] {
+        self.host
+    }
+
+    /// Where a GPU has them.
+    pub(crate) fn address(&self, op: &'static str, arg: &'static str) -> Result<u64> {
+        match self.address {
+            0 if !self.host.is_empty() => Err(Error::UnsupportedDevice { op, arg, device: "cpu".to_owned() }),
+            address => Ok(address),
+        }
+    }
+}
+
+impl<'a, T: AsRef<[u32]> + ?Sized> From<&'a T> for Indices<'a> {
+    fn from(host: &'a T) -> Indices<'a> {
+        Indices { host: host.as_ref(), address: 0 }
+    }
+}
+
+/// What a step holds at most.
+#[derive(Clone, Copy, Debug)]
+pub struct StepLimits {
+    /// Rows.
+    pub max_rows: usize,
+    /// Sequences that they belong to.
+    pub max_sequences: usize,
+    /// Rows whose logits are computed.
+    pub max_logit_rows: usize,
+    /// Positions of a sequence.
+    pub max_context: usize,
+    /// Query heads of this rank.
+    pub num_heads: usize,
+    /// Its KV heads.
+    pub num_kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+}
+
+impl StepLimits {
+    /// Words of all lists of the largest step.
+    fn words(&self) -> usize {
+        let tables = self.max_sequences * self.max_context.div_ceil(BLOCK_SIZE);
+        // Two words a split, and a count for every launch that it takes to compute all.
+        let splits = self.max_sequences * self.max_context.div_ceil(KV_SPLIT);
+        let groups = splits.div_ceil(self.splits_of_launch() / 2) + 1;
+        // Two words for every piece of a chunk, of 64 pairs of a row and a head; the last of a sequence may be shorter.
+        let pieces = (self.max_rows * self.num_heads / self.num_kv_heads.max(1)).div_ceil(64) + self.max_sequences;
+        let per_row = 3 + 3;
+        let per_sequence = 4;
+        let per_logit_row = 1 + SAMPLE_ROW_WORDS;
+        // Every list begins at a multiple of ALIGNED_WORDS.
+        let lists = 16 + groups;
+        per_row * self.max_rows
+            + per_sequence * self.max_sequences
+            + per_logit_row * self.max_logit_rows
+            + tables
+            + 2 * splits
+            + groups
+            + 2 * pieces
+            + lists * ALIGNED_WORDS
+    }
+
+    /// Splits of attention whose sums one launch keeps: those of a sequence at least.
+    pub(crate) fn splits_of_launch(&self) -> usize {
+        MIN_CUDA_SPLITS.max(self.max_context.div_ceil(KV_SPLIT))
+    }
+
+    /// Bytes of a split's sums and of its softmax, over all heads.
+    fn split_bytes(&self) -> [usize; 2] {
+        [self.head_dim, 2].map(|len| self.num_heads * len * size_of::<f32>())
+    }
+
+    /// Bytes that [`StepLists`] of these limits take on `device`.
+    pub fn bytes(&self, device: &Device) -> usize {
+        match device {
+            Device::Cuda(_) => {
+                let splits: usize = self.split_bytes().map(|bytes| bytes * self.splits_of_launch()).iter().sum();
+                (self.words() + SAMPLED_WORDS * self.max_logit_rows) * size_of::<u32>() + splits
+            }
+            Device::Cpu(_) | Device::Plan(_) => 0,
+        }
+    }
+}
+
+/// Lists begin at multiples of 16 bytes.
+const ALIGNED_WORDS: usize = 4;
+
+/// The lists of the present step.
+pub struct StepLists {
+    cuda: Option<CudaLists>,
+}
+
+/// What a GPU needs for them.
+pub(crate) struct CudaLists {
+    pub(crate) limits: StepLimits,
+    /// Gathered here, one step after the other in turns: a step is gathered while the one before is copied.
+    pinned: [PinnedWords; 2],
+    copied: [Event; 2],
+    turn: usize,
+    /// Words gathered so far.
+    len: usize,
+    capacity: usize,
+    words: DeviceMemory,
+    /// Sums and softmaxes of the splits of one launch of attention.
+    pub(crate) splits: [DeviceMemory; 2],
+    /// What sampling says of each row.
+    pub(crate) sampled: DeviceMemory,
+}
+
+impl StepLists {
+    /// For steps within `limits`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::Cuda`].
+    pub fn new(device: &Device, limits: StepLimits) -> Result<StepLists> {
+        let Device::Cuda(cuda) = device else { return Ok(StepLists { cuda: None }) };
+        let (context, capacity) = (&cuda.context, limits.words());
+        let memory = |bytes| DeviceMemory::zeroed(context, bytes, "step lists");
+        let [sums, states] = limits.split_bytes().map(|bytes| memory(bytes * limits.splits_of_launch()));
+        let lists = CudaLists {
+            limits,
+            pinned: [PinnedWords::zeroed(context, capacity)?, PinnedWords::zeroed(context, capacity)?],
+            copied: [Event::new(context)?, Event::new(context)?],
+            turn: 0,
+            len: 0,
+            capacity,
+            words: memory(capacity * size_of::<u32>())?,
+            splits: [sums?, states?],
+            sampled: memory(SAMPLED_WORDS * limits.max_logit_rows * size_of::<u32>())?,
+        };
+        Ok(StepLists { cuda: Some(lists) })
+    }
+
+    /// Forgets the lists of the step before.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`].
+    pub fn begin(&mut self) -> Result<()> {
+        let Some(lists) = &mut self.cuda else { return Ok(()) };
+        lists.turn ^= 1;
+        lists.len = 0;
+        lists.copied[lists.turn].wait()
+    }
+
+    /// Adds a list.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] beyond the limits.
+    pub fn indices<'a>(&mut self, host: &'a [u32]) -> Result<Indices<'a>> {
+        let address = match &mut self.cuda {
+            Some(lists) => lists.push(host)?,
+            None => 0,
+        };
+        Ok(Indices { host, address })
+    }
+
+    /// Adds what attention needs to know of the rows of `sequences`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] beyond the limits.
+    pub fn attention<'a>(&mut self, sequences: &'a [SequenceRows<'a>]) -> Result<AttentionRows<'a>> {
+        let lists = self.cuda.as_mut().map(|lists| AttentionLists::of(lists, sequences)).transpose()?;
+        Ok(AttentionRows { lists, ..AttentionRows::new(sequences) })
+    }
+
+    /// Adds the rows of logits that the device samples from; `None` where the processor does.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] beyond the limits.
+    pub fn samples(&mut self, rows: &[SampleRow]) -> Result<Option<SampleRows>> {
+        self.cuda.as_mut().map(|lists| SampleRows::of(lists, rows)).transpose()
+    }
+
+    /// Sends all lists to the device. The step's operations come after it.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`].
+    pub fn send(&mut self) -> Result<()> {
+        let Some(lists) = &mut self.cuda else { return Ok(()) };
+        // SAFETY: `words` holds `capacity` words, no fewer than were gathered; these are written next after `begin` of the next turn
+        // but one has waited for the event.
+        unsafe { lists.pinned[lists.turn].upload(lists.words.address(), lists.len)? };
+        lists.copied[lists.turn].record()
+    }
+
+    pub(crate) fn cuda(&self) -> Option<&CudaLists> {
+        self.cuda.as_ref()
+    }
+}
+
+impl CudaLists {
+    /// Adds a list; where the device will have it.
+    pub(crate) fn push(&mut self, list: &[u32]) -> Result<u64> {
+        if list.len() > self.capacity - self.len {
+            let [requested_bytes, available_bytes] = [list.len(), self.capacity - self.len].map(|words| 4 * words);
+            return Err(Error::OutOfMemory { arena: "step lists", requested_bytes, available_bytes });
+        }
+        let start = self.len;
+        self.pinned[self.turn].as_mut_slice()[start..start + list.len()].copy_from_slice(list);
+        self.len = (start + list.len()).next_multiple_of(ALIGNED_WORDS).min(self.capacity);
+        Ok(self.words.address() + (start * size_of::<u32>()) as u64)
+    }
+}

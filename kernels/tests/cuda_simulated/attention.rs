@@ -1,0 +1,289 @@
+//! Attention in both forms.
+
+use kernels::ops::{self, AttentionRows, RopeTable, SequenceRows};
+use kernels::{BLOCK_SIZE, Device, KvCache, KvDType};
+
+use crate::element::{ELEMENTS, Element, f32_bytes, tensor, u32_bytes};
+use crate::in_square;
+use crate::simulator::Argument::{self, Buffer, F32, U32};
+use crate::simulator::{SIMULATORS, Simulator};
+
+/// Some sequences in the cache, and what attention they get.
+struct Sequences {
+    lengths: Vec<usize>,
+    window: Option<u32>,
+    heads: usize,
+    kv_heads: usize,
+    dim: usize,
+    /// The type of the kernel, which holds all numbers exactly.
+    element: &'static Element,
+    /// A sequence and a position whose value is no number, with infinities.
+    poisoned: Option<(usize, usize)>,
+}
+
+const SCALE: f32 = 0.3;
+
+impl Sequences {
+    fn cols(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.dim
+    }
+
+    fn window(&self) -> usize {
+        self.window.map_or(u32::MAX as usize, |window| window as usize)
+    }
+
+    /// Queries, keys and values of every position of a sequence.
+    fn qkv(&self, sequence: usize) -> Vec<f32> {
+        let mut qkv = self.element.random(30 + sequence as u64, self.lengths[sequence] * self.cols());
+        if let Some((_, position)) = self.poisoned.filter(|(poisoned, _)| *poisoned == sequence) {
+            let values = self.kv_heads * self.dim;
+            let value = &mut qkv[(position + 1) * self.cols() - values..][..values];
+            value.iter_mut().step_by(3).for_each(|x| *x = f32::NAN);
+            value.iter_mut().skip(1).step_by(3).for_each(|x| *x = f32::NEG_INFINITY);
+        }
+        qkv
+    }
+
+    /// Those of its last rows.
+    fn last_rows(&self, rows: &[usize]) -> Vec<f32> {
+        let of = |(sequence, rows): (usize, &usize)| {
+            let qkv = self.qkv(sequence);
+            qkv[qkv.len() - rows * self.cols()..].to_vec()
+        };
+        rows.iter().enumerate().flat_map(of).collect()
+    }
+
+    /// The blocks of each sequence in an order that is no order, and how many there are: one is nobody's.
+    fn tables(&self) -> (usize, Vec<Vec<u32>>) {
+        let num_blocks = 1 + self.lengths.iter().map(|length| length.div_ceil(BLOCK_SIZE)).sum::<usize>();
+        // All of them: 1009 is a prime.
+        let mut next = (0..1009).map(|at| at * 7 % 1009).filter(|block| *block < num_blocks as u32);
+        let tables = self.lengths.iter().map(|length| next.by_ref().take(length.div_ceil(BLOCK_SIZE)).collect());
+        (num_blocks, tables.collect())
+    }
+
+    /// Keys and values as the kernels read them; what no position owns is no number.
+    fn cache(&self) -> [Vec<u8>; 2] {
+        let (num_blocks, tables) = self.tables();
+        let Sequences { heads, kv_heads, dim, .. } = *self;
+        let mut keys = vec![f32::NAN; num_blocks * kv_heads * BLOCK_SIZE * dim];
+        let mut values = keys.clone();
+        for (sequence, table) in tables.iter().enumerate() {
+            for (t, row) in self.qkv(sequence).chunks_exact(self.cols()).enumerate() {
+                for head in 0..kv_heads {
+                    let start = (table[t / BLOCK_SIZE] as usize * kv_heads + head) * BLOCK_SIZE * dim;
+                    for d in 0..dim {
+                        let square = start + d / 16 * 256;
+                        keys[square + in_square(t % 16, d % 16)] = row[(heads + head) * dim + d];
+                        values[square + in_square(d % 16, t % 16)] = row[(heads + kv_heads + head) * dim + d];
+                    }
+                }
+            }
+        }
+        [self.element.bytes(&keys), self.element.bytes(&values)]
+    }
+
+    /// The tables of all one after the other, and where each begins.
+    fn block_tables(&self) -> (Vec<u32>, Vec<u8>) {
+        let (_, tables) = self.tables();
+        let starts = (0..tables.len()).map(|sequence| tables[..sequence].iter().map(|table| table.len() as u32).sum());
+        (starts.collect(), u32_bytes(&tables.concat()))
+    }
+
+    /// The numbers with which the arguments of both kernels end.
+    fn numbers(&self) -> [Argument<'static>; 5] {
+        let Sequences { heads, kv_heads, .. } = *self;
+        let group = heads / kv_heads;
+        [U32(self.cols()), U32(group), U32(kv_heads), F32(SCALE), U32(self.window())]
+    }
+
+    /// What the operation computes for the last rows of each sequence.
+    fn expected(&self, rows: &[usize]) -> Vec<f32> {
+        let device = Device::cpu(1);
+        let Sequences { heads, kv_heads, dim, .. } = *self;
+        let (num_blocks, tables) = self.tables();
+        let rope = RopeTable::new(&device, 0, 1000, &[], 1.0).unwrap();
+        let mut cache = KvCache::new(&device, 1, num_blocks, kv_heads, dim, KvDType::F32).unwrap();
+        for (sequence, table) in tables.iter().enumerate() {
+            let positions: Vec<u32> = (0..self.lengths[sequence] as u32).collect();
+            let slots: Vec<u32> = positions.iter().map(|t| table[*t as usize / BLOCK_SIZE] * 16 + t % 16).collect();
+            let mut qkv = tensor([positions.len(), self.cols()], &self.qkv(sequence));
+            ops::rope_and_store_kv(&mut qkv, heads, &rope, &positions, &slots, &mut cache, 0).unwrap();
+        }
+        let mut first_row = 0;
+        let sequences = rows.iter().zip(&self.lengths).zip(&tables).map(|((num_rows, length), block_table)| {
+            first_row += num_rows;
+            let start_position = length - num_rows;
+            SequenceRows { first_row: first_row - num_rows, num_rows: *num_rows, start_position, block_table }
+        });
+        let sequences: Vec<SequenceRows<'_>> = sequences.collect();
+        let total: usize = rows.iter().sum();
+        let mut out = tensor([total, heads * dim], &vec![0.0; total * heads * dim]);
+        let qkv = tensor([total, self.cols()], &self.last_rows(rows));
+        ops::attention(&mut out, &qkv, &cache, 0, &AttentionRows::new(&sequences), SCALE, self.window).unwrap();
+        out.as_f32().to_vec()
+    }
+
+    /// The last row of each sequence, by the kernels of decode with so many blocks.
+    fn decode(&self, simulator: &Simulator, blocks: usize) -> Vec<u8> {
+        let Sequences { heads, kv_heads, dim, element, .. } = *self;
+        let (mut items, mut first_items) = (Vec::new(), Vec::new());
+        for (row, length) in self.lengths.iter().enumerate() {
+            first_items.push(items.len() as u32 / 2);
+            items.extend((0..length.div_ceil(256)).flat_map(|split| [row as u32, split as u32]));
+        }
+        let num_items = items.len() / 2;
+        let positions: Vec<u32> = self.lengths.iter().map(|length| *length as u32 - 1).collect();
+        let [items, num_items_bytes, first_items, positions] =
+            [items, vec![num_items as u32], first_items, positions].map(|numbers| u32_bytes(&numbers));
+        let [sums, states] = [dim, 2].map(|len| f32_bytes(&vec![f32::NAN; num_items * heads * len]));
+        let (qkv, [keys, values]) = (element.bytes(&self.last_rows(&vec![1; self.lengths.len()])), self.cache());
+        let (table_starts, tables) = self.block_tables();
+        let table_starts = u32_bytes(&table_starts);
+        let arguments = [
+            Buffer(&sums),
+            Buffer(&states),
+            Buffer(&qkv),
+            Buffer(&keys),
+            Buffer(&values),
+            Buffer(&items),
+            Buffer(&num_items_bytes),
+            Buffer(&positions),
+            Buffer(&tables),
+            Buffer(&table_starts),
+        ];
+        let arguments: Vec<Argument<'_>> = arguments.into_iter().chain(self.numbers()).collect();
+        let name = format!("attention_splits_{dim}_{}", element.name);
+        let after = simulator.run(&name, [blocks.min(num_items + 1), kv_heads, 1], 128, &arguments);
+        let out = element.bytes(&vec![0.0; self.lengths.len() * heads * dim]);
+        let arguments = [
+            Buffer(&out),
+            Buffer(&after[0]),
+            Buffer(&after[1]),
+            Buffer(&first_items),
+            Buffer(&positions),
+            U32(self.window()),
+        ];
+        let name = format!("attention_merge_{}", element.name);
+        simulator.run(&name, [self.lengths.len(), heads, 1], dim, &arguments).swap_remove(0)
+    }
+
+    /// The last rows of each sequence, by the kernel of prefill.
+    fn prefill(&self, simulator: &Simulator, rows: &[usize]) -> Vec<u8> {
+        let Sequences { heads, kv_heads, dim, element, .. } = *self;
+        let (mut items, mut sequences, mut first_row) = (Vec::new(), Vec::new(), 0);
+        let (table_starts, tables) = self.block_tables();
+        for (sequence, (num_rows, length)) in rows.iter().zip(&self.lengths).enumerate() {
+            let tiles = (num_rows * heads / kv_heads).div_ceil(64);
+            items.extend((0..tiles as u32).flat_map(|tile| [sequence as u32, tile]));
+            sequences.extend([first_row as u32, *num_rows as u32, (length - num_rows) as u32, table_starts[sequence]]);
+            first_row += num_rows;
+        }
+        let num_items = items.len() / 2;
+        let [items, sequences] = [items, sequences].map(|numbers| u32_bytes(&numbers));
+        let (qkv, [keys, values]) = (element.bytes(&self.last_rows(rows)), self.cache());
+        let out = element.bytes(&vec![f32::NAN; first_row * heads * dim]);
+        let arguments = [
+            Buffer(&out),
+            Buffer(&qkv),
+            Buffer(&keys),
+            Buffer(&values),
+            Buffer(&items),
+            Buffer(&sequences),
+            Buffer(&tables),
+        ];
+        let arguments: Vec<Argument<'_>> = arguments.into_iter().chain(self.numbers()).collect();
+        let name = format!("attention_prefill_{dim}_{}", element.name);
+        simulator.run(&name, [num_items, kv_heads, dim.div_ceil(128)], 128, &arguments).swap_remove(0)
+    }
+
+    /// Weights are rounded, each by half a unit of itself, and so is the result: values are below one.
+    fn assert_close(&self, actual: &[u8], rows: &[usize], context: &str) {
+        let actual = self.element.values(actual);
+        let expected = self.expected(rows);
+        assert_eq!(actual.len(), expected.len());
+        for (at, (actual, expected)) in actual.iter().zip(&expected).enumerate() {
+            let is_close = (actual - expected).abs() <= 2.0 * self.element.unit;
+            assert!(is_close, "{context}, element {at}: {actual} instead of {expected}");
+        }
+    }
+}
+
+#[test]
+fn attention_is_that_of_the_operation_and_decode_has_the_bits_of_prefill() {
+    for element in &ELEMENTS {
+        let sequences = |lengths: &[usize], window, heads, kv_heads, dim| Sequences {
+            lengths: lengths.to_vec(),
+            window,
+            heads,
+            kv_heads,
+            dim,
+            element,
+            poisoned: None,
+        };
+        check_attention(&sequences(&[3, 520], Some(200), 4, 1, 32));
+        check_attention(&sequences(&[1, 16, 17, 255], None, 8, 1, 64));
+        check_attention(&sequences(&[256, 257, 530], None, 6, 2, 128));
+        check_attention(&sequences(&[40, 700], Some(300), 4, 2, 96));
+        check_attention(&sequences(&[15, 321], None, 4, 4, 80));
+        check_attention(&sequences(&[300], Some(13), 2, 2, 256));
+    }
+}
+
+/// A value of zero weight is not read, whatever it is.
+#[test]
+fn what_a_row_does_not_see_does_not_harm_it() {
+    let (length, num_rows) = (90, 40);
+    for element in &ELEMENTS {
+        for (group, window) in [(1, None), (3, None), (2, Some(30))] {
+            let sequences = |poisoned| Sequences {
+                lengths: vec![length],
+                window,
+                heads: group,
+                kv_heads: 1,
+                dim: 32,
+                element,
+                poisoned,
+            };
+            let healthy = sequences(None);
+            let row_bytes = group * 32 * 2;
+            for simulator in &*SIMULATORS {
+                let expected = healthy.prefill(simulator, &[num_rows]);
+                // In the chunk, and before it.
+                for position in [85, 60, 30] {
+                    let actual = sequences(Some((0, position))).prefill(simulator, &[num_rows]);
+                    let rows = expected.chunks_exact(row_bytes).zip(actual.chunks_exact(row_bytes));
+                    for (t, (expected, actual)) in (length - num_rows..).zip(rows) {
+                        let sees = position <= t && t < position + healthy.window();
+                        let context = format!("{} group {group} window {window:?} {position} at {t}", element.name);
+                        assert_eq!(element.values(actual).iter().any(|x| !x.is_finite()), sees, "{context}");
+                        assert!(sees || expected == actual, "{context}: other bits");
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn check_attention(sequences: &Sequences) {
+    let Sequences { lengths, heads, dim, element, .. } = sequences;
+    let context = format!("{} {lengths:?}, window {:?}, dim {dim}", element.name, sequences.window);
+    // The last rows: one of each sequence, and more.
+    let one = vec![1; lengths.len()];
+    let several: Vec<usize> = lengths.iter().map(|length| *length.min(&21)).collect();
+    for simulator in &*SIMULATORS {
+        let decoded = sequences.decode(simulator, 1);
+        sequences.assert_close(&decoded, &one, &format!("decode, {context}"));
+        assert!(sequences.decode(simulator, usize::MAX) == decoded, "{context}: who computes a split shows");
+        let prefilled = sequences.prefill(simulator, &several);
+        sequences.assert_close(&prefilled, &several, &format!("prefill, {context}"));
+
+        let row_bytes = heads * dim * 2;
+        let mut end = 0;
+        for (row, rows) in several.iter().enumerate() {
+            end += rows * row_bytes;
+            let (last, alone) = (&prefilled[end - row_bytes..end], &decoded[row * row_bytes..][..row_bytes]);
+            assert!(last == alone, "{context}: row {row} has other bits in a chunk than alone");
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! Kernels that go through rows: norms, gates, embeddings, rotations.
+
+use kernels::ops::{self, EmbeddingTable, RopeTable};
+use kernels::{BLOCK_SIZE, DType, Device, KvCache, KvDType, MatrixView, Tensor};
+
+use crate::element::{ELEMENTS, f32_bytes, tensor, u32_bytes, weight};
+use crate::in_square;
+use crate::simulator::Argument::{Buffer, F32, U32};
+use crate::simulator::SIMULATORS;
+
+const EPS: f32 = 1e-5;
+/// Threads of a row, as `rms_norm.cu` has them.
+const NORM_THREADS: usize = 256;
+
+#[test]
+fn rms_norms_are_those_of_the_operation() {
+    for element in &ELEMENTS {
+        for (rows, cols) in [(1, 8), (3, 64), (2, 2048), (2, 4104)] {
+            let x = element.random(1, rows * cols);
+            let residual = element.random(2, rows * cols);
+            let scale: Vec<f32> = element.random(3, cols).iter().map(|x| 1.0 + x / 4.0).collect();
+            let scale = element.rounded(&scale);
+            let mut expected = tensor([rows, cols], &x);
+            ops::rms_norm_in_place(&mut expected, &weight(&scale), EPS).unwrap();
+            let sum: Vec<f32> = residual.iter().zip(&x).map(|(a, b)| a + b).collect();
+            let sum = element.rounded(&sum);
+            let mut expected_of_sum = tensor([rows, cols], &sum);
+            ops::rms_norm_in_place(&mut expected_of_sum, &weight(&scale), EPS).unwrap();
+
+            let zeros = element.bytes(&vec![0.0; rows * cols]);
+            let (x_bytes, scale) = (element.bytes(&x), f32_bytes(&scale));
+            for simulator in &*SIMULATORS {
+                let context = format!("{} {rows} x {cols}", element.name);
+                let norm = |x: &[u8], rows: usize| {
+                    let out = &zeros[..x.len()];
+                    let arguments = [Buffer(out), Buffer(x), Buffer(&scale), F32(EPS), U32(cols)];
+                    simulator
+                        .run(&format!("rms_norm_{}", element.name), [rows, 1, 1], NORM_THREADS, &arguments)
+                        .swap_remove(0)
+                };
+                let out = norm(&x_bytes, rows);
+                element.assert_close(&out, &expected.as_f32(), 2.0, &context);
+                let last = x_bytes.len() - x_bytes.len() / rows..;
+                assert!(norm(&x_bytes[last.clone()], 1) == out[last], "{context}: a row alone has other bits");
+
+                let residual = element.bytes(&residual);
+                let arguments =
+                    [Buffer(&zeros), Buffer(&residual), Buffer(&x_bytes), Buffer(&scale), F32(EPS), U32(cols)];
+                let name = format!("add_rms_norm_{}", element.name);
+                let after = simulator.run(&name, [rows, 1, 1], NORM_THREADS, &arguments);
+                assert!(after[1] == element.bytes(&sum), "{context}: the residual is not the sum");
+                element.assert_close(&after[0], &expected_of_sum.as_f32(), 2.0, &context);
+            }
+        }
+    }
+}
+
+#[test]
+fn heads_are_normalised_each_by_itself() {
+    for element in &ELEMENTS {
+        for (heads, dim) in [(3, 64), (4, 128), (2, 256)] {
+            let (rows, cols) = (2, (heads + 1) * dim);
+            let x = element.random(4, rows * cols);
+            let scale = element.rounded(&element.random(5, dim));
+            let mut expected = tensor([rows, cols], &x);
+            // All but the first.
+            ops::head_rms_norm(&mut expected, 1..heads + 1, &weight(&scale), EPS).unwrap();
+            for simulator in &*SIMULATORS {
+                let (bytes, scale) = (element.bytes(&x), f32_bytes(&scale));
+                let arguments = [Buffer(&bytes), Buffer(&scale), F32(EPS), U32(cols), U32(1), U32(dim)];
+                let name = format!("head_rms_norm_{}", element.name);
+                let after = simulator.run(&name, [rows, heads, 1], 32, &arguments);
+                element.assert_close(&after[0], &expected.as_f32(), 2.0, &format!("{name} of {heads} x {dim}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn gates_multiply() {
+    const THREADS: usize = 128;
+    for element in &ELEMENTS {
+        for (rows, cols) in [(1, 8), (2, 1024), (3, 1032)] {
+            let gate_up: Vec<f32> = element.random(6, rows * 2 * cols).iter().map(|x| x * 8.0).collect();
+            let mut expected = tensor([rows, cols], &vec![0.0; rows * cols]);
+            ops::silu_mul(&mut expected, &tensor([rows, 2 * cols], &gate_up)).unwrap();
+            for simulator in &*SIMULATORS {
+                let (out, gate_up) = (element.bytes(&vec![0.0; rows * cols]), element.bytes(&gate_up));
+                let arguments = [Buffer(&out), Buffer(&gate_up), U32(cols)];
+                let grid = [cols.div_ceil(8 * THREADS), rows, 1];
+                let after = simulator.run(&format!("silu_mul_{}", element.name), grid, THREADS, &arguments);
+                element.assert_close(&after[0], &expected.as_f32(), 2.0, &format!("{} {rows} x {cols}", element.name));
+            }
+        }
+    }
+}
+
+#[test]
+fn residuals_are_added_and_rounded_once() {
+    const THREADS: usize = 256;
+    for element in &ELEMENTS {
+        for len in [8, 2048, 2056] {
+            let (residual, x) = (element.random(9, len), element.random(10, len));
+            let expected: Vec<f32> = residual.iter().zip(&x).map(|(a, b)| a + b).collect();
+            for simulator in &*SIMULATORS {
+                let (residual, x) = (element.bytes(&residual), element.bytes(&x));
+                let arguments = [Buffer(&residual), Buffer(&x), U32(len)];
+                let grid = [len.div_ceil(8 * THREADS), 1, 1];
+                let after = simulator.run(&format!("add_{}", element.name), grid, THREADS, &arguments);
+                assert!(after[0] == element.bytes(&expected), "{} {len}", element.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_are_gathered() {
+    let rows = [4, 0, 0, 3];
+    for element in &ELEMENTS {
+        for cols in [8, 1024, 1032] {
+            let x = element.random(11, 5 * cols);
+            let expected: Vec<f32> = rows.iter().flat_map(|row| &x[*row as usize * cols..][..cols]).copied().collect();
+            for simulator in &*SIMULATORS {
+                let (out, x, rows) = (element.bytes(&vec![1.0; 4 * cols]), element.bytes(&x), u32_bytes(&rows));
+                let arguments = [Buffer(&out), Buffer(&x), Buffer(&rows), U32(cols)];
+                let after = simulator.run(&format!("gather_rows_{}", element.name), [4, 1, 1], 128, &arguments);
+                assert!(after[0] == element.bytes(&expected), "{} of {cols} columns", element.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn embeddings_are_rows_of_the_table_or_zeros() {
+    let (num_rows, first_id) = (5, 10);
+    let ids = [9, 10, 14, 15, 0, u32::MAX, 12];
+    for element in &ELEMENTS {
+        for cols in [8, 1024, 1032] {
+            let table = element.random(7, num_rows * cols);
+            let mut expected = tensor([ids.len(), cols], &vec![1.0; ids.len() * cols]);
+            let source = MatrixView::dense(bytemuck::cast_slice(&table), DType::F32, num_rows, cols);
+            let dense = Tensor::from_matrix(&Device::cpu(1), &source, element.dtype).unwrap();
+            ops::embedding(&mut expected, &ids, EmbeddingTable::Dense(&dense), first_id).unwrap();
+            for simulator in &*SIMULATORS {
+                let (out, table) = (element.bytes(&vec![1.0; ids.len() * cols]), element.bytes(&table));
+                let ids_bytes = u32_bytes(&ids);
+                let arguments = [
+                    Buffer(&out),
+                    Buffer(&ids_bytes),
+                    Buffer(&table),
+                    U32(first_id as usize),
+                    U32(num_rows),
+                    U32(cols),
+                ];
+                let after = simulator.run(&format!("embedding_{}", element.name), [ids.len(), 1, 1], 128, &arguments);
+                assert!(after[0] == element.bytes(&expected.as_f32()), "{} of {cols} columns", element.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn queries_and_keys_turn_and_the_cache_receives_them() {
+    let (heads, kv_heads, num_blocks) = (4, 2, 3);
+    for element in &ELEMENTS {
+        for (dim, rotary_dim) in [(64, 64), (80, 32), (128, 128)] {
+            let (rows, half) = (19, rotary_dim / 2);
+            let cols = (heads + 2 * kv_heads) * dim;
+            let positions: Vec<u32> = (0..rows as u32).map(|row| row * 37 % 500).collect();
+            let slots: Vec<u32> = (0..rows as u32).map(|row| (row * 5 + 3) % (16 * num_blocks as u32)).collect();
+            let inv_freq: Vec<f32> = (0..half).map(|i| 10_000f32.powf(-2.0 * i as f32 / rotary_dim as f32)).collect();
+            let qkv = element.random(8, rows * cols);
+
+            let device = Device::cpu(1);
+            let rope = RopeTable::new(&device, rotary_dim, 500, &inv_freq, 1.0).unwrap();
+            let mut cache = KvCache::new(&device, 1, num_blocks, kv_heads, dim, KvDType::F32).unwrap();
+            let mut expected = tensor([rows, cols], &qkv);
+            ops::rope_and_store_kv(&mut expected, heads, &rope, &positions, &slots, &mut cache, 0).unwrap();
+
+            let angles = |f: fn(f32) -> f32| -> Vec<f32> {
+                (0..500).flat_map(|position| inv_freq.iter().map(move |freq| f(position as f32 * freq))).collect()
+            };
+            let (cos, sin) = (f32_bytes(&angles(f32::cos)), f32_bytes(&angles(f32::sin)));
+            for simulator in &*SIMULATORS {
+                let context = format!("{} {dim} / {rotary_dim}", element.name);
+                let cache = element.bytes(&vec![-7.0; num_blocks * kv_heads * BLOCK_SIZE * dim]);
+                let (qkv, positions, slots_bytes) = (element.bytes(&qkv), u32_bytes(&positions), u32_bytes(&slots));
+                let arguments = [
+                    Buffer(&qkv),
+                    Buffer(&cos),
+                    Buffer(&sin),
+                    Buffer(&positions),
+                    Buffer(&slots_bytes),
+                    Buffer(&cache),
+                    Buffer(&cache),
+                    U32(heads),
+                    U32(kv_heads),
+                    U32(dim),
+                    U32(half),
+                ];
+                let name = format!("rope_and_store_kv_{}", element.name);
+                let after = simulator.run(&name, [rows, 1, 1], 256, &arguments);
+                let turned = element.values(&after[0]);
+                element.assert_close(&after[0], &expected.as_f32(), 1.0, &context);
+
+                // The cache holds what the row holds, each at its place, and nothing else was written.
+                let (mut keys, mut values) = (element.values(&cache), element.values(&cache));
+                for (row, slot) in slots.iter().enumerate() {
+                    for head in 0..kv_heads {
+                        let (block, offset) = (*slot as usize / BLOCK_SIZE, *slot as usize % BLOCK_SIZE);
+                        let start = (block * kv_heads + head) * BLOCK_SIZE * dim;
+                        let key = &turned[row * cols + (heads + head) * dim..][..dim];
+                        let value = &turned[row * cols + (heads + kv_heads + head) * dim..][..dim];
+                        for d in 0..dim {
+                            let square = start + d / 16 * 256;
+                            keys[square + in_square(offset, d % 16)] = key[d];
+                            values[square + in_square(d % 16, offset)] = value[d];
+                        }
+                    }
+                }
+                assert!(after[5] == element.bytes(&keys), "{context}: keys");
+                assert!(after[6] == element.bytes(&values), "{context}: values");
+            }
+        }
+    }
+}

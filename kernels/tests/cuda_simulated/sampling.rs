@@ -1,0 +1,104 @@
+//! The token of a row, the best or a drawn one, and its log-probability.
+
+use kernels::{Device, ops};
+
+use crate::element::{ELEMENTS, f32_bytes};
+use crate::simulator::Argument::{Buffer, U32};
+use crate::simulator::{SIMULATORS, Simulator};
+
+/// Threads of a row, as `sample.cu` has them.
+const THREADS: usize = 512;
+
+/// A row to sample from, as the kernel reads it: the seed in two halves, the row, the position, whether to draw, padding.
+type Entry = [u32; 6];
+
+fn entry(row: u32, seed: u64, position: u32, draws: bool) -> Entry {
+    [seed as u32, (seed >> 32) as u32, row, position, u32::from(draws), 0]
+}
+
+/// What comes of it.
+#[derive(Debug)]
+struct Sampled {
+    id: u32,
+    logprob: f32,
+    log_sum_exp: f32,
+    unsound: u32,
+}
+
+fn sample_rows(simulator: &Simulator, rows: &[Vec<f32>], entries: &[Entry]) -> Vec<Sampled> {
+    let (out, logits) = (vec![0xff; 16 * entries.len()], f32_bytes(&rows.concat()));
+    let entry_bytes = bytemuck::cast_slice::<u32, u8>(entries.as_flattened());
+    let arguments = [Buffer(&out), Buffer(&logits), Buffer(entry_bytes), U32(rows[0].len())];
+    let out = simulator.run("sample_rows", [entries.len(), 1, 1], THREADS, &arguments).swap_remove(0);
+    let words = |bytes: &[u8; 16]| {
+        let [id, logprob, log_sum_exp, unsound]: [u32; 4] = bytemuck::pod_read_unaligned(bytes);
+        Sampled { id, logprob: f32::from_bits(logprob), log_sum_exp: f32::from_bits(log_sum_exp), unsound }
+    };
+    out.as_chunks::<16>().0.iter().map(words).collect()
+}
+
+/// 1e-5: the sum of up to 10,000 terms in f32, and approximate exponentials.
+#[track_caller]
+fn assert_alike(actual: f32, expected: f32, context: &str) {
+    let alike = actual == expected || (actual.is_nan() && expected.is_nan()) || (actual - expected).abs() <= 1e-5;
+    assert!(alike, "{context}: {actual} instead of {expected}");
+}
+
+#[test]
+fn rows_are_sampled_as_by_the_operations() {
+    let device = Device::cpu(1);
+    for vocab_size in [1, 3, 40, 513, 5000, 10_001] {
+        // A few levels, so that there are ties; a row whose best is first, one of impossible tokens alone, one with numbers missing, one
+        // of no number, one with infinities, one with a single number behind what is none.
+        let mut rows: Vec<Vec<f32>> = (0..9)
+            .map(|row| ELEMENTS[1].random(20 + row, vocab_size).iter().map(|x| (x * 8.0).round() / 2.0).collect())
+            .collect();
+        rows[3][0] = 100.0;
+        rows[4].fill(f32::NEG_INFINITY);
+        rows[5].iter_mut().skip(1).step_by(3).for_each(|x| *x = f32::NAN);
+        rows[6].fill(f32::NAN);
+        rows[7].iter_mut().skip(vocab_size / 2).step_by(5).for_each(|x| *x = f32::INFINITY);
+        rows[8].fill(f32::NAN);
+        rows[8][vocab_size - 1] = f32::NEG_INFINITY;
+        // Every row twice, in an order that is not theirs.
+        let entries: Vec<Entry> = (0..2 * rows.len() as u32)
+            .map(|at| {
+                let row = at * 5 % rows.len() as u32;
+                entry(row, u64::from(row) * 0x1234_5678_9abc_def1, row * 1000 + 7, at % 2 == 1)
+            })
+            .collect();
+        for simulator in &*SIMULATORS {
+            let sampled = sample_rows(simulator, &rows, &entries);
+            for (entry, sampled) in entries.iter().zip(&sampled) {
+                let [low, high, row, position, draws, _] = *entry;
+                let context = format!("{vocab_size} logits, row {row}, draws {draws}: {sampled:?}");
+                let (logits, seed) = (&rows[row as usize], u64::from(low) | u64::from(high) << 32);
+                let id = match draws {
+                    0 => ops::sample::argmax(&device, logits),
+                    _ => ops::sample::gumbel_argmax(&device, logits, None, seed, position),
+                };
+                assert_eq!(sampled.id, id, "{context}");
+                let stats = ops::sample::row_stats(&device, logits);
+                assert_alike(sampled.log_sum_exp, stats.log_sum_exp, &context);
+                assert_alike(sampled.logprob, logits[id as usize] - stats.log_sum_exp, &context);
+                let unsound = logits.iter().position(|x| x.is_nan() || *x == f32::INFINITY);
+                assert_eq!(sampled.unsound, unsound.map_or(u32::MAX, |id| id as u32), "{context}");
+            }
+        }
+    }
+}
+
+/// Many draws of one row: the candidates that are skipped would not have won.
+#[test]
+fn draws_are_those_of_the_operation() {
+    let device = Device::cpu(1);
+    for (seed, spread) in [(1, 0.0), (2, 1.0), (3, 10.0)] {
+        let rows = [ELEMENTS[1].random(seed, 203).iter().map(|x| x * spread).collect::<Vec<f32>>()];
+        let entries: Vec<Entry> = (0..200).map(|position| entry(0, seed, position, true)).collect();
+        let sampled = sample_rows(&SIMULATORS[0], &rows, &entries);
+        for (position, sampled) in sampled.iter().enumerate() {
+            let id = ops::sample::gumbel_argmax(&device, &rows[0], None, seed, position as u32);
+            assert_eq!(sampled.id, id, "seed {seed}, spread {spread}, position {position}");
+        }
+    }
+}
