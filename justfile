@@ -49,6 +49,10 @@ bench-step *args:
 bench-quality *args:
     cargo run --release -p shard --example quality -- {{ args }}
 
+# What a GPU does with models of 1B and 8B (random weights; `tiny` for a try).
+gpu-check *args:
+    cargo run --release -p shard --example gpu_check -- {{ args }}
+
 # Each operation against the machine's bandwidth and arithmetic.
 bench-ops *args:
     cargo run --release -p kernels --example bench_ops -- {{ args }}

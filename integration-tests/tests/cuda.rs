@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "every function of a test file is part of a test")]
 
 use integration_tests::{Setup, TinyModel};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 const PROMPT: &str = "What is two plus three?";
@@ -29,6 +30,7 @@ fn chat(max_tokens: u32) -> Value {
 async fn it_answers_like_a_model_and_repeats_itself_in_a_batch() {
     let server = on_gpu().start();
     assert!(server.log().contains(" on cuda ("), "{}", server.log());
+    assert!(server.log().contains("decode steps of [1, 2, 4, 8] rows are graphs"), "{}", server.log());
     let (status, answer) = server.post("/v1/chat/completions", &chat(16)).await;
     assert_eq!(status, 200, "{answer}");
     let text = answer["choices"][0]["message"]["content"].as_str().unwrap().to_lowercase();
@@ -50,6 +52,25 @@ async fn it_answers_like_a_model_and_repeats_itself_in_a_batch() {
     assert_eq!(together, alone, "neighbours change nothing, not even a logprob");
     let ids = |answer: &Value| integration_tests::generated_ids(answer["details"]["tokens"].as_array().unwrap());
     assert_eq!(ids(&alone[3]), ids(&alone[0]), "the processor picks what the device picks");
+    assert_eq!(server.stop().code, Some(0));
+}
+
+/// A dead shard does not end a stream: on a GPU too, the client sees the bytes of an undisturbed run.
+#[tokio::test]
+async fn a_killed_shard_comes_back_and_the_stream_goes_on() {
+    let server = on_gpu().start();
+    let parameters = json!({ "max_new_tokens": 24, "details": true, "do_sample": true, "seed": 11 });
+    let body = json!({ "inputs": PROMPT, "parameters": parameters });
+    let undisturbed = server.stream("/generate_stream", &body).await.collect().await;
+
+    let mut stream = server.stream("/generate_stream", &body).await;
+    let mut disturbed = Vec::new();
+    for _ in 0..5 {
+        disturbed.push(stream.next_json().await.expect("the stream runs"));
+    }
+    server.shard(0).signal(Signal::SIGKILL);
+    disturbed.extend(stream.collect().await);
+    assert_eq!(disturbed, undisturbed);
     assert_eq!(server.stop().code, Some(0));
 }
 

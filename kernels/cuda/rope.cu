@@ -4,6 +4,8 @@
 #include "types.cuh"
 
 constexpr unsigned THREADS = 256;
+// Of a row that only fills up its step: it is left as it is.
+constexpr unsigned NO_SLOT = 0xffffffff;
 
 // A block per row of qkv: [T, (heads + 2 * kv_heads) * dim]. cosines, sines: [positions, pairs]; positions, slots: [T].
 template <typename T>
@@ -13,7 +15,9 @@ DEVICE void rope_and_store_kv(
     qkv += size_t(blockIdx.x) * (heads + 2 * kv_heads) * dim;
     cosines += size_t(positions[blockIdx.x]) * pairs;
     sines += size_t(positions[blockIdx.x]) * pairs;
-    unsigned slot = slots[blockIdx.x], block = slot / BLOCK_POSITIONS, offset = slot % BLOCK_POSITIONS;
+    unsigned slot = slots[blockIdx.x];
+    if (slot == NO_SLOT) return;
+    unsigned block = slot / BLOCK_POSITIONS, offset = slot % BLOCK_POSITIONS;
 
     for (unsigned at = threadIdx.x; at < (heads + kv_heads) * pairs; at += THREADS) {
         unsigned head = at / pairs, i = at % pairs;

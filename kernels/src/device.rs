@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use crate::allocation::Scratch;
-use crate::cuda::Cuda;
+use crate::cuda::{Cuda, Graph};
 use crate::ledger::Ledger;
 use crate::limits::{MAX_THREADS, MIN_WORK_PER_THREAD};
 use crate::ops::linear::Format;
@@ -59,6 +59,17 @@ impl Device {
         match self {
             Device::Cuda(_) => dtype,
             Device::Cpu(_) | Device::Plan(_) => DType::F32,
+        }
+    }
+
+    /// What `ask` asks of a GPU, as a graph; none of it is done yet. `None` on other devices, where nothing is asked either.
+    ///
+    /// # Errors
+    /// Those of `ask`; [`Error::Cuda`](crate::Error::Cuda).
+    pub fn capture<T>(&self, ask: impl FnOnce() -> Result<T>) -> Result<Option<(T, Graph)>> {
+        match self {
+            Device::Cuda(cuda) => cuda.context.capture(ask).map(Some),
+            Device::Cpu(_) | Device::Plan(_) => Ok(None),
         }
     }
 

@@ -31,13 +31,13 @@ mod tensor;
 mod weight_type;
 
 pub use arena::{Arena, Mark};
-pub use cuda::Cuda;
+pub use cuda::{Cuda, Graph};
 pub use device::{Cpu, Device};
 pub use dtype::DType;
 pub use error::{Error, Result};
 pub use kv_cache::{KvCache, KvDType};
 pub use ledger::{Cost, Ledger};
-pub use limits::BLOCK_SIZE;
+pub use limits::{BLOCK_SIZE, NO_SLOT};
 pub use linear_weight::{AlwaysThere, LinearWeight, PanelShape, SourcePages};
 pub use matrix::MatrixView;
 pub use memory::{Values, ValuesMut};

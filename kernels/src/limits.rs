@@ -6,6 +6,9 @@ use std::time::Duration;
 /// not matter.
 pub const BLOCK_SIZE: usize = 16;
 
+/// A slot of the KV cache that is none: what a row stands for nobody reads, and nothing of it is stored. Rows that fill up a step have it.
+pub const NO_SLOT: u32 = u32::MAX;
+
 /// Positions of one attention split. Splits lie at absolute positions, so the order of a row's additions does not depend
 /// on how its prompt was chunked. 256 scores of a head are 1 KiB: they stay in the first-level cache.
 pub const KV_SPLIT: usize = 256;

@@ -59,11 +59,15 @@ pub struct StepLimits {
 }
 
 impl StepLimits {
-    /// Words of all lists of the largest step.
+    /// Words of the block tables of the largest step.
+    fn table_words(&self) -> usize {
+        self.max_sequences * self.max_context.div_ceil(BLOCK_SIZE)
+    }
+
+    /// Words of all its other lists.
     fn words(&self) -> usize {
-        let tables = self.max_sequences * self.max_context.div_ceil(BLOCK_SIZE);
-        // Two words a split, and a count for every launch that it takes to compute all.
-        let splits = self.max_sequences * self.max_context.div_ceil(KV_SPLIT);
+        // Two words a split, and a count for every launch that it takes to compute all. A fixed layout has room for one launch.
+        let splits = (self.max_sequences * self.max_context.div_ceil(KV_SPLIT)).max(self.splits_of_launch());
         let groups = splits.div_ceil(self.splits_of_launch() / 2) + 1;
         // Two words for every piece of a chunk, of 64 pairs of a row and a head; the last of a sequence may be shorter.
         let pieces = (self.max_rows * self.num_heads / self.num_kv_heads.max(1)).div_ceil(64) + self.max_sequences;
@@ -75,7 +79,6 @@ impl StepLimits {
         per_row * self.max_rows
             + per_sequence * self.max_sequences
             + per_logit_row * self.max_logit_rows
-            + tables
             + 2 * splits
             + groups
             + 2 * pieces
@@ -97,7 +100,7 @@ impl StepLimits {
         match device {
             Device::Cuda(_) => {
                 let splits: usize = self.split_bytes().map(|bytes| bytes * self.splits_of_launch()).iter().sum();
-                (self.words() + SAMPLED_WORDS * self.max_logit_rows) * size_of::<u32>() + splits
+                (self.words() + self.table_words() + SAMPLED_WORDS * self.max_logit_rows) * size_of::<u32>() + splits
             }
             Device::Cpu(_) | Device::Plan(_) => 0,
         }
@@ -119,10 +122,13 @@ pub(crate) struct CudaLists {
     pinned: [PinnedWords; 2],
     copied: [Event; 2],
     turn: usize,
-    /// Words gathered so far.
-    len: usize,
-    capacity: usize,
     words: DeviceMemory,
+    /// All lists but block tables, which are behind them: a list that may be long and whose length differs from step to step
+    /// would keep the others from having a fixed place.
+    lists: Area,
+    tables: Area,
+    /// Rows that every list has room for, in a step whose lists have fixed places.
+    fixed_rows: Option<usize>,
     /// Sums and softmaxes of the splits of one launch of attention.
     pub(crate) splits: [DeviceMemory; 2],
     /// What sampling says of each row.
@@ -136,7 +142,8 @@ impl StepLists {
     /// [`Error::OutOfMemory`], [`Error::Cuda`].
     pub fn new(device: &Device, limits: StepLimits) -> Result<StepLists> {
         let Device::Cuda(cuda) = device else { return Ok(StepLists { cuda: None }) };
-        let (context, capacity) = (&cuda.context, limits.words());
+        let (context, words, table_words) = (&cuda.context, limits.words(), limits.table_words());
+        let capacity = words + table_words;
         let memory = |bytes| DeviceMemory::zeroed(context, bytes, "step lists");
         let [sums, states] = limits.split_bytes().map(|bytes| memory(bytes * limits.splits_of_launch()));
         let lists = CudaLists {
@@ -144,8 +151,9 @@ impl StepLists {
             pinned: [PinnedWords::zeroed(context, capacity)?, PinnedWords::zeroed(context, capacity)?],
             copied: [Event::new(context)?, Event::new(context)?],
             turn: 0,
-            len: 0,
-            capacity,
+            lists: Area { start: 0, len: 0, capacity: words },
+            tables: Area { start: words, len: 0, capacity: table_words },
+            fixed_rows: None,
             words: memory(capacity * size_of::<u32>())?,
             splits: [sums?, states?],
             sampled: memory(SAMPLED_WORDS * limits.max_logit_rows * size_of::<u32>())?,
@@ -158,10 +166,28 @@ impl StepLists {
     /// # Errors
     /// [`Error::Cuda`].
     pub fn begin(&mut self) -> Result<()> {
+        self.begin_with(None)
+    }
+
+    /// The same for a step of `rows` single rows whose lists lie where those of every other such step do, as a graph needs them.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`].
+    pub fn begin_fixed(&mut self, rows: usize) -> Result<()> {
+        self.begin_with(Some(rows))
+    }
+
+    fn begin_with(&mut self, fixed_rows: Option<usize>) -> Result<()> {
         let Some(lists) = &mut self.cuda else { return Ok(()) };
         lists.turn ^= 1;
-        lists.len = 0;
+        (lists.lists.len, lists.tables.len, lists.fixed_rows) = (0, 0, fixed_rows);
         lists.copied[lists.turn].wait()
+    }
+
+    /// Whether one launch has room for all splits of these single rows.
+    pub fn is_one_launch(&self, sequences: &[SequenceRows<'_>]) -> bool {
+        let splits = sequences.iter().map(|sequence| (sequence.start_position + 1).div_ceil(KV_SPLIT)).sum::<usize>();
+        self.cuda.as_ref().is_none_or(|lists| splits <= lists.limits.splits_of_launch())
     }
 
     /// Adds a list.
@@ -199,9 +225,11 @@ impl StepLists {
     /// [`Error::Cuda`].
     pub fn send(&mut self) -> Result<()> {
         let Some(lists) = &mut self.cuda else { return Ok(()) };
-        // SAFETY: `words` holds `capacity` words, no fewer than were gathered; these are written next after `begin` of the next turn
-        // but one has waited for the event.
-        unsafe { lists.pinned[lists.turn].upload(lists.words.address(), lists.len)? };
+        for area in [&lists.lists, &lists.tables] {
+            // SAFETY: `words` holds the words of both areas, no fewer than were gathered; these are written next after `begin` of the
+            // next turn but one has waited for the event.
+            unsafe { lists.pinned[lists.turn].upload(lists.words.address(), area.start..area.start + area.len)? };
+        }
         lists.copied[lists.turn].record()
     }
 
@@ -213,13 +241,51 @@ impl StepLists {
 impl CudaLists {
     /// Adds a list; where the device will have it.
     pub(crate) fn push(&mut self, list: &[u32]) -> Result<u64> {
-        if list.len() > self.capacity - self.len {
-            let [requested_bytes, available_bytes] = [list.len(), self.capacity - self.len].map(|words| 4 * words);
+        self.push_with_room(list, 0)
+    }
+
+    /// Adds a list of at most `longest` words, for which there is room if lists have fixed places.
+    pub(crate) fn push_with_room(&mut self, list: &[u32], longest: usize) -> Result<u64> {
+        let room = if self.fixed_rows.is_some() { longest } else { 0 };
+        let start = self.lists.take(list.len().max(room))?;
+        self.write(start, list)
+    }
+
+    /// Adds block tables; where the device will have the first of a step's.
+    pub(crate) fn push_tables(&mut self, tables: &[u32]) -> Result<u64> {
+        let start = self.tables.take(tables.len())?;
+        self.write(start, tables)
+    }
+
+    /// Rows of a step whose lists have fixed places.
+    pub(crate) fn fixed_rows(&self) -> Option<usize> {
+        self.fixed_rows
+    }
+
+    fn write(&mut self, start: usize, list: &[u32]) -> Result<u64> {
+        self.pinned[self.turn].as_mut_slice()[start..start + list.len()].copy_from_slice(list);
+        Ok(self.words.address() + (start * size_of::<u32>()) as u64)
+    }
+}
+
+/// A part of the words.
+struct Area {
+    start: usize,
+    /// Words taken so far.
+    len: usize,
+    capacity: usize,
+}
+
+impl Area {
+    /// The place of the next `words`.
+    fn take(&mut self, words: usize) -> Result<usize> {
+        let available = self.capacity - self.len;
+        if words > available {
+            let [requested_bytes, available_bytes] = [words, available].map(|words| words * size_of::<u32>());
             return Err(Error::OutOfMemory { arena: "step lists", requested_bytes, available_bytes });
         }
-        let start = self.len;
-        self.pinned[self.turn].as_mut_slice()[start..start + list.len()].copy_from_slice(list);
-        self.len = (start + list.len()).next_multiple_of(ALIGNED_WORDS).min(self.capacity);
-        Ok(self.words.address() + (start * size_of::<u32>()) as u64)
+        let start = self.start + self.len;
+        self.len = (self.len + words).next_multiple_of(ALIGNED_WORDS).min(self.capacity);
+        Ok(start)
     }
 }

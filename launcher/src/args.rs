@@ -82,6 +82,9 @@ pub(crate) struct Shards {
     /// Part of a GPU's memory that may be used, above 0 and at most 1.
     #[arg(long, env, value_name = "FRACTION", default_value_t = 1.0, value_parser = memory_fraction)]
     pub(crate) cuda_memory_fraction: f64,
+    /// Numbers of rows whose decode steps are captured as CUDA graphs, with commas; 0: none [default: some up to the batch size].
+    #[arg(long, env, value_name = "ROWS", value_delimiter = ',')]
+    pub(crate) cuda_graphs: Option<Vec<usize>>,
     /// Number of tensor-parallel shard processes [default: 1]. Several need --device cpu so far.
     #[arg(long, env)]
     pub(crate) num_shard: Option<usize>,

@@ -61,6 +61,7 @@ pub(crate) fn shard(
 ) -> Vec<OsString> {
     let shard = &settings.shard;
     let (scaling, factor) = shard.rope.unzip();
+    let graphs = shard.cuda_graphs.as_ref().map(|rows| rows.iter().map(usize::to_string).collect::<Vec<_>>().join(","));
     Argv::of("shard")
         .value("model-dir", &model.dir)
         .number("rank", rank)
@@ -68,6 +69,7 @@ pub(crate) fn shard(
         .value("uds-path", uds_prefix)
         .value("device", name_of(shard.device))
         .number("cuda-memory-fraction", shard.cuda_memory_fraction)
+        .option("cuda-graphs", graphs)
         .number("threads", threads)
         .number("max-batch-size", shard.slots)
         .number("max-step-tokens", shard.step_tokens)
@@ -147,7 +149,7 @@ mod tests {
         crate::validation::settings(crate::args::parse(argv).unwrap().args, &mut Vec::new()).unwrap()
     }
 
-    const EVERYTHING: &str = "--num-shard 2 --cuda-memory-fraction 0.5 --dtype bfloat16 --quantize bitsandbytes-nf4 --packed-weights-cache /w \
+    const EVERYTHING: &str = "--num-shard 2 --cuda-memory-fraction 0.5 --cuda-graphs 1,4 --dtype bfloat16 --quantize bitsandbytes-nf4 --packed-weights-cache /w \
         --kv-cache-dtype fp8_e4m3fn --rope-scaling dynamic --rope-factor 2.5 --port 8080 \
         --max-input-tokens 100 --max-total-tokens 200 --max-batch-total-tokens 4000 --max-batch-size 8 \
         --cors-allow-origin http://a --cors-allow-origin http://b --tokenizer-config-path /t.json --request-timeout 60 \
@@ -175,6 +177,7 @@ mod tests {
             "--rank=1",
             "--device=cpu",
             "--cuda-memory-fraction=0.5",
+            "--cuda-graphs=1,4",
             "--world-size=2",
             "--dtype=bfloat16",
             "--quantize=bitsandbytes-nf4",

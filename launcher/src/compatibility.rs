@@ -27,7 +27,6 @@ pub(crate) const NO_EFFECT: &[Knob] = &[
     knob("huggingface-hub-cache", "HUGGINGFACE_HUB_CACHE", "nothing is downloaded"),
     knob("trust-remote-code", "TRUST_REMOTE_CODE", "code from model folders is never executed"),
     knob("disable-custom-kernels", "DISABLE_CUSTOM_KERNELS", "there are no optional kernels"),
-    knob("cuda-graphs", "CUDA_GRAPHS", "steps on a GPU are not captured as graphs yet"),
     knob("waiting-served-ratio", "WAITING_SERVED_RATIO", "every step mixes prefill and decode under one token budget"),
     knob("max-waiting-tokens", "MAX_WAITING_TOKENS", "every step mixes prefill and decode under one token budget"),
     knob("prometheus-port", "PROMETHEUS_PORT", "metrics are at /metrics on the main port"),
@@ -99,8 +98,8 @@ mod tests {
     #[test]
     fn flags_are_found_with_and_without_values() {
         assert_eq!(
-            flags(NO_EFFECT, "launcher --trust-remote-code --cuda-graphs 1,2"),
-            ["trust-remote-code", "cuda-graphs"]
+            flags(NO_EFFECT, "launcher --trust-remote-code --prometheus-port 9000"),
+            ["trust-remote-code", "prometheus-port"]
         );
         assert_eq!(flags(NOT_SUPPORTED, "launcher --lora-adapters a --ngrok"), ["lora-adapters", "ngrok"]);
         assert!(flags(NOT_SUPPORTED, "launcher --trust-remote-code").is_empty());

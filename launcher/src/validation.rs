@@ -39,6 +39,8 @@ pub(crate) struct ShardSettings {
     pub(crate) device: DeviceKind,
     /// Part of a GPU's memory that may be used.
     pub(crate) cuda_memory_fraction: f64,
+    /// Numbers of rows whose decode steps are captured as graphs.
+    pub(crate) cuda_graphs: Option<Vec<usize>>,
     /// Type to convert the weights to.
     pub(crate) dtype: Option<Dtype>,
     /// How to quantise them: one of the modes that a shard knows.
@@ -169,6 +171,7 @@ pub(crate) fn settings(args: Args, warnings: &mut Vec<String>) -> Result<Setting
         shard: ShardSettings {
             device: shards.device,
             cuda_memory_fraction: shards.cuda_memory_fraction,
+            cuda_graphs: shards.cuda_graphs,
             dtype: model.dtype,
             quantize,
             kv_cache_dtype: model.kv_cache_dtype,

@@ -33,6 +33,10 @@ pub struct Args {
     #[arg(long, default_value_t = 1.0, value_parser = memory_fraction)]
     pub cuda_memory_fraction: f64,
 
+    /// Numbers of rows whose decode steps are captured as graphs on a GPU, with commas; 0: none [default: some up to --max-batch-size].
+    #[arg(long, value_delimiter = ',')]
+    pub cuda_graphs: Option<Vec<usize>>,
+
     /// Threads that compute [default: the machine's, divided by --world-size].
     #[arg(long)]
     pub threads: Option<NonZeroUsize>,
@@ -164,6 +168,22 @@ pub enum RopeScaling {
 }
 
 impl Args {
+    /// Numbers of rows whose decode steps are captured as graphs: as asked for, or up to all rows that can be live, each
+    /// 8 or a quarter more than the one before: so little is computed for nothing.
+    pub fn graph_rows(&self) -> Vec<usize> {
+        let most = self.max_batch_size.get();
+        if let Some(asked) = &self.cuda_graphs {
+            return asked.iter().copied().filter(|rows| (1..=most).contains(rows)).collect();
+        }
+        let mut rows = vec![1];
+        while let Some(&last) = rows.last()
+            && last < most
+        {
+            rows.push((last + last.clamp(1, 8).max(last / 4 / 8 * 8)).min(most));
+        }
+        rows
+    }
+
     /// Threads that compute.
     pub fn compute_threads(&self) -> usize {
         let machine = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
@@ -181,13 +201,19 @@ mod tests {
                     --max-step-tokens 256 --comm-name /c --dtype bfloat16 --max-batch-total-tokens 4096 \
                     --packed-weights-cache /w --max-total-tokens 1024 --rope-scaling linear --rope-factor 2.5 \
                     --quantize bitsandbytes-nf4 --kv-cache-dtype fp8_e5m2 --json-output --device cuda \
-                    --cuda-memory-fraction 0.9";
+                    --cuda-memory-fraction 0.9 --cuda-graphs 1,8";
         let args = Args::try_parse_from(line.split_whitespace()).unwrap();
         assert_eq!((args.rank, args.world_size.get(), args.compute_threads()), (1, 2, 3));
         assert_eq!((args.dtype, args.rope_scaling), (Some(Dtype::Bfloat16), Some(RopeScaling::Linear)));
         assert_eq!(args.kv_cache_dtype, KvCacheDtype::Fp8E5m2);
         assert_eq!((args.rope_factor, args.quantize), (Some(2.5), Some(Quantize::BitsandbytesNf4)));
         assert_eq!((args.device, args.cuda_memory_fraction), (DeviceKind::Cuda, 0.9));
+        assert_eq!(args.graph_rows(), [1, 8]);
+        let graphs = |line: &str| Args::try_parse_from(line.split_whitespace()).unwrap().graph_rows();
+        assert!(graphs("shard --model-dir m --cuda-graphs 0").is_empty());
+        assert_eq!(graphs("shard --model-dir m --cuda-graphs 1,99 --max-batch-size 12"), [1]);
+        assert_eq!(graphs("shard --model-dir m --max-batch-size 12"), [1, 2, 4, 8, 12]);
+        assert_eq!(graphs("shard --model-dir m --max-batch-size 80"), [1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 80]);
         assert!(args.json_output);
     }
 

@@ -16,7 +16,7 @@ use proto::{Sample, pack_f32, pack_u32};
 use crate::comm::{Comm, StepTag};
 use crate::logits::{DeviceRows, StepLogits};
 use crate::masks::{MaskError, MaskSource, StepMasks};
-use crate::models::{Model, SequenceRows, StepInput, StepRows};
+use crate::models::{DecodeGraphs, Model, SequenceRows, StepInput, StepRows};
 use crate::sampling::{Choice, History, Row, RowFailure, Sampler, TopTokens};
 use crate::slots::{Prediction, Rows, ScoredToken, Slot, SlotLimits, Slots};
 use crate::violation::Violation;
@@ -60,6 +60,7 @@ pub struct Executor {
     kv: KvCache,
     arena: Arena,
     lists: StepLists,
+    graphs: DecodeGraphs,
     slots: Slots,
     rows: Rows,
     device_rows: DeviceRows,
@@ -147,6 +148,7 @@ impl Executor {
             kv,
             arena,
             lists,
+            graphs: DecodeGraphs::default(),
             slots: Slots::new(limits),
             rows: Rows::default(),
             device_rows: DeviceRows::default(),
@@ -154,6 +156,22 @@ impl Executor {
             encoded_plan: Vec::new(),
             masks: StepMasks::new(),
         }
+    }
+
+    /// Captures steps of so many single rows as graphs, where the device has graphs. From then on they are computed by them.
+    ///
+    /// # Errors
+    /// As [`Model::forward`].
+    pub fn capture_graphs(&mut self, rows: &[usize]) -> Result<(), crate::Error> {
+        let Executor { model, kv, arena, lists, .. } = self;
+        let device = kv.device().clone();
+        self.graphs = DecodeGraphs::capture(rows, model, &device, arena, kv, lists)?;
+        Ok(())
+    }
+
+    /// The numbers of rows that have a graph, ascending.
+    pub fn graph_rows(&self) -> Vec<usize> {
+        self.graphs.rows().collect()
     }
 
     /// The model.
@@ -258,7 +276,7 @@ impl Executor {
     /// Computes the rows, samples from their logits and scores the prompt tokens that are asked for.
     fn compute(&mut self, seq: u64, source: &mut dyn MaskSource, timings: &mut Timings) -> Result<(), StepError> {
         let started = Instant::now();
-        let Executor { model, kv, arena, lists, slots, rows, device_rows, host, samplers, masks, .. } = self;
+        let Executor { model, kv, arena, lists, graphs, slots, rows, device_rows, host, samplers, masks, .. } = self;
         let failed = |source| StepError::Forward { seq, source };
         let sequences = rows.spans.iter().map(|span| SequenceRows {
             first_row: span.first_row,
@@ -274,11 +292,20 @@ impl Executor {
             sequences: &sequences,
             sample_rows: &rows.logit_rows,
         };
-        lists.begin().map_err(|error| failed(error.into()))?;
-        let step = StepInput::new(&step_rows, lists).map_err(failed)?;
-        device_rows.choose(rows, slots, lists).map_err(failed)?;
-        lists.send().map_err(|error| failed(error.into()))?;
-        let logits = model.forward(arena, kv, &step).map_err(failed)?;
+        let logits = match graphs.begin(&step_rows, lists).map_err(failed)? {
+            Some(step) => {
+                device_rows.choose(rows, slots, lists).map_err(failed)?;
+                lists.send().map_err(|error| failed(error.into()))?;
+                step.forward(model, arena).map_err(failed)?
+            }
+            None => {
+                lists.begin().map_err(|error| failed(error.into()))?;
+                let step = StepInput::new(&step_rows, lists).map_err(failed)?;
+                device_rows.choose(rows, slots, lists).map_err(failed)?;
+                lists.send().map_err(|error| failed(error.into()))?;
+                model.forward(arena, kv, &step).map_err(failed)?
+            }
+        };
         let logits = StepLogits::read(&logits, device_rows, rows, lists).map_err(failed)?;
         timings.forward_ns = nanos(started.elapsed());
 

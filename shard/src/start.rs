@@ -11,7 +11,10 @@ use crate::args::{Args, DeviceKind, Dtype, KvCacheDtype, Quantize, RopeScaling};
 use crate::capacity::{CapacityError, CapacityInput, UsableMemory, capacity};
 use crate::comm::{Comm, Shm, Single};
 use crate::executor::{Executor, StepError};
-use crate::limits::{CUDA_KV_MEMORY_FRACTION, KV_MEMORY_FRACTION, MAX_TOP_N_TOKENS, MIN_LOGIT_ROWS, SHM_BUFFER_BYTES};
+use crate::limits::{
+    CUDA_KV_MEMORY_FRACTION, KV_MEMORY_FRACTION, MAX_CUDA_STEP_TOKENS, MAX_TOP_N_TOKENS, MIN_LOGIT_ROWS,
+    SHM_BUFFER_BYTES,
+};
 use crate::masks::NoMasks;
 use crate::memory::available_bytes;
 use crate::models::{Model, ModelOptions, Quantization, RopeKind, RopeOverride};
@@ -176,6 +179,10 @@ pub fn start_with(args: &Args, comm: Arc<dyn Comm>) -> Result<Started, StartErro
     );
     let mut executor = Executor::new(model, comm.clone(), &device, kv, arena, lists, limits, threads);
     warm_up(&mut executor)?;
+    if args.device == DeviceKind::Cuda {
+        executor.capture_graphs(&args.graph_rows())?;
+        tracing::info!("decode steps of {:?} rows are graphs", executor.graph_rows());
+    }
     Ok(Started { executor, comm, info })
 }
 
@@ -183,6 +190,10 @@ pub fn start_with(args: &Args, comm: Arc<dyn Comm>) -> Result<Started, StartErro
 fn open_device(args: &Args, threads: usize) -> Result<Device, StartError> {
     if (args.device, args.dtype) == (DeviceKind::Cuda, Some(Dtype::Float32)) {
         let reason = "--dtype float32 is not computed on a GPU: bfloat16 and float16 are".to_owned();
+        return Err(kernels::Error::Unsupported { reason }.into());
+    }
+    if args.device == DeviceKind::Cuda && args.max_step_tokens.get() > MAX_CUDA_STEP_TOKENS {
+        let reason = format!("--max-step-tokens is at most {MAX_CUDA_STEP_TOKENS} on a GPU");
         return Err(kernels::Error::Unsupported { reason }.into());
     }
     match (args.device, args.world_size.get()) {

@@ -6,7 +6,7 @@
 mod runner;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use half::bf16;
 use kernels::{DType, Device};
@@ -16,14 +16,18 @@ use serde_json::{Value, json};
 use shard::comm::Single;
 use shard::models::ModelOptions;
 
-/// The simulated GPU: one for all tests, as one process has one.
-static GPU: LazyLock<Device> = LazyLock::new(|| {
-    cusim::Simulation::build().enter();
-    Device::cuda(0, 1, &|progress| println!("{progress}")).unwrap_or_else(|error| panic!("{error}"))
-});
+/// The simulated GPU: one for all tests, as one process has one. They take turns, since a capture wants its stream for itself.
+fn gpu() -> MutexGuard<'static, Device> {
+    static GPU: LazyLock<Mutex<Device>> = LazyLock::new(|| {
+        cusim::Simulation::build().enter();
+        let device = Device::cuda(0, 1, &|progress| println!("{progress}"));
+        Mutex::new(device.unwrap_or_else(|error| panic!("{error}")))
+    });
+    GPU.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
-fn on_gpu(dir: &Path) -> Runner {
-    Runner::load_on(dir, &GPU, Arc::new(Single), &ModelOptions::default())
+fn load_on(gpu: &Device, dir: &Path) -> Runner {
+    Runner::load_on(dir, gpu, Arc::new(Single), &ModelOptions::default())
 }
 
 /// The definition: the same weights, and everything else in f32.
@@ -161,6 +165,7 @@ impl Drop for RandomModel {
 
 #[test]
 fn logits_of_every_family_are_near_those_of_the_processor() {
+    let gpu = gpu();
     // What is left are roundings, some twenty behind each other, which a model this narrow averages over little: float16's are eight
     // times finer than bfloat16's, and so must the error be.
     let types = [("bfloat16", 2e-2), ("float16", 2.5e-3)];
@@ -170,7 +175,7 @@ fn logits_of_every_family_are_near_those_of_the_processor() {
             let model = RandomModel::new(family, &changes);
             let ids = tokens(90, 1);
             let expected = chunked(&mut on_cpu(&model.0), 0, &ids, &[90]);
-            let actual = chunked(&mut on_gpu(&model.0), 0, &ids, &[90]);
+            let actual = chunked(&mut load_on(&gpu, &model.0), 0, &ids, &[90]);
             let error = relative_error(&actual, &expected);
             println!("{family} in {dtype}: relative error {error:.1e}");
             assert!(error < bound, "{family} in {dtype}: relative error {error}");
@@ -180,20 +185,21 @@ fn logits_of_every_family_are_near_those_of_the_processor() {
 
 #[test]
 fn bits_do_not_depend_on_chunks_or_neighbours() {
+    let gpu = gpu();
     for (family, changes) in families() {
         let model = RandomModel::new(family, &changes);
         // Beyond a tile of 64 rows and a split of 256 positions.
         let ids = tokens(270, 2);
-        let whole = bits(&chunked(&mut on_gpu(&model.0), 0, &ids, &[270]));
+        let whole = bits(&chunked(&mut load_on(&gpu, &model.0), 0, &ids, &[270]));
         for lengths in [&[200, 1][..], &[64, 63, 9, 16]] {
-            let other = bits(&chunked(&mut on_gpu(&model.0), 0, &ids, lengths));
+            let other = bits(&chunked(&mut load_on(&gpu, &model.0), 0, &ids, lengths));
             let differs = whole.iter().zip(&other).position(|(a, b)| a != b);
             assert!(differs.is_none(), "{family}: chunks of {lengths:?} differ at position {differs:?}");
         }
 
         // Among others that decode and prefill, in other rows of the same steps.
         let others = [tokens(90, 3), tokens(33, 4)];
-        let mut mixed = on_gpu(&model.0);
+        let mut mixed = load_on(&gpu, &model.0);
         mixed.step(&[piece(5, &others[0], 0, 40)]);
         let first = mixed.step(&[piece(5, &others[0], 40, 41), piece(2, &ids, 0, 100), piece(3, &others[1], 0, 33)]);
         let mut rows = bits(&first[1..101]);
@@ -205,13 +211,42 @@ fn bits_do_not_depend_on_chunks_or_neighbours() {
     }
 }
 
+#[test]
+fn steps_that_a_graph_computes_have_the_bits_of_others() {
+    let gpu = gpu();
+    for (family, changes) in families() {
+        let model = RandomModel::new(family, &changes);
+        let ids = [tokens(50, 5), tokens(21, 6), tokens(34, 7)];
+        let run = |mut runner: Runner| {
+            let mut rows = Vec::new();
+            for (sequence, ids) in ids.iter().enumerate() {
+                runner.step(&[piece(sequence, ids, 0, 16)]);
+            }
+            // Three rows, then two, then one: filled up to four, two and one.
+            for (sequences, positions) in [(0..3, 16..20), (0..2, 20..21), (0..1, 21..30)] {
+                for at in positions {
+                    let step = sequences.clone().map(|sequence| piece(sequence, &ids[sequence], at, at + 1));
+                    rows.extend(runner.step(&step.collect::<Vec<_>>()));
+                }
+            }
+            (bits(&rows), runner.graph_steps)
+        };
+        let (eager, graph_steps) = run(load_on(&gpu, &model.0));
+        assert_eq!(graph_steps, 0);
+        let (by_graph, graph_steps) = run(load_on(&gpu, &model.0).with_graphs(&[1, 2, 4]));
+        assert_eq!(graph_steps, 14, "{family}: every step of single rows is a graph's");
+        assert!(by_graph == eager, "{family}: a graph computes other bits");
+    }
+}
+
 // --- The demo model ----------------------------------------------------------------------------------------------------
 
 #[test]
 fn the_demo_model_agrees_with_the_processor_on_its_own_text() {
+    let gpu = gpu();
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../launcher/demo-model");
     let golden: Vec<Value> = serde_json::from_slice(&std::fs::read(dir.join("golden.json")).unwrap()).unwrap();
-    let (mut gpu, mut cpu) = (on_gpu(&dir), on_cpu(&dir));
+    let (mut on_gpu, mut on_cpu) = (load_on(&gpu, &dir), on_cpu(&dir));
     let (mut agreed, mut rows, mut worst) = (0, 0, 0.0f64);
     for text in &golden {
         // transformers' own greedy text, fed token by token to both.
@@ -219,7 +254,7 @@ fn the_demo_model_agrees_with_the_processor_on_its_own_text() {
             .iter()
             .flat_map(|list| text[list].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32))
             .collect();
-        let [actual, expected] = [&mut gpu, &mut cpu].map(|runner| chunked(runner, 0, &ids, &[ids.len()]));
+        let [actual, expected] = [&mut on_gpu, &mut on_cpu].map(|runner| chunked(runner, 0, &ids, &[ids.len()]));
         agreed += actual.iter().zip(&expected).filter(|(a, e)| arg_max(a) == arg_max(e)).count();
         rows += ids.len();
         worst = worst.max(relative_error(&actual, &expected));

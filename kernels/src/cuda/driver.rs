@@ -5,6 +5,7 @@
 
 use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_int};
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -100,6 +101,28 @@ impl Context {
         check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.stream) })
     }
 
+    /// What `ask` asks of the stream, as a graph; none of it is done yet. Nothing else may be asked of it meanwhile.
+    pub(crate) fn capture<T>(self: &Arc<Self>, ask: impl FnOnce() -> Result<T>) -> Result<(T, Graph)> {
+        self.bind()?;
+        // Only this thread's calls: others load weights or free memory without being in the way.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream lives as long as `self`.
+        check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) })?;
+        let asked = ask();
+        let mut graph = std::ptr::null_mut();
+        // SAFETY: as above; the function writes one handle. Whatever became of `ask`, the capture has to end.
+        let ended = check("cuStreamEndCapture", unsafe { sys::cuStreamEndCapture(self.stream, &raw mut graph) });
+        let asked = asked?;
+        ended?;
+        let mut captured = Graph { context: self.clone(), executable: std::ptr::null_mut() };
+        // SAFETY: the graph was just captured; the function writes one handle.
+        let made = unsafe { sys::cuGraphInstantiateWithFlags(&raw mut captured.executable, graph, 0) };
+        // SAFETY: what was instantiated does not need it any more; destroyed once.
+        let _ = unsafe { sys::cuGraphDestroy(graph) };
+        check("cuGraphInstantiate", made)?;
+        Ok((asked, captured))
+    }
+
     /// Bytes of memory that are free, and all there are.
     pub(crate) fn memory(&self) -> Result<(usize, usize)> {
         self.bind()?;
@@ -193,7 +216,7 @@ impl Properties {
 ///
 /// # Errors
 /// [`Error::CudaUnavailable`] without a driver or with an old one.
-pub(crate) fn count_devices() -> Result<usize> {
+fn count_devices() -> Result<usize> {
     libraries::load(Library::Driver)?;
     // SAFETY: the library is there, and the call takes no pointers.
     match unsafe { sys::cuInit(0) } {
@@ -329,20 +352,21 @@ impl PinnedWords {
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
 
-    /// Copies the first `len` to the device, once the stream comes to it.
+    /// Copies a range to the same place among words of the device, once the stream comes to it.
     ///
     /// # Safety
     /// `to` is the address of as many words of this device; nobody writes these words before the stream has passed the copy.
-    pub(crate) unsafe fn upload(&self, to: u64, len: usize) -> Result<()> {
-        assert!(len <= self.len, "there are as many words");
-        if len == 0 {
+    pub(crate) unsafe fn upload(&self, to: u64, range: Range<usize>) -> Result<()> {
+        assert!(range.start <= range.end && range.end <= self.len, "there are as many words");
+        if range.is_empty() {
             return Ok(());
         }
         self.context.bind()?;
+        let to = to + (range.start * size_of::<u32>()) as u64;
         // SAFETY: the words are this memory's own (asserted), the rest is the caller's obligation.
         let copied = unsafe {
-            let from = self.start.as_ptr().cast_const().cast();
-            sys::cuMemcpyHtoDAsync_v2(to, from, len * size_of::<u32>(), self.context.stream)
+            let from = self.start.as_ptr().cast_const().add(range.start).cast();
+            sys::cuMemcpyHtoDAsync_v2(to, from, range.len() * size_of::<u32>(), self.context.stream)
         };
         check("cuMemcpyHtoDAsync", copied)
     }
@@ -400,6 +424,40 @@ impl Drop for Event {
         if self.context.bind().is_ok() {
             // SAFETY: created in `new`, destroyed only here.
             let _ = unsafe { sys::cuEventDestroy_v2(self.event) };
+        }
+    }
+}
+
+/// Launches with their arguments, ready to be asked for with one call. Memory that they name has to live as long.
+pub struct Graph {
+    context: Arc<Context>,
+    executable: sys::CUgraphExec,
+}
+
+// SAFETY: as for `Context`.
+unsafe impl Send for Graph {}
+
+impl Graph {
+    /// Asks for all of it, behind everything else on the stream.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`].
+    ///
+    /// # Safety
+    /// The memory that was named when it was captured is still there, and the lists that its operations read hold what their
+    /// contracts demand.
+    pub unsafe fn launch(&self) -> Result<()> {
+        self.context.bind()?;
+        // SAFETY: both handles live as long as `self`; for what runs the caller answers.
+        check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(self.executable, self.context.stream) })
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        if !self.executable.is_null() && self.context.bind().is_ok() {
+            // SAFETY: instantiated in `capture`, destroyed only here; the driver waits for a launch under way.
+            let _ = unsafe { sys::cuGraphExecDestroy(self.executable) };
         }
     }
 }

@@ -12,6 +12,7 @@ mod libraries;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, RwLock};
 
+pub use driver::Graph;
 pub(crate) use driver::{Context, DeviceMemory, Event, PinnedWords};
 pub(crate) use launch::{Argument, KernelName};
 
@@ -30,14 +31,6 @@ pub struct Cuda {
 }
 
 impl Cuda {
-    /// The GPUs that can be used.
-    ///
-    /// # Errors
-    /// [`Error::CudaUnavailable`](crate::Error::CudaUnavailable), in one sentence.
-    pub fn count() -> Result<usize> {
-        driver::count_devices()
-    }
-
     /// Opens a GPU and loads its kernels; `report` hears of kernels that are compiled first. `host_threads` threads of the processor
     /// do what is not the GPU's to do.
     ///

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::contract::{expect_activations, expect_below, expect_entries, expect_on};
 use crate::cuda::{Argument, Cuda, KernelName};
 use crate::kv_cache::{KvShape, with_kv_element};
-use crate::limits::BLOCK_SIZE;
+use crate::limits::{BLOCK_SIZE, NO_SLOT};
 use crate::pool::SendPtr;
 use crate::simd::{Element, Kernel, LANES, Simd, load_partial, store_partial};
 use crate::{Cpu, Device, Error, Indices, KvCache, Result, Tensor};
@@ -110,7 +110,8 @@ impl RopeTable {
 /// # Shapes
 /// `qkv`: `[T, (H + 2·K)·D]`, the queries of H heads first, then keys, then values, as the packed projection gives it; K and D
 /// are those of `kv`. `positions`: T, below the table's. `slot_mapping`: T, where a row's key and value go,
-/// `block_id * 16 + position % 16`; slots of one call differ.
+/// `block_id * 16 + position % 16`; slots of one call differ. [`NO_SLOT`](crate::NO_SLOT) stores nothing, and leaves its row with
+/// whatever values.
 /// # Errors
 /// [`Error::Shape`], [`Error::DType`], [`Error::Index`] for a position, slot or layer out of range.
 ///
@@ -136,7 +137,10 @@ pub fn rope_and_store_kv<'a>(
     expect_entries(OP, "positions", positions.len(), qkv.rows())?;
     expect_entries(OP, "slot_mapping", slot_mapping.len(), qkv.rows())?;
     expect_below(OP, "positions", positions, rope.max_positions)?;
-    expect_below(OP, "slot_mapping", slot_mapping, kv.num_blocks() * BLOCK_SIZE)?;
+    let limit = kv.num_blocks() * BLOCK_SIZE;
+    if let Some(slot) = slot_mapping.iter().find(|slot| **slot != NO_SLOT && **slot as usize >= limit) {
+        return Err(Error::Index { op: OP, arg: "slot_mapping", index: *slot as usize, limit });
+    }
     expect_below(OP, "layer", &[layer as u32], kv.num_layers())?;
     match qkv.device().clone() {
         Device::Cpu(cpu) => {
@@ -235,7 +239,7 @@ fn store<T: Element>(cpu: &Cpu, qkv: &[f32], cols: usize, slot_mapping: &[u32], 
     // Every step of a stored key is a cache line of its own, which costs about four visits.
     cpu.split(shape.kv_heads, 5 * num_tokens * dim, |heads| {
         for head in heads {
-            for (row, slot) in qkv.chunks_exact(cols).zip(slot_mapping) {
+            for (row, slot) in qkv.chunks_exact(cols).zip(slot_mapping).filter(|(_, slot)| **slot != NO_SLOT) {
                 let (block, offset) = (*slot as usize / BLOCK_SIZE, *slot as usize % BLOCK_SIZE);
                 let piece = shape.piece(head, block);
                 // SAFETY: `rope_and_store_kv` checked the slots, so the piece lies inside the layer, which is borrowed mutably until
@@ -371,6 +375,7 @@ mod tests {
                 .map_err(|error| error.to_string())
         };
         assert_eq!(call(7, 15, 0), Ok(()));
+        assert_eq!(call(0, NO_SLOT, 0), Ok(()), "it is stored nowhere");
         assert_eq!(call(8, 0, 0).unwrap_err(), "rope_and_store_kv: `positions` holds 8, the limit is 8");
         assert_eq!(call(0, 16, 0).unwrap_err(), "rope_and_store_kv: `slot_mapping` holds 16, the limit is 16");
         assert_eq!(call(0, 0, 1).unwrap_err(), "rope_and_store_kv: `layer` holds 1, the limit is 1");

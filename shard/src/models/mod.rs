@@ -2,6 +2,7 @@
 //!
 //! A family that fits the decoder of `decoder.rs` is one file of facts and one line in [`FAMILIES`].
 
+mod decode_graphs;
 mod decoder;
 mod llama;
 mod mistral;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use kernels::{Arena, Device, KvCache, StepLimits, Tensor};
 
 pub use crate::config::{DecoderSpec, ModelOptions, Quantization, RopeKind, RopeOverride};
+pub use decode_graphs::DecodeGraphs;
 pub use step::{SequenceRows, StepInput, StepPlan, StepRows};
 
 use crate::comm::Comm;

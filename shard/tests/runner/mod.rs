@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kernels::{Arena, BLOCK_SIZE, Device, KvCache, StepLists};
 use shard::comm::{Comm, Shm, ShmOptions, Single, StepTag};
-use shard::models::{Model, ModelOptions, SequenceRows, StepInput, StepRows};
+use shard::models::{DecodeGraphs, Model, ModelOptions, SequenceRows, StepInput, StepRows};
 
 /// Sequences that a runner keeps apart.
 const MAX_SEQUENCES: usize = 8;
@@ -22,6 +22,9 @@ pub struct Runner {
     kv: KvCache,
     arena: Arena,
     lists: StepLists,
+    graphs: DecodeGraphs,
+    /// Steps that a graph computed.
+    pub graph_steps: usize,
     steps: u64,
 }
 
@@ -57,7 +60,15 @@ impl Runner {
         let arena = Arena::new(device, model.arena_bytes(MAX_TOKENS, MAX_SEQUENCES, MAX_TOKENS)).unwrap();
         let limits = model.step_limits(MAX_TOKENS, MAX_SEQUENCES, MAX_TOKENS, model.spec().max_position_embeddings);
         let lists = StepLists::new(device, limits).unwrap();
-        Runner { model, comm, kv, arena, lists, steps: 0 }
+        Runner { model, comm, kv, arena, lists, graphs: DecodeGraphs::default(), graph_steps: 0, steps: 0 }
+    }
+
+    /// The same with decode steps of so many rows as graphs.
+    pub fn with_graphs(mut self, rows: &[usize]) -> Runner {
+        let Runner { model, arena, kv, lists, .. } = &mut self;
+        let device = kv.device().clone();
+        self.graphs = DecodeGraphs::capture(rows, model, &device, arena, kv, lists).unwrap();
+        self
     }
 
     /// One step. The logits of the wanted rows, in row order.
@@ -92,10 +103,19 @@ impl Runner {
         self.steps += 1;
         self.comm.begin_step(StepTag { epoch: 1, seq: self.steps, plan_hash: 7 });
         let mark = self.arena.mark();
-        self.lists.begin().unwrap();
-        let step = StepInput::new(&step, &mut self.lists).unwrap();
-        self.lists.send().unwrap();
-        let logits = self.model.forward(&mut self.arena, &mut self.kv, &step).unwrap();
+        let logits = match self.graphs.begin(&step, &mut self.lists).unwrap() {
+            Some(step) => {
+                self.graph_steps += 1;
+                self.lists.send().unwrap();
+                step.forward(&self.model, &mut self.arena).unwrap()
+            }
+            None => {
+                self.lists.begin().unwrap();
+                let step = StepInput::new(&step, &mut self.lists).unwrap();
+                self.lists.send().unwrap();
+                self.model.forward(&mut self.arena, &mut self.kv, &step).unwrap()
+            }
+        };
         let rows = logits.to_vec().unwrap().chunks_exact(logits.cols()).map(<[f32]>::to_vec).collect();
         self.arena.release(mark);
         rows

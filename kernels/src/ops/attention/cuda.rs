@@ -38,6 +38,8 @@ pub(crate) struct AttentionLists {
     table_starts: u64,
     first_splits: u64,
     decode: Vec<Launch>,
+    /// Whether grids do not depend on how much there is to do: a graph's are what they were when it was captured.
+    is_fixed: bool,
     sequences: u64,
     tiles: u64,
     num_tiles: usize,
@@ -59,13 +61,16 @@ impl AttentionLists {
     pub(crate) fn of(lists: &mut CudaLists, sequences: &[SequenceRows<'_>]) -> Result<AttentionLists> {
         let limits = lists.limits;
         let group = limits.num_heads / limits.num_kv_heads.max(1);
-        let work = Work::of(sequences, group, limits.splits_of_launch());
+        let mut work = Work::of(sequences, group, limits.splits_of_launch());
+        if let Some(rows) = lists.fixed_rows() {
+            work.fill_up(rows)?;
+        }
         let mut decode = Vec::with_capacity(work.launches.len());
         for launch in &work.launches {
             decode.push(Launch {
                 first_row: launch.first_row,
                 num_rows: launch.num_rows,
-                splits: lists.push(launch.splits.as_flattened())?,
+                splits: lists.push_with_room(launch.splits.as_flattened(), 2 * limits.splits_of_launch())?,
                 num_splits: launch.splits.len(),
                 count: lists.push(&[launch.splits.len() as u32])?,
             });
@@ -73,11 +78,12 @@ impl AttentionLists {
         Ok(AttentionLists {
             sums: lists.splits[0].address(),
             states: lists.splits[1].address(),
-            tables: lists.push(&work.tables)?,
+            tables: lists.push_tables(&work.tables)?,
             positions: lists.push(&work.positions)?,
             table_starts: lists.push(&work.table_starts)?,
             first_splits: lists.push(&work.first_splits)?,
             decode,
+            is_fixed: lists.fixed_rows().is_some(),
             sequences: lists.push(work.sequences.as_flattened())?,
             tiles: lists.push(work.tiles.as_flattened())?,
             num_tiles: work.tiles.len(),
@@ -128,6 +134,23 @@ impl Work {
             work.sequences.push([first_row, num_rows, start, table_start]);
         }
         work
+    }
+
+    /// Rows of no sequence up to `rows`, in one launch whatever there is to do.
+    fn fill_up(&mut self, rows: usize) -> Result<()> {
+        if self.launches.len() > 1 || !self.tiles.is_empty() || self.positions.len() > rows {
+            let reason = format!("a step of single rows, {rows} at most, and one launch was asked for");
+            return Err(Error::Unsupported { reason });
+        }
+        for list in [&mut self.positions, &mut self.table_starts] {
+            list.resize(rows, 0);
+        }
+        self.first_splits.resize(rows, NO_SPLITS);
+        if self.launches.is_empty() {
+            self.launches.push(LaunchWork::default());
+        }
+        (self.launches[0].first_row, self.launches[0].num_rows) = (0, rows);
+        Ok(())
     }
 
     fn push_row(&mut self, row: usize, position: usize, table_start: u32, splits_of_launch: usize) {
@@ -190,7 +213,8 @@ pub(super) fn run(
         ];
         let arguments = [&addresses.map(Argument::Pointer)[..], &shape].concat();
         let blocks = cuda.multiprocessors() as usize * BLOCKS_OF_MULTIPROCESSOR;
-        let grid = [launch.num_splits.min(blocks.div_ceil(kv_heads)), kv_heads, 1];
+        let blocks = blocks.div_ceil(kv_heads);
+        let grid = [if lists.is_fixed { blocks } else { launch.num_splits.min(blocks) }, kv_heads, 1];
         // SAFETY: attention_decode.cu: `count` splits of rows of qkv whose tables hold their positions' blocks, all of them blocks of
         // the cache (checked by `attention`); sums and states for as many splits; all live as long as their stream's work.
         unsafe { cuda.launch(KernelName::numbered("attention_splits", dim, dtype), grid, THREADS, &arguments)? };
@@ -215,6 +239,21 @@ pub(super) fn run(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_filled_up_has_one_launch_over_all_rows() {
+        let table = [7];
+        let row = SequenceRows { first_row: 0, num_rows: 1, start_position: 3, block_table: &table };
+        for sequences in [&[][..], &[row]] {
+            let mut work = Work::of(sequences, 4, 4);
+            work.fill_up(4).unwrap();
+            assert_eq!((work.launches.len(), work.launches[0].num_rows), (1, 4));
+            assert_eq!((work.positions.len(), work.table_starts.len(), work.first_splits.len()), (4, 4, 4));
+            assert!(work.first_splits[sequences.len()..].iter().all(|first| *first == NO_SPLITS));
+        }
+        let chunk = SequenceRows { num_rows: 2, ..row };
+        assert!(Work::of(&[chunk], 4, 4).fill_up(4).is_err());
+    }
 
     #[test]
     fn rows_that_are_alone_have_splits_and_chunks_have_tiles() {
