@@ -31,15 +31,15 @@ pub const MAX_TOP_TIES: usize = 8;
 pub const MIN_LOGIT_ROWS: usize = 64;
 /// Token ids of one `Generate` by hand, prompt and answer. 4096: it is for a person with grpcurl and holds the engine.
 pub const MAX_GENERATE_TOKENS: usize = 4096;
+/// Rows of a step on a GPU: the blocks that a grid has along its second extent, where some kernels have rows. Sixteen times the default;
+/// a larger step would only let running streams wait longer.
+pub const MAX_CUDA_STEP_TOKENS: usize = 65_535;
 
 // Memory.
 
 /// The part of the available memory that the KV cache takes when `--max-batch-total-tokens` does not say. One half: the
 /// router and the page cache of the weights live on the same machine, and a KV cache that swaps is worse than a small one.
 pub const KV_MEMORY_FRACTION: f64 = 0.5;
-/// Rows of a step on a GPU: the blocks that a grid has along its second extent, where some kernels have rows. Sixteen times the default;
-/// a larger step would only let running streams wait longer.
-pub const MAX_CUDA_STEP_TOKENS: usize = 65_535;
 /// The same of a GPU's memory, which nobody else should be using: the rest is for what the driver allocates for itself.
 pub const CUDA_KV_MEMORY_FRACTION: f64 = 0.97;
 /// The smallest KV cache worth starting with, in tokens, unless the model's context is shorter.
