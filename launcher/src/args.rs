@@ -6,6 +6,7 @@ use clap::builder::BoolishValueParser;
 use clap::{ArgAction, CommandFactory, FromArgMatches, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use proto::MAX_DRAFT_TOKENS;
 use router::api_key::ApiKey;
@@ -80,11 +81,11 @@ pub(crate) struct Shards {
     #[arg(long, env, default_value = "cpu", hide_possible_values = true)]
     pub(crate) device: DeviceKind,
     /// Part of a GPU's memory that may be used, above 0 and at most 1.
-    #[arg(long, env, value_name = "FRACTION", default_value_t = 1.0, value_parser = memory_fraction)]
+    #[arg(long, env, value_name = "FRACTION", default_value_t = 1.0, value_parser = cuda_memory_fraction)]
     pub(crate) cuda_memory_fraction: f64,
     /// Numbers of rows whose decode steps are captured as CUDA graphs, with commas; 0: none [default: some up to the batch size].
-    #[arg(long, env, value_name = "ROWS", value_delimiter = ',')]
-    pub(crate) cuda_graphs: Option<Vec<usize>>,
+    #[arg(long, env, value_name = "ROWS")]
+    pub(crate) cuda_graphs: Option<GraphRows>,
     /// Number of tensor-parallel shard processes [default: 1]. Several need --device cpu so far.
     #[arg(long, env)]
     pub(crate) num_shard: Option<usize>,
@@ -212,6 +213,25 @@ fn draft_tokens(value: &str) -> Result<u8, String> {
     let value = if value.trim().is_empty() { "0" } else { value.trim() };
     let tokens = value.parse().ok().filter(|tokens| *tokens <= MAX_DRAFT_TOKENS);
     tokens.ok_or_else(|| format!("it is a number of tokens from 0 to {MAX_DRAFT_TOKENS}"))
+}
+
+/// The value of `--cuda-memory-fraction`. An empty variable asks for nothing.
+fn cuda_memory_fraction(value: &str) -> Result<f64, String> {
+    if value.trim().is_empty() { Ok(1.0) } else { memory_fraction(value.trim()) }
+}
+
+/// The value of `--cuda-graphs`: numbers of rows with commas. An empty variable leaves them to the shard.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct GraphRows(pub(crate) Vec<usize>);
+
+impl FromStr for GraphRows {
+    type Err = String;
+
+    fn from_str(value: &str) -> Result<GraphRows, String> {
+        let numbers = value.split(',').map(str::trim).filter(|number| !number.is_empty());
+        let number = |number: &str| number.parse().map_err(|_| format!("`{number}` is no number of rows"));
+        numbers.map(number).collect::<Result<_, _>>().map(GraphRows)
+    }
 }
 
 /// Kinds of devices.

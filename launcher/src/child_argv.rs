@@ -61,7 +61,7 @@ pub(crate) fn shard(
 ) -> Vec<OsString> {
     let shard = &settings.shard;
     let (scaling, factor) = shard.rope.unzip();
-    let graphs = shard.cuda_graphs.as_ref().map(|rows| rows.iter().map(usize::to_string).collect::<Vec<_>>().join(","));
+    let graphs = shard.cuda_graphs.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
     Argv::of("shard")
         .value("model-dir", &model.dir)
         .number("rank", rank)
@@ -69,7 +69,7 @@ pub(crate) fn shard(
         .value("uds-path", uds_prefix)
         .value("device", name_of(shard.device))
         .number("cuda-memory-fraction", shard.cuda_memory_fraction)
-        .option("cuda-graphs", graphs)
+        .option("cuda-graphs", (!graphs.is_empty()).then_some(graphs))
         .number("threads", threads)
         .number("max-batch-size", shard.slots)
         .number("max-step-tokens", shard.step_tokens)

@@ -39,8 +39,8 @@ pub(crate) struct ShardSettings {
     pub(crate) device: DeviceKind,
     /// Part of a GPU's memory that may be used.
     pub(crate) cuda_memory_fraction: f64,
-    /// Numbers of rows whose decode steps are captured as graphs.
-    pub(crate) cuda_graphs: Option<Vec<usize>>,
+    /// Numbers of rows whose decode steps are captured as graphs; empty: the shard's own.
+    pub(crate) cuda_graphs: Vec<usize>,
     /// Type to convert the weights to.
     pub(crate) dtype: Option<Dtype>,
     /// How to quantise them: one of the modes that a shard knows.
@@ -171,7 +171,7 @@ pub(crate) fn settings(args: Args, warnings: &mut Vec<String>) -> Result<Setting
         shard: ShardSettings {
             device: shards.device,
             cuda_memory_fraction: shards.cuda_memory_fraction,
-            cuda_graphs: shards.cuda_graphs,
+            cuda_graphs: shards.cuda_graphs.unwrap_or_default().0,
             dtype: model.dtype,
             quantize,
             kv_cache_dtype: model.kv_cache_dtype,
@@ -324,6 +324,9 @@ mod tests {
         let settings = check("--device cuda --cuda-memory-fraction 0.8").unwrap();
         assert_eq!((settings.shard.device, settings.shard.cuda_memory_fraction), (DeviceKind::Cuda, 0.8));
         assert_eq!(settings.shard.step_tokens, DEFAULT_CUDA_STEP_TOKENS);
+        assert_eq!(check("--cuda-graphs 1,8").unwrap().shard.cuda_graphs, [1, 8]);
+        let settings = check("--cuda-graphs= --cuda-memory-fraction=").unwrap();
+        assert_eq!((settings.shard.cuda_graphs, settings.shard.cuda_memory_fraction), (vec![], 1.0));
         for (words, name) in [
             ("--num-shard 2", "`num_shard` is 2"),
             ("--quantize fp8", "`quantize`"),
