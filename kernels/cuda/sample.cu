@@ -1,24 +1,13 @@
 // The token of a row of logits, the best or a drawn one, with its log-probability. `ops/sample.rs` says what they mean: ties go
 // to the lowest id, a NaN is never the best, and noise is a function of (seed, position, token id).
-//   log_sum_exp = max + ln sum_i exp(logits[i] - max);  logprob = logits[id] - log_sum_exp
+//   scores = logits / temperature, of those that stay (sample.cuh)
+//   log_sum_exp = max + ln sum_i exp(scores[i] - max);  logprob = scores[id] - log_sum_exp
 // Shapes:  out, entries [S]; logits [rows, vocab_size], any of whose rows an entry may name.
 // Grid:    one block per entry; a thread has every THREADS-th group of four ids, as Philox makes noise for four at once.
 // Order:   a thread's terms by ascending id, then lanes as a tree, then warps ascending: bits depend on the row alone.
 // Traffic: a row twice, of which the second time is likely to find it in L2: the largest logit first, then everything below it.
 // Source:  Gumbel-max, arXiv:1411.0030 section 2; Philox-4x32-10, Salmon et al., SC 2011.
-#include "reduce.cuh"
-
-constexpr unsigned THREADS = 512;
-constexpr unsigned WARPS = THREADS / WARP;
-constexpr unsigned GROUP = 4;
-// Groups that a thread requests at once: one row is one block's, which with fewer would wait for memory most of the time.
-constexpr unsigned BATCH = 4;
-
-// What an entry asks for. draws: whether it wants a draw from the softmax (1) or the best (0).
-struct SampleRow {
-    u64 seed;
-    u32 row, position, draws, padding;
-};
+#include "sample.cuh"
 
 // unsound: the lowest id whose logit is NaN or +inf, or NO_ID.
 struct Sampled {
@@ -26,58 +15,6 @@ struct Sampled {
     float logprob, log_sum_exp;
     u32 unsound;
 };
-
-struct Scored {
-    float score;
-    u32 id;
-};
-
-// Whatever is a number is better than this.
-constexpr u32 NO_ID = 0xffffffff;
-DEVICE Scored nothing() { return {-infinity(), NO_ID}; }
-
-DEVICE bool is_better(Scored a, Scored b) { return a.score > b.score || (a.score == b.score && a.id < b.id); }
-
-// Over the lanes of a warp, in each.
-DEVICE Scored warp_best(Scored best) {
-    for (unsigned distance = WARP / 2; distance > 0; distance /= 2) {
-        Scored other = {
-            __shfl_xor_sync(ALL_LANES, best.score, distance),
-            __shfl_xor_sync(ALL_LANES, best.id, distance),
-        };
-        if (is_better(other, best)) best = other;
-    }
-    return best;
-}
-
-// Over the threads of a block, in each. `of_warps` is free again after the next barrier.
-DEVICE Scored block_best(Scored best, Scored* of_warps) {
-    best = warp_best(best);
-    if (threadIdx.x % WARP == 0) of_warps[threadIdx.x / WARP] = best;
-    __syncthreads();
-    for (unsigned warp = 0; warp < WARPS; ++warp) {
-        if (is_better(of_warps[warp], best)) best = of_warps[warp];
-    }
-    return best;
-}
-
-struct alignas(16) Logits {
-    float at[GROUP];
-};
-
-// The next groups of the calling thread. Behind the last id there are impossible tokens, which add zeros to the sum.
-DEVICE void load_batch(Logits (&batch)[BATCH], const float* row, u32 first_group, u32 vocab_size) {
-#pragma unroll
-    for (unsigned at = 0; at < BATCH; ++at) {
-        u32 first = (first_group + at * THREADS) * GROUP;
-        // Rows begin at multiples of 16 bytes only if they are whole groups long.
-        if (vocab_size % GROUP == 0 && first < vocab_size) {
-            batch[at] = *reinterpret_cast<const Logits*>(row + first);
-        } else {
-            for (unsigned i = 0; i < GROUP; ++i) batch[at].at[i] = first + i < vocab_size ? row[first + i] : -infinity();
-        }
-    }
-}
 
 struct Noise {
     u32 bits[GROUP];
@@ -109,6 +46,18 @@ DEVICE float gumbel(u32 bits) {
     return float(-log(-log(u)));
 }
 
+// Logits into scores: impossible where they do not stay.
+DEVICE void warp_batch(Logits (&batch)[BATCH], const SampleRow& entry, u32 first_group) {
+#pragma unroll
+    for (unsigned at = 0; at < BATCH; ++at) {
+        for (unsigned i = 0; i < GROUP; ++i) {
+            float score = batch[at].at[i] / entry.temperature;
+            bool stays = is_kept(entry, score, (first_group + at * THREADS) * GROUP + i);
+            batch[at].at[i] = stays ? score : -infinity();
+        }
+    }
+}
+
 KERNEL __launch_bounds__(THREADS, 1) sample_rows(Sampled* out, const float* logits, const SampleRow* entries, u32 vocab_size) {
     SHARED(Scored, of_warps, WARPS);
     SHARED(Scored, of_warps_with_noise, WARPS);
@@ -126,9 +75,15 @@ KERNEL __launch_bounds__(THREADS, 1) sample_rows(Sampled* out, const float* logi
 #pragma unroll
         for (unsigned at = 0; at < BATCH; ++at) {
             for (unsigned i = 0; i < GROUP; ++i) {
+                if (!(batch[at].at[i] < infinity())) unsound = min(unsound, (first + at * THREADS) * GROUP + i);
+            }
+        }
+        warp_batch(batch, entry, first);
+#pragma unroll
+        for (unsigned at = 0; at < BATCH; ++at) {
+            for (unsigned i = 0; i < GROUP; ++i) {
                 Scored candidate = {batch[at].at[i], (first + at * THREADS) * GROUP + i};
                 if (is_better(candidate, best)) best = candidate;
-                if (!(candidate.score < infinity())) unsound = min(unsound, candidate.id);
             }
         }
     }
@@ -155,6 +110,7 @@ KERNEL __launch_bounds__(THREADS, 1) sample_rows(Sampled* out, const float* logi
         float sum = 0.0f;
         for (u32 first = threadIdx.x; first < groups; first += BATCH * THREADS) {
             load_batch(batch, row, first, vocab_size);
+            warp_batch(batch, entry, first);
 #pragma unroll
             for (unsigned at = 0; at < BATCH; ++at) {
                 const Logits& x = batch[at];
@@ -187,6 +143,6 @@ KERNEL __launch_bounds__(THREADS, 1) sample_rows(Sampled* out, const float* logi
     if (threadIdx.x > 0) return;
     // Where nothing is a number there is none, or one behind the last.
     u32 id = drawn.id < vocab_size ? drawn.id : 0;
-    out[blockIdx.x] = {id, row[id] - log_sum_exp, log_sum_exp, unsound};
+    out[blockIdx.x] = {id, row[id] / entry.temperature - log_sum_exp, log_sum_exp, unsound};
 }
 EXPORT(sample_rows)

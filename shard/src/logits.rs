@@ -40,19 +40,18 @@ impl DeviceRows {
     }
 }
 
-/// Those of a row and its draft, if nothing but the largest logit or a draw from all of them is asked for.
+/// Those of a row and its draft, if all that is asked for is what the device does.
 fn device_rows(row: &SampledRow, slots: &Slots) -> impl Iterator<Item = SampleRow> {
     let slot = slots.get(row.slot);
     let count = 1 + row.draft_tokens as u32;
-    let is_plain = (0..count).all(|draft| slot.params.is_plain(row.position + draft));
-    let is_plain = is_plain && slot.params.sampling.top_n_tokens() == 0 && slot.failure.is_none();
-    let sampling = &slot.params.sampling;
-    let seed = sampling.do_sample.then(|| sampling.seed());
+    let is_simple = (0..count).all(|draft| slot.params.is_for_device(row.position + draft));
+    let is_simple = is_simple && slot.params.sampling.top_n_tokens() == 0 && slot.failure.is_none();
+    let draw = slot.params.device_draw();
     let (first_row, position) = (row.logits as u32, row.position);
-    (0..if is_plain { count } else { 0 }).map(move |draft| SampleRow {
+    (0..if is_simple { count } else { 0 }).map(move |draft| SampleRow {
         row: first_row + draft,
-        seed,
         position: position + draft,
+        draw,
     })
 }
 

@@ -189,6 +189,20 @@ T __shfl_sync(unsigned, T value, int lane) {
     return cusim::Exchanged<T>(value).of(lane);
 }
 
+inline unsigned __float_as_uint(float x) {
+    unsigned bits;
+    std::memcpy(&bits, &x, sizeof(bits));
+    return bits;
+}
+
+// One thread runs at a time.
+template <typename T>
+T atomicAdd(T* at, T x) {
+    T before = *at;
+    *at += x;
+    return before;
+}
+
 inline bool __any_sync(unsigned, bool value) {
     cusim::Exchanged<bool> lanes(value);
     bool any = false;

@@ -39,10 +39,39 @@ pub fn row_stats(device: &Device, row: &[f32]) -> RowStats {
 pub struct SampleRow {
     /// Which row.
     pub row: u32,
-    /// The seed of its noise; `None` takes the largest.
-    pub seed: Option<u64>,
     /// The absolute position of the token to sample.
     pub position: u32,
+    /// How it is drawn; `None` takes the largest.
+    pub draw: Option<Draw>,
+}
+
+/// A draw from the softmax of logits / temperature, of those that stay: the `top_k` largest and what equals the last of them; of those
+/// the fewest that hold `top_p` of the probability, equal ones by ascending id; of those what is at least `min_p` times as likely as the
+/// likeliest.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Draw {
+    /// The seed of its noise.
+    pub seed: u64,
+    /// Above 0.
+    pub temperature: f32,
+    /// At least 1.
+    pub top_k: Option<u32>,
+    /// Above 0, below 1.
+    pub top_p: Option<f32>,
+    /// Above 0, at most 1.
+    pub min_p: Option<f32>,
+}
+
+impl Draw {
+    /// From all logits as they are.
+    pub fn plain(seed: u64) -> Draw {
+        Draw { seed, temperature: 1.0, top_k: None, top_p: None, min_p: None }
+    }
+
+    /// Whether some do not stay.
+    fn truncates(&self) -> bool {
+        self.top_k.is_some() || self.top_p.is_some() || self.min_p.is_some()
+    }
 }
 
 /// What sampling says of a row.
@@ -64,13 +93,15 @@ pub struct SampleRows {
     len: usize,
     /// The rows of logits that there have to be.
     logit_rows: usize,
+    /// Whether some are not drawn from all logits.
+    truncates: bool,
 }
 
-/// Words of a row to sample from, and of what comes of it, as `sample.cu` has them.
-pub(crate) const SAMPLE_ROW_WORDS: usize = 6;
+/// Words of a row to sample from, and of what comes of it, as `sample.cuh` has them.
+pub(crate) const SAMPLE_ROW_WORDS: usize = 12;
 pub(crate) const SAMPLED_WORDS: usize = 4;
 
-/// Threads of a row, as `sample.cu` has them.
+/// Threads of a row, as `sample.cuh` has them.
 const CUDA_THREADS: usize = 512;
 
 /// An id that is none.
@@ -78,18 +109,34 @@ const NO_ID: u32 = u32::MAX;
 
 impl SampleRows {
     pub(crate) fn of(lists: &mut CudaLists, rows: &[SampleRow]) -> Result<SampleRows> {
+        // What is not truncated ends behind everything.
+        const NO_LIMIT: u32 = u32::MAX;
         let words = |row: &SampleRow| {
-            let seed = row.seed.unwrap_or(0);
-            [seed as u32, (seed >> 32) as u32, row.row, row.position, u32::from(row.seed.is_some()), 0]
+            let draw = row.draw.unwrap_or(Draw::plain(0));
+            [
+                draw.seed as u32,
+                (draw.seed >> 32) as u32,
+                row.row,
+                row.position,
+                u32::from(row.draw.is_some()),
+                draw.temperature.to_bits(),
+                draw.top_k.unwrap_or(NO_LIMIT),
+                draw.top_p.unwrap_or(1.0).to_bits(),
+                draw.min_p.map_or(f32::NEG_INFINITY, f32::ln).to_bits(),
+                0,
+                NO_LIMIT,
+                0,
+            ]
         };
         let words: Vec<[u32; SAMPLE_ROW_WORDS]> = rows.iter().map(words).collect();
         let logit_rows = rows.iter().map(|row| row.row as usize + 1).max().unwrap_or(0);
-        Ok(SampleRows { address: lists.push(words.as_flattened())?, len: rows.len(), logit_rows })
+        let truncates = rows.iter().any(|row| row.draw.is_some_and(|draw| draw.truncates()));
+        Ok(SampleRows { address: lists.push(words.as_flattened())?, len: rows.len(), logit_rows, truncates })
     }
 }
 
-/// Samples from rows of `logits` (`[S, V]` f32) on their GPU, one token each: as [`argmax`] and [`gumbel_argmax`] over the whole
-/// vocabulary do. Waits for the result.
+/// Samples from rows of `logits` (`[S, V]` f32) on their GPU, one token each: as [`argmax`] and [`gumbel_argmax`] do. Waits for the
+/// result.
 ///
 /// # Errors
 /// [`Error::UnsupportedDevice`] elsewhere; [`Error::Cuda`].
@@ -104,6 +151,14 @@ pub fn sample_rows(logits: &Tensor, rows: &SampleRows, lists: &StepLists) -> Res
     }
     if rows.len > lists.limits.max_logit_rows {
         return Err(Error::Index { op: OP, arg: "rows", index: rows.len, limit: lists.limits.max_logit_rows + 1 });
+    }
+    if rows.truncates {
+        let addresses = [rows.address, logits.address()].map(Argument::Pointer);
+        let arguments = [&addresses[..], &[Argument::count(logits.cols())]].concat();
+        let grid = [rows.len, 1, 1];
+        // SAFETY: truncate.cu: a block for every row of the list, which names rows of the logits (checked above) and is the device's own
+        // copy; all live as long as their stream's work.
+        unsafe { cuda.launch(KernelName::plain("truncate_rows"), grid, CUDA_THREADS, &arguments)? };
     }
     let addresses = [lists.sampled.address(), logits.address(), rows.address].map(Argument::Pointer);
     let arguments = [&addresses[..], &[Argument::count(logits.cols())]].concat();
@@ -146,7 +201,7 @@ pub fn gumbel_argmax(device: &Device, scores: &[f32], ids: Option<&[u32]>, seed:
     }
     let id = ids.map_or(start, |ids| ids[start as usize]);
     let best = Scored { id: start, score: scores[start as usize] + gumbel(seed, position, id) };
-    isa(device).run(Draw { scores, ids, seed, position, best })
+    isa(device).run(NoisyBest { scores, ids, seed, position, best })
 }
 
 /// The noise of a token: -ln(-ln u) with u from [`philox`].
@@ -284,7 +339,7 @@ impl Kernel for Stats<'_> {
 /// A noise costs two logarithms, and nearly all candidates are hopeless. With d = best - score, a candidate wins only if its
 /// noise reaches d: u >= exp(-exp(-d)) >= 1 - exp(-d), so only if 1 - u <= exp(score - best). That is a comparison of vectors,
 /// with one per cent of room for all roundings; whoever passes is computed exactly. Skipping changes no draw.
-struct Draw<'a> {
+struct NoisyBest<'a> {
     scores: &'a [f32],
     ids: Option<&'a [u32]>,
     seed: u64,
@@ -293,7 +348,7 @@ struct Draw<'a> {
     best: Scored,
 }
 
-impl Kernel for Draw<'_> {
+impl Kernel for NoisyBest<'_> {
     type Output = u32;
 
     #[inline(always)]
@@ -329,7 +384,7 @@ impl Kernel for Draw<'_> {
     }
 }
 
-impl Draw<'_> {
+impl NoisyBest<'_> {
     /// Up to sixteen candidates from index `first` on.
     #[inline(always)]
     fn visit<S: Simd>(&mut self, simd: S, first: usize, scores: &[f32], noise: &[u32; LANES]) {

@@ -9,11 +9,15 @@ use crate::simulator::{SIMULATORS, Simulator};
 /// Threads of a row, as `sample.cu` has them.
 const THREADS: usize = 512;
 
-/// A row to sample from, as the kernel reads it: the seed in two halves, the row, the position, whether to draw, padding.
-type Entry = [u32; 6];
+/// A row to sample from, as the kernels read it: the seed in two halves, the row, the position, whether to draw; temperature, top-k, top-p
+/// and the logarithm of min-p; key and id of the last one that stays, padding.
+type Entry = [u32; 12];
+
+const NO_LIMIT: u32 = u32::MAX;
 
 fn entry(row: u32, seed: u64, position: u32, draws: bool) -> Entry {
-    [seed as u32, (seed >> 32) as u32, row, position, u32::from(draws), 0]
+    let [one, all] = [1.0, f32::NEG_INFINITY].map(f32::to_bits);
+    [seed as u32, (seed >> 32) as u32, row, position, u32::from(draws), one, NO_LIMIT, one, all, 0, NO_LIMIT, 0]
 }
 
 /// What comes of it.
@@ -28,7 +32,9 @@ struct Sampled {
 fn sample_rows(simulator: &Simulator, rows: &[Vec<f32>], entries: &[Entry]) -> Vec<Sampled> {
     let (out, logits) = (vec![0xff; 16 * entries.len()], f32_bytes(&rows.concat()));
     let entry_bytes = bytemuck::cast_slice::<u32, u8>(entries.as_flattened());
-    let arguments = [Buffer(&out), Buffer(&logits), Buffer(entry_bytes), U32(rows[0].len())];
+    let arguments = [Buffer(entry_bytes), Buffer(&logits), U32(rows[0].len())];
+    let entry_bytes = simulator.run("truncate_rows", [entries.len(), 1, 1], THREADS, &arguments).swap_remove(0);
+    let arguments = [Buffer(&out), Buffer(&logits), Buffer(&entry_bytes), U32(rows[0].len())];
     let out = simulator.run("sample_rows", [entries.len(), 1, 1], THREADS, &arguments).swap_remove(0);
     let words = |bytes: &[u8; 16]| {
         let [id, logprob, log_sum_exp, unsound]: [u32; 4] = bytemuck::pod_read_unaligned(bytes);
@@ -70,7 +76,7 @@ fn rows_are_sampled_as_by_the_operations() {
         for simulator in &*SIMULATORS {
             let sampled = sample_rows(simulator, &rows, &entries);
             for (entry, sampled) in entries.iter().zip(&sampled) {
-                let [low, high, row, position, draws, _] = *entry;
+                let [low, high, row, position, draws, ..] = *entry;
                 let context = format!("{vocab_size} logits, row {row}, draws {draws}: {sampled:?}");
                 let (logits, seed) = (&rows[row as usize], u64::from(low) | u64::from(high) << 32);
                 let id = match draws {
@@ -99,6 +105,80 @@ fn draws_are_those_of_the_operation() {
         for (position, sampled) in sampled.iter().enumerate() {
             let id = ops::sample::gumbel_argmax(&device, &rows[0], None, seed, position as u32);
             assert_eq!(sampled.id, id, "seed {seed}, spread {spread}, position {position}");
+        }
+    }
+}
+
+/// What stays, by sorting: ids ascending.
+fn kept(scores: &[f32], top_k: Option<usize>, top_p: Option<f32>, min_p: Option<f32>) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..scores.len() as u32).filter(|id| scores[*id as usize] > f32::NEG_INFINITY).collect();
+    order.sort_by(|a, b| scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b)));
+    let score = |id: &u32| scores[*id as usize];
+    let max = score(&order[0]);
+    if let Some(k) = top_k.filter(|k| *k < order.len()) {
+        let last = score(&order[k - 1]);
+        order.retain(|id| score(id) >= last);
+    }
+    if let Some(p) = top_p {
+        let weight = |id: &u32| f64::from(score(id) - max).exp();
+        let mass = f64::from(p) * order.iter().map(weight).sum::<f64>();
+        let mut sum = 0.0;
+        let len = order.iter().position(|id| {
+            sum += weight(id);
+            sum >= mass
+        });
+        order.truncate(len.map_or(order.len(), |last| last + 1));
+    }
+    if let Some(min_p) = min_p {
+        order.retain(|id| score(id) >= max + min_p.ln());
+    }
+    order.sort_unstable();
+    order
+}
+
+/// Draws from what top-k, top-p and min-p leave, at some temperature: the token and its log-probability among them.
+#[test]
+fn draws_are_from_those_that_stay() {
+    let device = Device::cpu(1);
+    // Levels give ties, which top-k keeps and top-p tells apart; the second has none, the third impossible tokens.
+    let mut rows: Vec<Vec<f32>> = (0..3).map(|row| ELEMENTS[1].random(40 + row, 1030)).collect();
+    rows[0].iter_mut().for_each(|x| *x = (*x * 4.0).round());
+    rows[1].iter_mut().for_each(|x| *x *= 6.0);
+    rows[2].iter_mut().enumerate().for_each(|(id, x)| *x = if id % 3 == 0 { *x * 3.0 } else { f32::NEG_INFINITY });
+    let limits = [
+        (None, None, None),
+        (Some(1), None, None),
+        (Some(7), None, None),
+        (Some(5000), Some(0.3), None),
+        (None, Some(0.9), None),
+        (None, Some(0.013), None),
+        (Some(40), Some(0.777), Some(0.05)),
+        (None, None, Some(1.0)),
+    ];
+    let (mut entries, mut wanted) = (Vec::new(), Vec::new());
+    for (row, logits) in rows.iter().enumerate() {
+        for (temperature, (top_k, top_p, min_p)) in [1.0, 0.7].iter().flat_map(|t| limits.map(|limit| (*t, limit))) {
+            let scores: Vec<f32> = logits.iter().map(|x| x / temperature).collect();
+            let ids = kept(&scores, top_k, top_p, min_p);
+            let scores: Vec<f32> = ids.iter().map(|id| scores[*id as usize]).collect();
+            for position in 0..4 {
+                let mut entry = entry(row as u32, 11, position, true);
+                entry[5] = f32::to_bits(temperature);
+                entry[6] = top_k.map_or(NO_LIMIT, |k| k as u32);
+                entry[7] = top_p.unwrap_or(1.0).to_bits();
+                entry[8] = min_p.map_or(f32::NEG_INFINITY, f32::ln).to_bits();
+                entries.push(entry);
+                let index = ops::sample::gumbel_argmax(&device, &scores, Some(&ids), 11, position) as usize;
+                let stats = ops::sample::row_stats(&device, &scores);
+                wanted.push((ids[index], scores[index] - stats.log_sum_exp, (row, temperature, top_k, top_p, min_p)));
+            }
+        }
+    }
+    for simulator in &*SIMULATORS {
+        let sampled = sample_rows(simulator, &rows, &entries);
+        for (sampled, (id, logprob, context)) in sampled.iter().zip(&wanted) {
+            assert_eq!(sampled.id, *id, "{context:?}: {sampled:?}");
+            assert_alike(sampled.logprob, *logprob, &format!("{context:?}"));
         }
     }
 }

@@ -72,6 +72,14 @@ const WARPERS: &[Processor] = &[
     typical_p::PROCESSOR,
 ];
 
+/// Of [`WARPERS`] those that devices with kernels of their own do not know (`kernels/cuda/truncate.cu` has the others).
+const HOST_WARPERS: &[Processor] = &[typical_p::PROCESSOR];
+
+/// Those of [`processors`] that only the processor runs.
+fn host_processors(params: &Params) -> impl Iterator<Item = &'static Processor> + use<> {
+    PROCESSORS.iter().chain(if params.sampling.do_sample { HOST_WARPERS } else { &[] })
+}
+
 /// All processors for a row with these parameters, active or not.
 fn processors(params: &Params) -> impl Iterator<Item = &'static Processor> + use<> {
     PROCESSORS.iter().chain(if params.sampling.do_sample { WARPERS } else { &[] })

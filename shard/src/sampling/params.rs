@@ -1,9 +1,10 @@
 //! Sampling parameters as a slot keeps them: with what follows from them, worked out once, when the slot is made.
 
+use kernels::ops::sample::Draw;
 use proto::v1::SamplingParams;
 
 use super::processor::Needs;
-use super::processors;
+use super::{host_processors, processors};
 
 /// How a row's tokens are chosen.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -33,8 +34,26 @@ impl Params {
         params
     }
 
+    /// Whether a device with kernels of its own samples the row at `position`: nothing but what [`device_draw`](Params::device_draw) says
+    /// changes its scores.
+    pub(crate) fn is_for_device(&self, position: u32) -> bool {
+        !(self.is_processed && host_processors(self).any(|processor| (processor.is_active)(self, position)))
+    }
+
+    /// How a device draws from it; `None` if it takes the best.
+    pub(crate) fn device_draw(&self) -> Option<Draw> {
+        let sampling = &self.sampling;
+        sampling.do_sample.then(|| Draw {
+            seed: sampling.seed(),
+            temperature: sampling.temperature.unwrap_or(1.0),
+            top_k: sampling.top_k.map(i32::unsigned_abs),
+            top_p: sampling.top_p.filter(|p| *p < 1.0),
+            min_p: sampling.min_p.filter(|min_p| *min_p > 0.0),
+        })
+    }
+
     /// Whether the processed scores at `position` are the logits as they are.
-    pub(crate) fn is_plain(&self, position: u32) -> bool {
+    pub(super) fn is_plain(&self, position: u32) -> bool {
         !(self.is_processed && processors(self).any(|processor| (processor.is_active)(self, position)))
     }
 }
@@ -98,6 +117,33 @@ mod tests {
         assert_eq!([4, 5, 6].map(|position| short.is_plain(position)), [false, false, true], "it may end from there");
         let greedy = SamplingParams { min_p: Some(0.5), temperature: Some(0.5), ..SamplingParams::default() };
         assert!(Params::new(greedy, 4, false).is_plain(4), "greedy rows have no warpers");
+    }
+
+    #[test]
+    fn a_device_draws_what_it_knows_and_no_more() {
+        let drawing = |sampling| Params::new(SamplingParams { do_sample: true, ..sampling }, 4, false);
+        let off = SamplingParams::default;
+        let known = SamplingParams {
+            temperature: Some(0.7),
+            top_k: Some(5),
+            top_p: Some(0.9),
+            min_p: Some(0.1),
+            seed: Some(3),
+            ..off()
+        };
+        let params = drawing(known.clone());
+        assert!(params.is_for_device(4) && !params.is_plain(4));
+        let draw = Draw { seed: 3, temperature: 0.7, top_k: Some(5), top_p: Some(0.9), min_p: Some(0.1) };
+        assert_eq!(params.device_draw(), Some(draw));
+        for sampling in neutral() {
+            let seed = sampling.seed();
+            assert_eq!(drawing(sampling).device_draw(), Some(Draw::plain(seed)));
+        }
+        assert!(!drawing(SamplingParams { typical_p: Some(0.5), ..known.clone() }).is_for_device(4));
+        assert!(!drawing(SamplingParams { repetition_penalty: Some(1.1), ..known.clone() }).is_for_device(4));
+        assert!(!Params::new(SamplingParams { do_sample: true, ..known }, 4, true).is_for_device(4), "under a grammar");
+        let greedy = Params::new(SamplingParams { typical_p: Some(0.5), ..off() }, 4, false);
+        assert!(greedy.is_for_device(4) && greedy.device_draw().is_none());
     }
 
     #[test]
