@@ -1,7 +1,7 @@
 //! The lists of numbers that a step's operations read: which tokens, at which positions, in which blocks of the cache.
 //!
-//! The processor reads them where they are. For a GPU they are gathered in pinned memory and copied there in one piece before the
-//! step's first operation; the memory is as large as the largest step needs, so a step allocates nothing.
+//! The processor reads them where they are. For a GPU they are gathered in pinned memory and copied there, block tables and all
+//! others in one piece each, before the step's first operation; the memory is as large as the largest step needs, so a step allocates nothing.
 
 use crate::cuda::{DeviceMemory, Event, PinnedWords};
 use crate::limits::{BLOCK_SIZE, KV_SPLIT, MIN_CUDA_SPLITS};

@@ -33,36 +33,26 @@ struct Shape {
     prompts: &'static [usize],
 }
 
+/// Llama-3.2-1B's.
+const LLAMA_1B: Shape = Shape {
+    name: "1b",
+    hidden: 2048,
+    intermediate: 8192,
+    layers: 16,
+    heads: 32,
+    kv_heads: 8,
+    head_dim: 64,
+    vocab: 128_256,
+    is_tied: true,
+    context: 1024,
+    batches: &[1, 8, 32, 64, 128, 256],
+    prompts: &[512, 4096, 16_384],
+};
+
 const SHAPES: [Shape; 3] = [
-    // Llama-3.2-1B's and Llama-3.1-8B's.
-    Shape {
-        name: "1b",
-        hidden: 2048,
-        intermediate: 8192,
-        layers: 16,
-        heads: 32,
-        kv_heads: 8,
-        head_dim: 64,
-        vocab: 128_256,
-        is_tied: true,
-        context: 1024,
-        batches: &[1, 8, 32, 64, 128, 256],
-        prompts: &[512, 4096, 16_384],
-    },
-    Shape {
-        name: "8b",
-        hidden: 4096,
-        intermediate: 14_336,
-        layers: 32,
-        heads: 32,
-        kv_heads: 8,
-        head_dim: 128,
-        vocab: 128_256,
-        is_tied: false,
-        context: 1024,
-        batches: &[1, 8, 32, 64, 128, 256],
-        prompts: &[512, 4096, 16_384],
-    },
+    LLAMA_1B,
+    // Llama-3.1-8B's.
+    Shape { name: "8b", hidden: 4096, intermediate: 14_336, layers: 32, head_dim: 128, is_tied: false, ..LLAMA_1B },
     // For a try of this program where the GPU is a simulated one.
     Shape {
         name: "tiny",

@@ -44,8 +44,8 @@ impl DeviceRows {
 fn device_rows(row: &SampledRow, slots: &Slots) -> impl Iterator<Item = SampleRow> {
     let slot = slots.get(row.slot);
     let count = 1 + row.draft_tokens as u32;
-    let is_simple = (0..count).all(|draft| slot.params.is_for_device(row.position + draft));
-    let is_simple = is_simple && slot.params.sampling.top_n_tokens() == 0 && slot.failure.is_none();
+    // What a failed row would be given is not looked at.
+    let is_simple = slot.params.is_for_device() && slot.failure.is_none();
     let draw = slot.params.device_draw();
     let (first_row, position) = (row.logits as u32, row.position);
     (0..if is_simple { count } else { 0 }).map(move |draft| SampleRow {

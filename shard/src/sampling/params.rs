@@ -34,10 +34,13 @@ impl Params {
         params
     }
 
-    /// Whether a device with kernels of its own samples the row at `position`: nothing but what [`device_draw`](Params::device_draw) says
-    /// changes its scores.
-    pub(crate) fn is_for_device(&self, position: u32) -> bool {
-        !(self.is_processed && host_processors(self).any(|processor| (processor.is_active)(self, position)))
+    /// Whether a device with kernels of its own samples its rows: nothing but what [`device_draw`](Params::device_draw) says ever changes
+    /// their scores, and nobody asks for others than the chosen token. For the whole reply or not at all: a log-probability has other
+    /// last bits on the processor, and which of them computes it must not depend on the step that a position falls into.
+    pub(crate) fn is_for_device(&self) -> bool {
+        let first = self.prompt_tokens;
+        let is_processed = self.is_processed && host_processors(self).any(|known| (known.is_active)(self, first));
+        !is_processed && self.sampling.top_n_tokens() == 0
     }
 
     /// How a device draws from it; `None` if it takes the best.
@@ -132,18 +135,21 @@ mod tests {
             ..off()
         };
         let params = drawing(known.clone());
-        assert!(params.is_for_device(4) && !params.is_plain(4));
+        assert!(params.is_for_device() && !params.is_plain(4));
         let draw = Draw { seed: 3, temperature: 0.7, top_k: Some(5), top_p: Some(0.9), min_p: Some(0.1) };
         assert_eq!(params.device_draw(), Some(draw));
         for sampling in neutral() {
             let seed = sampling.seed();
             assert_eq!(drawing(sampling).device_draw(), Some(Draw::plain(seed)));
         }
-        assert!(!drawing(SamplingParams { typical_p: Some(0.5), ..known.clone() }).is_for_device(4));
-        assert!(!drawing(SamplingParams { repetition_penalty: Some(1.1), ..known.clone() }).is_for_device(4));
-        assert!(!Params::new(SamplingParams { do_sample: true, ..known }, 4, true).is_for_device(4), "under a grammar");
+        assert!(!drawing(SamplingParams { typical_p: Some(0.5), ..known.clone() }).is_for_device());
+        assert!(!drawing(SamplingParams { repetition_penalty: Some(1.1), ..known.clone() }).is_for_device());
+        assert!(!Params::new(SamplingParams { do_sample: true, ..known }, 4, true).is_for_device(), "under a grammar");
+        assert!(!drawing(SamplingParams { top_n_tokens: Some(2), ..off() }).is_for_device());
+        let short = drawing(SamplingParams { min_tokens: Some(2), ..off() });
+        assert!(short.is_plain(6) && !short.is_for_device(), "a reply has one place");
         let greedy = Params::new(SamplingParams { typical_p: Some(0.5), ..off() }, 4, false);
-        assert!(greedy.is_for_device(4) && greedy.device_draw().is_none());
+        assert!(greedy.is_for_device() && greedy.device_draw().is_none());
     }
 
     #[test]
