@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use crate::allocation::Scratch;
-use crate::cuda::{Cuda, Graph};
+use crate::cuda::{Cuda, CudaCode, Graph};
 use crate::ledger::Ledger;
 use crate::limits::{MAX_THREADS, MIN_WORK_PER_THREAD};
 use crate::ops::linear::Format;
@@ -37,13 +37,13 @@ impl Device {
         Device::Cpu(Arc::new(Cpu { isa, pool, packed: Mutex::default(), inputs: Mutex::default() }))
     }
 
-    /// A GPU, counted among those that `CUDA_VISIBLE_DEVICES` shows, with `host_threads` threads of the processor for what is not
+    /// A GPU, counted among those that `CUDA_VISIBLE_DEVICES` shows, with the kernels `code` and `host_threads` threads of the processor for what is not
     /// its to do. `report` is told, for people, of kernels that have to be compiled first.
     ///
     /// # Errors
     /// [`Error::CudaUnavailable`](crate::Error::CudaUnavailable), in one sentence; [`Error::Cuda`](crate::Error::Cuda).
-    pub fn cuda(ordinal: usize, host_threads: usize, report: &dyn Fn(&str)) -> Result<Device> {
-        Ok(Device::Cuda(Arc::new(Cuda::open(ordinal, host_threads, report)?)))
+    pub fn cuda(ordinal: usize, host_threads: usize, code: &CudaCode, report: &dyn Fn(&str)) -> Result<Device> {
+        Ok(Device::Cuda(Arc::new(Cuda::open(ordinal, host_threads, code, report)?)))
     }
 
     /// The processor: itself, or the one beside a GPU.

@@ -77,7 +77,7 @@ fn main() -> anyhow::Result<()> {
         false => named.iter().any(|name| name == shape.name),
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let device = Device::cuda(0, threads, &|progress| println!("{progress}"))?;
+    let device = Device::cuda(0, threads, &cuda_code::CODE, &|progress| println!("{progress}"))?;
     println!("{}", device.describe());
     let is_tiny = named.iter().all(|name| name == "tiny") && !named.is_empty();
     let copied = copy_bandwidth(&device, if is_tiny { 1 << 20 } else { 4 << 30 })?.unwrap_or(f64::NAN);

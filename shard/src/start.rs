@@ -198,7 +198,9 @@ fn open_device(args: &Args, threads: usize) -> Result<Device, StartError> {
     }
     match (args.device, args.world_size.get()) {
         (DeviceKind::Cpu, _) => Ok(Device::cpu(threads)),
-        (DeviceKind::Cuda, 1) => Ok(Device::cuda(args.rank, threads, &|progress| tracing::info!("{progress}"))?),
+        (DeviceKind::Cuda, 1) => {
+            Ok(Device::cuda(args.rank, threads, &cuda_code::CODE, &|progress| tracing::info!("{progress}"))?)
+        }
         (DeviceKind::Cuda, world_size) => Err(StartError::SeveralGpus { world_size }),
     }
 }

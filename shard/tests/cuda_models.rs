@@ -20,7 +20,7 @@ use shard::models::ModelOptions;
 fn gpu() -> MutexGuard<'static, Device> {
     static GPU: LazyLock<Mutex<Device>> = LazyLock::new(|| {
         cusim::Simulation::build().enter();
-        let device = Device::cuda(0, 1, &|progress| println!("{progress}"));
+        let device = Device::cuda(0, 1, &cuda_code::CODE, &|progress| println!("{progress}"));
         Mutex::new(device.unwrap_or_else(|error| panic!("{error}")))
     });
     GPU.lock().unwrap_or_else(PoisonError::into_inner)

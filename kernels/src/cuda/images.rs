@@ -1,4 +1,4 @@
-//! Machine code of the kernels for one GPU: what the build embedded (`build.rs`), or else what NVRTC compiles at the first start and
+//! Machine code of the kernels for one GPU: what the program's build embedded, or else what NVRTC compiles at the first start and
 //! a folder keeps for the next.
 
 mod cache;
@@ -55,12 +55,43 @@ pub(crate) enum Progress {
     },
 }
 
+/// All kernels, as a program carries them (`kernels/cuda/lib.rs`).
+#[derive(Debug)]
+pub struct CudaCode {
+    /// What sources include: name and text.
+    pub headers: &'static [(&'static str, &'static str)],
+    /// Files of kernels.
+    pub sources: &'static [CudaSource],
+}
+
+/// A file of kernels.
+#[derive(Debug)]
+pub struct CudaSource {
+    /// Its name: `rms_norm.cu`.
+    pub file: &'static str,
+    /// What NVRTC compiles.
+    pub text: &'static str,
+    /// Its machine code (cubin), at multiples of 16 bytes, for the architectures of the build.
+    pub embedded: &'static [(CudaArchitecture, &'static [u8])],
+}
+
+/// What machine code was compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CudaArchitecture {
+    /// Of the compute capability.
+    pub major: u32,
+    /// Of the compute capability.
+    pub minor: u32,
+    /// With instructions of this one alone (`sm_90a`): it runs on no other.
+    pub specific: bool,
+}
+
 /// The kernels for a GPU of this compute capability, one image for each file.
 ///
 /// # Errors
 /// [`Error::CudaUnavailable`] if the GPU is too old, or nothing was embedded for it and there is no NVRTC; [`Error::Cuda`] if NVRTC
 /// refuses a file.
-pub(crate) fn load(capability: (u32, u32), progress: &dyn Fn(Progress)) -> Result<Vec<Image>> {
+pub(crate) fn load(code: &CudaCode, capability: (u32, u32), progress: &dyn Fn(Progress)) -> Result<Vec<Image>> {
     let (major, minor) = capability;
     if capability < OLDEST {
         let reason =
@@ -68,7 +99,7 @@ pub(crate) fn load(capability: (u32, u32), progress: &dyn Fn(Progress)) -> Resul
         return Err(Error::CudaUnavailable { reason });
     }
     let (mut images, mut rest) = (Vec::new(), Vec::new());
-    for source in generated::SOURCES {
+    for source in code.sources {
         match best(source.embedded, capability) {
             Some(code) => images.push(Image { file: source.file, code: code.into() }),
             None => rest.push(source),
@@ -77,39 +108,13 @@ pub(crate) fn load(capability: (u32, u32), progress: &dyn Fn(Progress)) -> Resul
     if !rest.is_empty() {
         let nvrtc = Nvrtc::open()?;
         let target = Target::new(capability, nvrtc.version());
-        let compile = |source: &Source, target: &Target| nvrtc.compile(generated::HEADERS, source, target);
-        images.extend(compiled(&rest, generated::HEADERS, &target, Cache::of_user(), compile, progress)?);
+        let compile = |source: &CudaSource, target: &Target| nvrtc.compile(code.headers, source, target);
+        images.extend(compiled(&rest, code.headers, &target, Cache::of_user(), compile, progress)?);
     }
     Ok(images)
 }
 
-/// A file of kernels.
-struct Source {
-    file: &'static str,
-    text: &'static str,
-    /// Its machine code, for the architectures of the build.
-    embedded: &'static [(Architecture, &'static [u8])],
-}
-
-/// What machine code was compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Architecture {
-    major: u32,
-    minor: u32,
-    /// With instructions of this one alone (`sm_90a`): it runs on no other.
-    specific: bool,
-}
-
-/// At a multiple of 16 bytes: the driver reads it in place, as the object file that it is.
-#[repr(C, align(16))]
-#[allow(dead_code, reason = "a build without nvcc embeds nothing")]
-struct Aligned<Bytes>(Bytes);
-
-mod generated {
-    include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
-}
-
-impl Architecture {
+impl CudaArchitecture {
     /// Machine code runs on the architecture it was compiled for and on later ones of the same major number.
     fn runs_on(self, (major, minor): (u32, u32)) -> bool {
         self.major == major && if self.specific { self.minor == minor } else { self.minor <= minor }
@@ -117,7 +122,7 @@ impl Architecture {
 }
 
 /// The code that fits this GPU and was compiled for the one nearest to it.
-fn best(embedded: &[(Architecture, &'static [u8])], capability: (u32, u32)) -> Option<&'static [u8]> {
+fn best(embedded: &[(CudaArchitecture, &'static [u8])], capability: (u32, u32)) -> Option<&'static [u8]> {
     let fitting = embedded.iter().filter(|(architecture, _)| architecture.runs_on(capability));
     fitting.max_by_key(|(architecture, _)| (architecture.minor, architecture.specific)).map(|(_, code)| *code)
 }
@@ -148,11 +153,11 @@ impl Target {
 ///
 /// Ranks that start together compile the same files at the same time, which costs them no time that waiting for each other would not.
 fn compiled(
-    sources: &[&'static Source],
+    sources: &[&'static CudaSource],
     headers: &[(&str, &str)],
     target: &Target,
     cache: Result<Cache, String>,
-    compile: impl Fn(&Source, &Target) -> Result<Vec<u8>> + Sync,
+    compile: impl Fn(&CudaSource, &Target) -> Result<Vec<u8>> + Sync,
     progress: &dyn Fn(Progress),
 ) -> Result<Vec<Image>> {
     let (mut images, mut rest) = (Vec::new(), Vec::new());
@@ -237,18 +242,17 @@ impl fmt::Display for Progress {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::Path;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
 
-    const fn architecture(major: u32, minor: u32, specific: bool) -> Architecture {
-        Architecture { major, minor, specific }
+    const fn architecture(major: u32, minor: u32, specific: bool) -> CudaArchitecture {
+        CudaArchitecture { major, minor, specific }
     }
 
     #[test]
     fn a_gpu_gets_the_code_that_is_nearest_to_it() {
-        let of_build: &[(Architecture, &'static [u8])] = &[
+        let of_build: &[(CudaArchitecture, &'static [u8])] = &[
             (architecture(8, 0, false), b"80"),
             (architecture(8, 9, false), b"89"),
             (architecture(9, 0, true), b"90a"),
@@ -270,7 +274,7 @@ mod tests {
         for (capability, expected) in table {
             assert_eq!(best(of_build, capability), expected, "{capability:?}");
         }
-        let both: &[(Architecture, &'static [u8])] =
+        let both: &[(CudaArchitecture, &'static [u8])] =
             &[(architecture(9, 0, true), b"90a"), (architecture(9, 0, false), b"90")];
         assert_eq!(best(both, (9, 0)), Some(&b"90a"[..]));
         assert_eq!(best(both, (9, 1)), Some(&b"90"[..]));
@@ -279,29 +283,14 @@ mod tests {
 
     #[test]
     fn an_old_gpu_is_refused() {
-        let error = load((7, 5), &|_| {}).unwrap_err();
+        let error = load(&CudaCode { headers: HEADERS, sources: &[] }, (7, 5), &|_| {}).unwrap_err();
         assert!(error.to_string().contains("compute capability 7.5; the kernels need 8.0"), "{error}");
     }
 
-    #[test]
-    fn everything_that_is_included_is_at_hand() {
-        let texts = generated::SOURCES.iter().map(|source| (source.file, source.text));
-        let mut seen = 0;
-        for (file, text) in texts.chain(generated::HEADERS.iter().copied()) {
-            for included in text.lines().filter_map(|line| line.trim().strip_prefix("#include")) {
-                let name = included.trim().trim_matches('"');
-                let found = generated::HEADERS.iter().any(|(header, _)| *header == name);
-                assert!(found || name == "cusim.h", "{file} includes {name}, which NVRTC would not find");
-                seen += 1;
-            }
-        }
-        assert!(seen >= generated::SOURCES.len(), "each has its first header");
-    }
-
-    static A: Source = Source { file: "a.cu", text: "kernel a", embedded: &[] };
-    static B: Source = Source { file: "a_b.cu", text: "kernel b", embedded: &[] };
-    static C: Source = Source { file: "c.cu", text: "kernel c", embedded: &[] };
-    static OTHER_A: Source = Source { file: "a.cu", text: "another kernel", embedded: &[] };
+    static A: CudaSource = CudaSource { file: "a.cu", text: "kernel a", embedded: &[] };
+    static B: CudaSource = CudaSource { file: "a_b.cu", text: "kernel b", embedded: &[] };
+    static C: CudaSource = CudaSource { file: "c.cu", text: "kernel c", embedded: &[] };
+    static OTHER_A: CudaSource = CudaSource { file: "a.cu", text: "another kernel", embedded: &[] };
     const HEADERS: &[(&str, &str)] = &[("launch.cuh", "what all share")];
 
     /// A cache in a folder of its own, and a compiler that counts and answers with the source's text.
@@ -320,8 +309,8 @@ mod tests {
 
         /// How many of the sources had to be compiled.
         #[track_caller]
-        fn compile(&self, sources: &[&'static Source], headers: &[(&str, &str)], target: &Target) -> usize {
-            let compile = |source: &Source, target: &Target| {
+        fn compile(&self, sources: &[&'static CudaSource], headers: &[(&str, &str)], target: &Target) -> usize {
+            let compile = |source: &CudaSource, target: &Target| {
                 self.calls.fetch_add(1, Ordering::Relaxed);
                 Ok(format!("{} for {}", source.text, target.architecture).into_bytes())
             };
@@ -425,7 +414,7 @@ mod tests {
     fn a_file_that_does_not_compile_is_an_error() {
         let case = Case::new("failure");
         let broken = Error::Cuda { call: "nvrtcCompileProgram", code: "a_b.cu".to_owned() };
-        let compile = |source: &Source, _: &Target| match source.file {
+        let compile = |source: &CudaSource, _: &Target| match source.file {
             "a_b.cu" => Err(broken.clone()),
             _ => Ok(Vec::new()),
         };
@@ -443,6 +432,5 @@ mod tests {
             assert_eq!(target.architecture, expected);
             assert_eq!(target.options[0], format!("--gpu-architecture={expected}"));
         }
-        assert!(Path::new(generated::SOURCES[0].file).extension().is_some_and(|extension| extension == "cu"));
     }
 }

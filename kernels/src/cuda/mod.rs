@@ -17,6 +17,7 @@ pub(crate) use driver::{Context, DeviceMemory, Event, PinnedWords};
 pub(crate) use launch::{Argument, KernelName};
 
 use self::driver::{Function, Module};
+pub use self::images::{CudaArchitecture, CudaCode, CudaSource};
 use self::images::{Image, Progress};
 use crate::{Device, Error, Result};
 
@@ -31,14 +32,15 @@ pub struct Cuda {
 }
 
 impl Cuda {
-    /// Opens a GPU and loads its kernels; `report` hears of kernels that are compiled first. `host_threads` threads of the processor
+    /// Opens a GPU and loads its kernels of `code`; `report` hears of kernels that are compiled first. `host_threads` threads of the processor
     /// do what is not the GPU's to do.
     ///
     /// # Errors
     /// [`Error::CudaUnavailable`](crate::Error::CudaUnavailable), [`Error::Cuda`](crate::Error::Cuda).
-    pub(crate) fn open(ordinal: usize, host_threads: usize, report: &dyn Fn(&str)) -> Result<Cuda> {
+    pub(crate) fn open(ordinal: usize, host_threads: usize, code: &CudaCode, report: &dyn Fn(&str)) -> Result<Cuda> {
         let context = Context::open(ordinal)?;
-        let images = images::load(context.properties.capability, &|progress: Progress| report(&progress.to_string()))?;
+        let images =
+            images::load(code, context.properties.capability, &|progress: Progress| report(&progress.to_string()))?;
         let module = |image: &Image| {
             Module::load(&context, &image.code).map_err(|error| match error {
                 Error::Cuda { call, code } => Error::Cuda { call, code: format!("{code}, loading {}", image.file) },

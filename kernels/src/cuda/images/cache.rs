@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
-use super::{Source, Target};
+use super::{CudaSource, Target};
 
 /// Counts up when the contents of an entry change.
 const FORMAT: u32 = 1;
@@ -28,7 +28,7 @@ pub(super) struct Cache {
 }
 
 /// The name of an entry: `rms_norm.cu-` and 64 hexadecimal digits.
-pub(super) fn entry(source: &Source, headers: &[(&str, &str)], target: &Target) -> String {
+pub(super) fn entry(source: &CudaSource, headers: &[(&str, &str)], target: &Target) -> String {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&FORMAT.to_le_bytes());
     let mut add = |field: &str| {

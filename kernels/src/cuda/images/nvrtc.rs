@@ -7,7 +7,7 @@
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::ptr;
 
-use super::{Source, Target};
+use super::{CudaSource, Target};
 use crate::cuda::libraries::{self, Library};
 use crate::{Error, Result};
 
@@ -83,7 +83,7 @@ impl Nvrtc {
     ///
     /// # Errors
     /// [`Error::Cuda`], with the first lines of what the compiler says.
-    pub(super) fn compile(&self, headers: &[(&str, &str)], source: &Source, target: &Target) -> Result<Vec<u8>> {
+    pub(super) fn compile(&self, headers: &[(&str, &str)], source: &CudaSource, target: &Target) -> Result<Vec<u8>> {
         let string = |text: &str| CString::new(text).expect("sources, names and options have no zero bytes");
         let names: Vec<CString> = headers.iter().map(|(name, _)| string(name)).collect();
         let texts: Vec<CString> = headers.iter().map(|(_, text)| string(text)).collect();

@@ -1,5 +1,5 @@
 //! Gathers the CUDA kernels: their sources, which NVRTC compiles at run time, and where nvcc is at hand their machine code for every
-//! architecture, so that nothing is left to compile (`src/cuda/images.rs`).
+//! architecture, so that nothing is left to compile (`kernels/src/cuda/images.rs`).
 //!
 //! nvcc is `$NVCC`, or one in `$CUDA_HOME/bin`, `$CUDA_PATH/bin` or on the `PATH`. `TGI_CUDA_ARCHITECTURES` (`sm_90a,sm_100a`) replaces
 //! the list of architectures; an empty one embeds nothing.
@@ -19,7 +19,7 @@ const OPTIONS: [&str; 3] = ["-std=c++17", "-O3", "-cubin"];
 fn main() {
     // A folder stands for all files in it, and for those that come and go. PATH is not watched: it differs between a shell and an
     // editor, which would build this crate in turns.
-    println!("cargo:rerun-if-changed=cuda");
+    println!("cargo:rerun-if-changed=.");
     for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "TGI_CUDA_ARCHITECTURES"] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
@@ -35,9 +35,9 @@ fn main() {
 /// Name and text of a file.
 type File = (String, String);
 
-/// The files of `cuda/` with this extension, by name.
+/// The files of this folder with this extension, by name.
 fn read(extension: &str) -> Vec<File> {
-    let entries = fs::read_dir("cuda").expect("the package has a folder cuda");
+    let entries = fs::read_dir(".").expect("the package is a folder");
     let mut paths: Vec<PathBuf> = entries.map(|entry| entry.expect("it is readable").path()).collect();
     paths.retain(|path| path.extension().is_some_and(|found| found == extension));
     paths.sort();
@@ -107,11 +107,7 @@ fn compile_all(nvcc: &Path, architectures: &[String], headers: &[File], sources:
                     // Renamed when it is whole: an interrupted build leaves nothing that the next one would take.
                     let partial = folder.join(format!("{name}.partial"));
                     let mut command = Command::new(nvcc);
-                    run(command
-                        .args(OPTIONS)
-                        .args(["-arch", architecture, "-o"])
-                        .arg(&partial)
-                        .arg(format!("cuda/{file}")));
+                    run(command.args(OPTIONS).args(["-arch", architecture, "-o"]).arg(&partial).arg(file));
                     fs::rename(&partial, folder.join(name)).expect("nvcc wrote it to a folder of ours");
                 }
             });
@@ -145,20 +141,20 @@ fn run(command: &mut Command) -> String {
     }
 }
 
-/// The Rust file that `images.rs` includes.
+/// The Rust file that `lib.rs` includes.
 fn table(headers: &[File], sources: &[File], cubins: &[Cubin]) -> String {
     let mut rust = String::from("pub(super) static HEADERS: &[(&str, &str)] = &[\n");
-    let text = |file: &str| format!("include_str!(concat!(env!(\"CARGO_MANIFEST_DIR\"), \"/cuda/{file}\"))");
+    let text = |file: &str| format!("include_str!(concat!(env!(\"CARGO_MANIFEST_DIR\"), \"/{file}\"))");
     for (file, _) in headers {
         rust += &format!("    ({file:?}, {}),\n", text(file));
     }
-    rust += "];\n\npub(super) static SOURCES: &[super::Source] = &[\n";
+    rust += "];\n\npub(super) static SOURCES: &[CudaSource] = &[\n";
     for (file, _) in sources {
-        rust += &format!("    super::Source {{ file: {file:?}, text: {}, embedded: &[\n", text(file));
+        rust += &format!("    CudaSource {{ file: {file:?}, text: {}, embedded: &[\n", text(file));
         for (_, architecture, name) in cubins.iter().filter(|(of, ..)| of == file) {
             let architecture = parsed(architecture).expect("nvcc compiled for it");
             let bytes = format!("include_bytes!(concat!(env!(\"OUT_DIR\"), \"/cubins/{name}\"))");
-            rust += &format!("        ({architecture}, &super::Aligned(*{bytes}).0),\n");
+            rust += &format!("        ({architecture}, &Aligned(*{bytes}).0),\n");
         }
         rust += "    ] },\n";
     }
@@ -171,5 +167,5 @@ fn parsed(architecture: &str) -> Option<String> {
     let (digits, specific) = name.strip_suffix('a').map_or((name, false), |digits| (digits, true));
     let number: u32 = digits.parse().ok()?;
     let (major, minor) = (number / 10, number % 10);
-    Some(format!("super::Architecture {{ major: {major}, minor: {minor}, specific: {specific} }}"))
+    Some(format!("CudaArchitecture {{ major: {major}, minor: {minor}, specific: {specific} }}"))
 }
