@@ -10,7 +10,8 @@ namespace cusim {
 Block block;
 
 std::vector<Kernel>& kernels() {
-    static std::vector<Kernel> all;
+    // Never ended, like the stacks below: a thread may run kernels while the process ends.
+    static auto& all = *new std::vector<Kernel>;
     return all;
 }
 
@@ -64,7 +65,7 @@ constexpr size_t SAVED_REGISTERS = 6;
 // Where a thread's stack begins, from which it grows downwards. Stacks are made once and kept. What lies below one cannot be
 // touched, so that a kernel which needs more ends there.
 static char* stack_top(size_t at) {
-    static std::vector<char*> tops;
+    static auto& tops = *new std::vector<char*>;
     while (tops.size() <= at) {
         void* pages = mmap(nullptr, PAGE_BYTES + STACK_BYTES, PROT_READ | PROT_WRITE,
                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);

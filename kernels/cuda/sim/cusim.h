@@ -1,5 +1,6 @@
 // Runs kernels on the processor, for their correctness alone: the .cu files are compiled as C++ with this header in place of CUDA.
-// `program.cc` makes a program of them that runs one launch, `driver.cc` a library that takes the place of libcuda and NVRTC.
+// `program.cc` makes a program of them that runs one launch, `driver.cc` a library that takes the place of libcuda and NVRTC, with which
+// `nccl.cc` has several devices work together.
 //
 // One block at a time; each thread is a fiber that runs until it waits. Threads of a warp that exchange values, and threads of a
 // block at a barrier, wait for each other as on a device. What the model is stricter about than a device: shared memory is

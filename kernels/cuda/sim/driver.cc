@@ -1,24 +1,35 @@
 // A simulated CUDA driver and NVRTC: a library in place of libcuda.so.1 and libnvrtc.so.13, with which the host's side of the backend
 // runs and is tested where there is no device. Declarations follow the manuals of CUDA 13.0; none of its headers is needed.
 //
-//     c++ -std=c++17 -O2 -fPIC -shared -fvisibility=hidden -fno-strict-aliasing -DCUSIM -Wall -Wextra -Werror -Wno-unknown-pragmas
-//         -I sim -I . -Wl,-soname,libcuda.so -o DIR/libcuda.so -x c++ sim/driver.cc sim/cusim.cc *.cu
+//     c++ -std=c++17 -O2 -fPIC -pthread -shared -fvisibility=hidden -fno-strict-aliasing -DCUSIM -Wall -Wextra -Werror
+//         -Wno-unknown-pragmas -I sim -I . -Wl,-soname,libcuda.so -o DIR/libcuda.so -x c++ sim/driver.cc sim/cusim.cc *.cu
 //     ln -s libcuda.so DIR/libnvrtc.so.13
 //
-// Work is done on the thread that asks for it, when it asks: one lock, and nothing is ever pending. What is not simulated is an error.
-// What is stricter than on a device: memory is filled with 0xff bytes when it is allocated, and its addresses are not used a second
-// time; a copy beyond an allocation is refused, a kernel that reads or writes there ends the process with a sentence;
-// handles that are no longer valid are found.
+// What is asked of a stream waits in its queue until somebody waits for it or asks whether it is done, and then a thread of the stream
+// does it, as far as was asked. So whoever forgets to wait reads what was there before, every time, and a page-locked buffer that is
+// written too early arrives as it was written last. Calls that wait: those to synchronize, copies without a stream, and those that free
+// memory, unload a module or end the context. Queries do not, but begin the work. What can be found wrong when it is asked
+// for is an error of that call; what a kernel does wrong ends the process with a sentence. What is not simulated is an error.
+//
+// What is stricter than on a device: work that nobody asks about never begins, and a copy to memory that is not page-locked is as late
+// as any other; memory is filled with 0xff bytes when it is allocated, and its addresses are not used a second time; a copy beyond an
+// allocation is refused, a kernel that reads or writes there ends the process; handles that are no longer valid are found.
 //
 // The environment, read once by cuInit: CUSIM_DEVICES (1), CUSIM_DEVICE_MEMORY (bytes, 8 GiB), CUSIM_COMPUTE_CAPABILITY ("9.0"), and
-// of CUDA_VISIBLE_DEVICES how many devices it leaves; by cuDriverGetVersion CUSIM_DRIVER_VERSION (13000).
+// of CUDA_VISIBLE_DEVICES how many devices it leaves; CUSIM_UNASKED_MS, after so many milliseconds without a question a stream begins
+// by itself, which hosts need that leave a stream alone while others wait for what it does (never); by cuDriverGetVersion
+// CUSIM_DRIVER_VERSION (13000).
 //
 // NVRTC compiles nothing: its cubin names the file of kernels, and a module has those that this library was built with from that file.
 // A source without text, or with the word CUSIM_COMPILE_ERROR in it, is one with an error.
 #include <signal.h>
 #include <sys/mman.h>
 
+#include <algorithm>
+#include <atomic>
 #include <chrono>
+#include <condition_variable>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -110,11 +121,11 @@ using cusim::fail;
 
 // --- State ---------------------------------------------------------------------------------------------------------
 
-// What tests ask for, by these names. `launches` are those of launch calls, outside of graphs; `graph_nodes` those that graph launches
-// ran; `allocations` those of device memory, all there ever were; `synchronisations` calls that wait, copies without a
-// stream among them.
+// What tests ask for, by these names. `launches` are those of launch calls, outside of graphs; `graph_nodes` those of graph launches;
+// `allocations` those of device memory, all there ever were; `synchronisations` calls that are there to wait, copies without a stream
+// among them. Bytes count when they are copied, calls when they are made.
 static struct {
-    uint64_t launches, graph_launches, graph_nodes, allocations, live_bytes, synchronisations, htod_bytes, dtoh_bytes;
+    std::atomic<uint64_t> launches, graph_launches, graph_nodes, allocations, live_bytes, synchronisations, htod_bytes, dtoh_bytes;
 } counters;
 
 // Objects by handles, which are not used a second time.
@@ -148,6 +159,29 @@ struct Operation {
 };
 using Operations = std::vector<Operation>;
 
+struct Queue;
+
+// How far a stream is when so much of what it was asked for is done.
+struct Place {
+    std::shared_ptr<Queue> queue;
+    uint64_t position;
+};
+
+// Operations of a stream that are not done, in order.
+struct Queue {
+    struct Task {
+        // Of other streams, what comes first.
+        std::vector<Place> after;
+        std::function<void()> run;
+    };
+    std::deque<Task> tasks;
+    // How many there ever were, how many of them somebody has asked about, and how many are done.
+    uint64_t enqueued = 0, wanted = 0, done = 0;
+    bool has_worker = false;
+    // Whether the stream is gone: nothing is added any more.
+    bool is_closed = false;
+};
+
 struct Capture {
     CUstreamCaptureMode mode;
     std::thread::id thread;
@@ -159,12 +193,19 @@ struct Stream {
     // Whether it waits for the legacy stream, and that one for it.
     bool is_blocking;
     std::unique_ptr<Capture> capture;
+    std::shared_ptr<Queue> queue = std::make_shared<Queue>();
+
+    Place end() const { return {queue, queue->enqueued}; }
 };
 
 struct Event {
+    using Time = std::chrono::steady_clock::time_point;
+
     bool has_timing;
-    bool is_captured = false, is_recorded = false;
-    std::chrono::steady_clock::time_point time;
+    bool is_captured = false;
+    // Where it was recorded last, and when that was passed. Without a queue it never was.
+    Place place = {nullptr, 0};
+    std::shared_ptr<Time> time;
 };
 
 struct Module {
@@ -190,27 +231,38 @@ struct Device {
     std::map<uintptr_t, Allocation> allocations;
     size_t used_bytes = 0;
     Stream legacy_stream = {true, nullptr};
+    // Those of streams, and those that are closed but not done.
+    std::vector<std::shared_ptr<Queue>> queues = {legacy_stream.queue};
     Handles<CUstream, Stream> streams;
     Handles<CUevent, Event> events;
     Handles<CUmodule, Module> modules;
     Handles<CUfunction, Function> functions;
     Handles<CUgraph, Operations> graphs;
-    Handles<CUgraphExec, Operations> graph_execs;
+    // Shared with launches that are not done.
+    Handles<CUgraphExec, std::shared_ptr<const Operations>> graph_execs;
 
     CUcontext context() { return reinterpret_cast<CUcontext>(this); }
     Stream* stream(CUstream handle) {
-        // None, CU_STREAM_LEGACY and CU_STREAM_PER_THREAD, between which order by the calls makes no difference.
+        // None, CU_STREAM_LEGACY and CU_STREAM_PER_THREAD, of which the last is no other here than the first two.
         return reinterpret_cast<uintptr_t>(handle) <= 2 ? &legacy_stream : streams.find(handle);
     }
 };
 
+// Of all state. Never held while an operation runs: that may wait for another process.
 static std::mutex lock;
-static std::vector<std::unique_ptr<Device>> devices;
+// Some queue is further than it was, or is to go further. It waits with the lock itself, so that calls can wait wherever they hold it.
+// Like the state below it never ends: threads of streams still use it when the process does.
+static auto& changed = *new std::condition_variable_any;
+static auto& devices = *new std::vector<std::unique_ptr<Device>>;
 static bool is_initialized = false;
 static size_t memory_bytes = size_t(8) << 30;
 static unsigned capability_major = 9, capability_minor = 0;
+// When a stream begins by itself; 0 is never.
+static std::chrono::milliseconds unasked_time{0};
 // Page-locked memory of the host, by its start.
-static std::map<uintptr_t, size_t> pinned;
+static auto& pinned = *new std::map<uintptr_t, size_t>;
+// Held by the thread that runs a kernel, of which the simulator has one at a time. Within it `lock` may be taken, not the other way round.
+static std::mutex kernel_lock;
 
 static thread_local Device* current = nullptr;
 
@@ -276,13 +328,15 @@ API CUresult cuInit(unsigned flags) {
     if (std::sscanf(capability, "%u.%u", &capability_major, &capability_minor) != 2) {
         fail("CUSIM_COMPUTE_CAPABILITY is no version: %s", capability);
     }
+    unasked_time = std::chrono::milliseconds(number_of("CUSIM_UNASKED_MS", environment("CUSIM_UNASKED_MS", "0")));
     for (size_t ordinal = 0; ordinal < num_devices; ++ordinal) {
         devices.push_back(std::make_unique<Device>());
         devices.back()->ordinal = int(ordinal);
     }
-    // Made last, it is the first to end: after a launch that runs at the end of the process, and then keeps others from what is gone.
+    // Made after the simulator's block it ends before: after a kernel that runs at the end of the process, and then keeps others from
+    // what is gone. Nothing else waits for work that is pending then.
     static struct AtExit {
-        ~AtExit() { lock.lock(); }
+        ~AtExit() { kernel_lock.lock(); }
     } at_exit;
     is_initialized = true;
     return CUDA_SUCCESS;
@@ -387,12 +441,19 @@ API CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice ordinal) {
 
 static void release(Device& device, std::map<uintptr_t, Allocation>::iterator at);
 
+static void wait_for_device(Device& device);
+static void close(const Stream& stream);
+
 API CUresult cuDevicePrimaryCtxRelease_v2(CUdevice ordinal) {
     return with_device(ordinal, [&](Device& device) {
         if (device.retained == 0) return CUDA_ERROR_INVALID_CONTEXT;
         if (--device.retained > 0) return CUDA_SUCCESS;
+        wait_for_device(device);
+        // Somebody wanted it again in the meantime.
+        if (device.retained > 0) return CUDA_SUCCESS;
         // All that is of the context ends with it.
         while (!device.allocations.empty()) release(device, device.allocations.begin());
+        for (const auto& [handle, stream] : device.streams.all()) close(*stream);
         device.streams.clear();
         device.events.clear();
         device.modules.clear();
@@ -427,6 +488,104 @@ API CUresult cuCtxGetCurrent(CUcontext* context) {
     });
 }
 
+// --- Queues --------------------------------------------------------------------------------------------------------
+
+static bool is_passed(const Place& place) { return place.queue->done >= place.position; }
+
+static void start_worker(const std::shared_ptr<Queue>& queue);
+
+// Has a stream go so far, without waiting for it.
+static void demand(const Place& place) {
+    Queue& queue = *place.queue;
+    if (queue.wanted >= place.position) return;
+    queue.wanted = place.position;
+    if (!queue.has_worker) start_worker(place.queue);
+    changed.notify_all();
+}
+
+// Whatever was looked up before may be gone afterwards: others have the lock meanwhile.
+static void wait_for(const std::vector<Place>& places) {
+    for (const Place& place : places) demand(place);
+    for (const Place& place : places) changed.wait(lock, [&] { return is_passed(place); });
+}
+
+// The thread of a stream.
+static void work(std::shared_ptr<Queue> queue) {
+    // A signal's handler needs it when a fiber has used up its stack.
+    std::vector<char> signal_stack(64 << 10);
+    stack_t stack = {};
+    stack.ss_sp = signal_stack.data();
+    stack.ss_size = signal_stack.size();
+    sigaltstack(&stack, nullptr);
+
+    std::unique_lock<std::mutex> guard(lock);
+    while (true) {
+        auto has_work = [&] { return queue->done < queue->wanted || queue->is_closed; };
+        if (unasked_time.count() == 0) {
+            changed.wait(lock, has_work);
+        } else if (!changed.wait_for(lock, unasked_time, has_work)) {
+            queue->wanted = queue->enqueued;
+            continue;
+        }
+        // All that a closed one had is wanted.
+        if (queue->done == queue->wanted) break;
+        Queue::Task task = std::move(queue->tasks.front());
+        queue->tasks.pop_front();
+        wait_for(task.after);
+        guard.unlock();
+        task.run();
+        // What it holds ends without the lock as well.
+        task = {};
+        guard.lock();
+        queue->done++;
+        changed.notify_all();
+    }
+    stack.ss_flags = SS_DISABLE;
+    sigaltstack(&stack, nullptr);
+}
+
+static void start_worker(const std::shared_ptr<Queue>& queue) {
+    queue->has_worker = true;
+    // The host's handlers run on the host's threads.
+    sigset_t hidden, before;
+    sigfillset(&hidden);
+    for (int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) sigdelset(&hidden, fault);
+    pthread_sigmask(SIG_SETMASK, &hidden, &before);
+    std::thread(work, queue).detach();
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+// The end of the queue is where the operation is done.
+static Place push(Device& device, const Stream& stream, std::vector<Place> after, std::function<void()> run) {
+    // The legacy stream and those that are not beside it take turns.
+    if (&stream == &device.legacy_stream) {
+        for (const auto& [handle, other] : device.streams.all()) {
+            if (other->is_blocking) after.push_back(other->end());
+        }
+    } else if (stream.is_blocking) {
+        after.push_back(device.legacy_stream.end());
+    }
+    stream.queue->tasks.push_back({std::move(after), std::move(run)});
+    stream.queue->enqueued++;
+    if (unasked_time.count() > 0 && !stream.queue->has_worker) start_worker(stream.queue);
+    return stream.end();
+}
+
+// Lets what a stream still has be done, after which its thread ends.
+static void close(const Stream& stream) {
+    stream.queue->is_closed = true;
+    demand(stream.end());
+    changed.notify_all();
+}
+
+static void wait_for_device(Device& device) {
+    std::vector<Place> places;
+    for (const auto& queue : device.queues) places.push_back({queue, queue->enqueued});
+    wait_for(places);
+    auto is_over = [](const std::shared_ptr<Queue>& queue) { return queue->is_closed && queue->done == queue->enqueued; };
+    device.queues.erase(std::remove_if(device.queues.begin(), device.queues.end(), is_over), device.queues.end());
+}
+
 // --- Streams and captures ------------------------------------------------------------------------------------------
 
 // Of calls that a capture forbids: those whose effect on the device is not that of one stream.
@@ -457,7 +616,7 @@ static bool is_implicitly_captured(Device& device, const Stream& stream) {
     return found;
 }
 
-// Does the work now, or notes it in the stream's capture, of which it must be capable.
+// Adds the work to the stream's queue, or to its capture, of which it must be capable.
 static CUresult enqueue(Device& device, CUstream handle, bool can_be_captured, Operation operation) {
     Stream* stream = device.stream(handle);
     if (stream == nullptr) return CUDA_ERROR_INVALID_HANDLE;
@@ -473,12 +632,12 @@ static CUresult enqueue(Device& device, CUstream handle, bool can_be_captured, O
     if (stream->capture) {
         stream->capture->operations.push_back(std::move(operation));
     } else {
-        operation.run();
+        push(device, *stream, {}, std::move(operation.run));
     }
     return CUDA_SUCCESS;
 }
 
-// Of calls that wait for a stream or ask whether it is done: nothing is ever pending, but a capture never is done.
+// Of calls that wait for a stream or ask whether it is done: a capture never is.
 static CUresult settle(Device& device, CUstream handle) {
     Stream* stream = device.stream(handle);
     if (stream == nullptr) return CUDA_ERROR_INVALID_HANDLE;
@@ -491,7 +650,9 @@ static CUresult settle(Device& device, CUstream handle) {
 API CUresult cuStreamCreateWithPriority(CUstream* handle, unsigned flags, int) {
     return with_context([&](Device& device) {
         if (handle == nullptr || flags > STREAM_NON_BLOCKING) return CUDA_ERROR_INVALID_VALUE;
-        *handle = device.streams.insert(std::make_unique<Stream>(Stream{flags != STREAM_NON_BLOCKING, nullptr}));
+        auto stream = std::make_unique<Stream>(Stream{flags != STREAM_NON_BLOCKING, nullptr});
+        device.queues.push_back(stream->queue);
+        *handle = device.streams.insert(std::move(stream));
         return CUDA_SUCCESS;
     });
 }
@@ -500,19 +661,31 @@ API CUresult cuStreamCreate(CUstream* handle, unsigned flags) { return cuStreamC
 
 API CUresult cuStreamDestroy_v2(CUstream handle) {
     return with_context([&](Device& device) {
-        return device.streams.erase(handle) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+        Stream* stream = device.streams.find(handle);
+        if (stream == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+        // It goes at once, its work when it is done.
+        close(*stream);
+        device.streams.erase(handle);
+        return CUDA_SUCCESS;
     });
 }
 
 API CUresult cuStreamSynchronize(CUstream handle) {
     return with_context([&](Device& device) {
         counters.synchronisations++;
-        return settle(device, handle);
+        if (CUresult error = settle(device, handle)) return error;
+        wait_for({device.stream(handle)->end()});
+        return CUDA_SUCCESS;
     });
 }
 
 API CUresult cuStreamQuery(CUstream handle) {
-    return with_context([&](Device& device) { return settle(device, handle); });
+    return with_context([&](Device& device) {
+        if (CUresult error = settle(device, handle)) return error;
+        Place end = device.stream(handle)->end();
+        demand(end);
+        return is_passed(end) ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
+    });
 }
 
 API CUresult cuCtxSynchronize() {
@@ -521,7 +694,16 @@ API CUresult cuCtxSynchronize() {
         for (const auto& [handle, stream] : device.streams.all()) {
             if (CUresult error = settle(device, handle)) return error;
         }
+        wait_for_device(device);
         return CUDA_SUCCESS;
+    });
+}
+
+// What `call` returns from is done. It may not call the driver.
+API CUresult cuLaunchHostFunc(CUstream stream, void (*call)(void*), void* data) {
+    return with_context([&](Device& device) {
+        if (call == nullptr) return CUDA_ERROR_INVALID_VALUE;
+        return enqueue(device, stream, true, {[] { return CUDA_SUCCESS; }, [=] { call(data); }});
     });
 }
 
@@ -573,15 +755,17 @@ API CUresult cuGraphInstantiateWithFlags(CUgraphExec* exec, CUgraph handle, unsi
     return with_context([&](Device& device) {
         Operations* graph = device.graphs.find(handle);
         if (exec == nullptr || graph == nullptr || (flags & ~KNOWN_FLAGS) != 0) return CUDA_ERROR_INVALID_VALUE;
-        *exec = device.graph_execs.insert(std::make_unique<Operations>(*graph));
+        auto operations = std::make_shared<const Operations>(*graph);
+        *exec = device.graph_execs.insert(std::make_unique<std::shared_ptr<const Operations>>(std::move(operations)));
         return CUDA_SUCCESS;
     });
 }
 
 API CUresult cuGraphLaunch(CUgraphExec handle, CUstream stream) {
     return with_context([&](Device& device) {
-        Operations* exec = device.graph_execs.find(handle);
-        if (exec == nullptr) return CUDA_ERROR_INVALID_VALUE;
+        auto* found = device.graph_execs.find(handle);
+        if (found == nullptr) return CUDA_ERROR_INVALID_VALUE;
+        std::shared_ptr<const Operations> exec = *found;
         auto check = [exec] {
             for (const Operation& operation : *exec) {
                 if (CUresult error = operation.check()) return error;
@@ -589,12 +773,13 @@ API CUresult cuGraphLaunch(CUgraphExec handle, CUstream stream) {
             return CUDA_SUCCESS;
         };
         auto run = [exec] {
-            counters.graph_launches++;
-            counters.graph_nodes += exec->size();
             for (const Operation& operation : *exec) operation.run();
         };
         // A graph in a graph is not simulated.
-        return enqueue(device, stream, false, {check, run});
+        if (CUresult error = enqueue(device, stream, false, {check, run})) return error;
+        counters.graph_launches++;
+        counters.graph_nodes += exec->size();
+        return CUDA_SUCCESS;
     });
 }
 
@@ -638,27 +823,37 @@ API CUresult cuEventRecord(CUevent handle, CUstream stream_handle) {
         if (stream->capture && !stream->capture->is_valid) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
         // Within a capture it marks a place of the graph, on which streams may depend, and is no node.
         event->is_captured = stream->capture != nullptr;
-        event->is_recorded = true;
-        event->time = std::chrono::steady_clock::now();
+        if (event->is_captured) return CUDA_SUCCESS;
+        auto time = std::make_shared<Event::Time>();
+        event->time = time;
+        event->place = push(device, *stream, {}, [time] { *time = std::chrono::steady_clock::now(); });
         return CUDA_SUCCESS;
     });
 }
 
-// Of calls that wait for an event or ask for it.
-static CUresult settle_event(Device& device, CUevent handle) {
-    Event* event = device.events.find(handle);
-    if (event == nullptr) return CUDA_ERROR_INVALID_HANDLE;
-    return event->is_captured ? CUDA_ERROR_CAPTURED_EVENT : CUDA_SUCCESS;
+// Of calls that wait for an event or ask for it: those for one that was never recorded have nothing to wait for.
+template <typename F>
+static CUresult with_event(CUevent handle, F call) {
+    return with_context([&](Device& device) {
+        Event* event = device.events.find(handle);
+        if (event == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+        if (event->is_captured) return CUDA_ERROR_CAPTURED_EVENT;
+        return event->place.queue != nullptr ? call(Place(event->place)) : CUDA_SUCCESS;
+    });
 }
 
 API CUresult cuEventQuery(CUevent handle) {
-    return with_context([&](Device& device) { return settle_event(device, handle); });
+    return with_event(handle, [](const Place& place) {
+        demand(place);
+        return is_passed(place) ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
+    });
 }
 
 API CUresult cuEventSynchronize(CUevent handle) {
-    return with_context([&](Device& device) {
-        counters.synchronisations++;
-        return settle_event(device, handle);
+    counters.synchronisations++;
+    return with_event(handle, [](const Place& place) {
+        wait_for({place});
+        return CUDA_SUCCESS;
     });
 }
 
@@ -669,12 +864,15 @@ API CUresult cuStreamWaitEvent(CUstream stream_handle, CUevent handle, unsigned 
         if (event == nullptr || stream == nullptr) return CUDA_ERROR_INVALID_HANDLE;
         if (flags > 1) return CUDA_ERROR_INVALID_VALUE;
         if (is_implicitly_captured(device, *stream)) return CUDA_ERROR_STREAM_CAPTURE_IMPLICIT;
-        if (stream->capture && event->is_recorded && !event->is_captured) {
+        bool is_recorded = event->is_captured || event->place.queue != nullptr;
+        if (stream->capture && is_recorded && !event->is_captured) {
             stream->capture->is_valid = false;
             return CUDA_ERROR_STREAM_CAPTURE_ISOLATION;
         }
         // A second stream that joins a capture is not simulated.
-        return event->is_captured && !stream->capture ? CUDA_ERROR_NOT_SUPPORTED : CUDA_SUCCESS;
+        if (event->is_captured && !stream->capture) return CUDA_ERROR_NOT_SUPPORTED;
+        if (is_recorded && !event->is_captured) push(device, *stream, {event->place}, [] {});
+        return CUDA_SUCCESS;
     });
 }
 
@@ -683,10 +881,13 @@ API CUresult cuEventElapsedTime_v2(float* milliseconds, CUevent start_handle, CU
         Event *start = device.events.find(start_handle), *end = device.events.find(end_handle);
         if (milliseconds == nullptr) return CUDA_ERROR_INVALID_VALUE;
         for (const Event* event : {start, end}) {
-            if (event == nullptr || !event->has_timing || !event->is_recorded) return CUDA_ERROR_INVALID_HANDLE;
+            if (event == nullptr || !event->has_timing) return CUDA_ERROR_INVALID_HANDLE;
             if (event->is_captured) return CUDA_ERROR_CAPTURED_EVENT;
+            if (event->place.queue == nullptr) return CUDA_ERROR_INVALID_HANDLE;
         }
-        *milliseconds = std::chrono::duration<float, std::milli>(end->time - start->time).count();
+        for (const Event* event : {start, end}) demand(event->place);
+        if (!is_passed(start->place) || !is_passed(end->place)) return CUDA_ERROR_NOT_READY;
+        *milliseconds = std::chrono::duration<float, std::milli>(*end->time - *start->time).count();
         return CUDA_SUCCESS;
     });
 }
@@ -767,7 +968,8 @@ static bool is_host_range(const void* start, size_t bytes) {
 }
 
 static void check_guards(const char* kernel) {
-    static const std::vector<char> intact(PAGE_BYTES + ALIGNMENT, GUARD);
+    static const auto& intact = *new std::vector<char>(PAGE_BYTES + ALIGNMENT, GUARD);
+    std::lock_guard<std::mutex> guard(lock);
     for (const auto& device : devices) {
         for (const auto& [address, allocation] : device->allocations) {
             const char* start = reinterpret_cast<const char*>(address);
@@ -795,6 +997,9 @@ API CUresult cuMemAlloc_v2(CUdeviceptr* pointer, size_t bytes) {
 API CUresult cuMemFree_v2(CUdeviceptr pointer) {
     return with_context([&](Device& device) {
         if (CUresult error = refuse_in_capture()) return error;
+        if (device.allocations.count(pointer) == 0) return CUDA_ERROR_INVALID_VALUE;
+        // Whatever uses it.
+        wait_for_device(device);
         auto at = device.allocations.find(pointer);
         if (at == device.allocations.end()) return CUDA_ERROR_INVALID_VALUE;
         release(device, at);
@@ -829,6 +1034,9 @@ API CUresult cuMemAllocHost_v2(void** pointer, size_t bytes) { return cuMemHostA
 API CUresult cuMemFreeHost(void* pointer) {
     return with_context([&](Device&) {
         if (CUresult error = refuse_in_capture()) return error;
+        if (pinned.count(reinterpret_cast<uintptr_t>(pointer)) == 0) return CUDA_ERROR_INVALID_VALUE;
+        // Every device may copy from it.
+        for (const auto& device : devices) wait_for_device(*device);
         auto at = pinned.find(reinterpret_cast<uintptr_t>(pointer));
         if (at == pinned.end()) return CUDA_ERROR_INVALID_VALUE;
         munmap(pointer, at->second);
@@ -873,7 +1081,21 @@ API CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void* from, size_t bytes
     return with_context([&](Device& device) {
         if (bytes == 0) return CUDA_SUCCESS;
         bool is_pinned = has_pinned_range(from, bytes);
-        return enqueue(device, stream, is_pinned, copy_to_device(device, to, from, bytes, is_pinned));
+        Operation operation = copy_to_device(device, to, from, bytes, is_pinned);
+        if (is_pinned) return enqueue(device, stream, true, std::move(operation));
+        // The bytes leave other memory of the host at once, if the call is one that will be followed.
+        auto staged = std::make_shared<std::vector<char>>();
+        auto check = [=] {
+            CUresult error = operation.check();
+            const char* start = static_cast<const char*>(from);
+            if (error == CUDA_SUCCESS) staged->assign(start, start + bytes);
+            return error;
+        };
+        auto run = [=] {
+            std::memcpy(address_of(to), staged->data(), bytes);
+            counters.htod_bytes += bytes;
+        };
+        return enqueue(device, stream, false, {check, run});
     });
 }
 
@@ -902,7 +1124,9 @@ API CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes
 static CUresult copy_now(Device& device, const Operation& operation) {
     counters.synchronisations++;
     if (CUresult error = refuse_in_capture()) return error;
-    return enqueue(device, nullptr, false, operation);
+    if (CUresult error = enqueue(device, nullptr, false, operation)) return error;
+    wait_for({device.legacy_stream.end()});
+    return CUDA_SUCCESS;
 }
 
 API CUresult cuMemcpyHtoD_v2(CUdeviceptr to, const void* from, size_t bytes) {
@@ -984,6 +1208,9 @@ API CUresult cuModuleUnload(CUmodule handle) {
         Module* module = device.modules.find(handle);
         if (module == nullptr) return CUDA_ERROR_INVALID_HANDLE;
         if (CUresult error = refuse_in_capture()) return error;
+        wait_for_device(device);
+        module = device.modules.find(handle);
+        if (module == nullptr) return CUDA_ERROR_INVALID_HANDLE;
         for (const auto& [name, function] : module->functions) device.functions.erase(function);
         device.modules.erase(handle);
         return CUDA_SUCCESS;
@@ -1060,6 +1287,8 @@ static void report_fault(int signal, siginfo_t* info, void*) {
     const dim3& thread = cusim::block.current->index;
     std::fprintf(stderr, "%s: thread (%u, %u, %u) of block (%u, %u, %u) touched %p, ", cusim::block.kernel, thread.x, thread.y,
                  thread.z, block.x, block.y, block.z, info->si_addr);
+    // A kernel runs without it, and so does this thread.
+    std::lock_guard<std::mutex> guard(lock);
     uintptr_t address = reinterpret_cast<uintptr_t>(info->si_addr);
     for (const auto& device : devices) {
         auto at = last_before(device->allocations, address);
@@ -1078,9 +1307,10 @@ static void run_kernel(const Launch& launch) {
         arguments.push_back(launch.bytes.data() + offset);
         offset += parameter.bytes;
     }
+    std::lock_guard<std::mutex> guard(kernel_lock);
     struct sigaction action = {};
     action.sa_sigaction = report_fault;
-    // On the thread's stack for signals, if it has one: the fiber's may be what is missing.
+    // On the thread's stack for signals: the fiber's may be what is missing.
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
     sigaction(SIGSEGV, &action, &previous_actions[0]);
     sigaction(SIGBUS, &action, &previous_actions[1]);
@@ -1175,6 +1405,15 @@ API CUresult cuGetErrorName(CUresult error, const char** name) {
 API CUresult cuGetErrorString(CUresult error, const char** sentence) {
     const char* name;
     return sentence != nullptr ? describe(error, &name, sentence) : CUDA_ERROR_INVALID_VALUE;
+}
+
+// For the simulated NCCL: whether these bytes are memory of the current device, or of any if the calling thread has none.
+API int cusim_is_memory(CUdeviceptr address, size_t bytes) {
+    std::lock_guard<std::mutex> guard(lock);
+    for (const auto& device : devices) {
+        if ((current == nullptr || current == device.get()) && has_range(*device, address, bytes)) return 1;
+    }
+    return 0;
 }
 
 // For tests. What a counter counts stands where they are declared.

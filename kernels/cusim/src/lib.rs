@@ -1,6 +1,7 @@
-//! For tests: CUDA's driver and compiler simulated on the processor, as shared libraries that the server loads like the real ones.
+//! For tests: CUDA's driver and compiler and NCCL simulated on the processor, as shared libraries that the server loads like the real
+//! ones.
 //!
-//! `kernels/cuda/sim/driver.cc` says what they model. They are compiled from the kernels' own sources when a test first asks for
+//! `kernels/cuda/sim/driver.cc` and `nccl.cc` say what they model. They are compiled from the kernels' own sources when a test first asks for
 //! them, by the C++ compiler that the README asks for, and kept until a source changes.
 //!
 //! On a machine with a GPU, `TGI_TEST_GPU=real` lets the same tests run on it.
@@ -17,8 +18,15 @@ use std::sync::Mutex;
 pub const DRIVER_VARIABLE: &str = "TGI_CUDA_DRIVER";
 /// As [`DRIVER_VARIABLE`].
 pub const NVRTC_VARIABLE: &str = "TGI_NVRTC";
+/// Where it looks for NCCL (`kernels/nccl-rs/src/library.rs`).
+pub const NCCL_VARIABLE: &str = "NCCL_LIB";
 /// Where it keeps what the compiler made.
 pub const CACHE_VARIABLE: &str = "TGI_CUDA_CACHE";
+
+/// How many GPUs the simulated driver has.
+const DEVICES_VARIABLE: &str = "CUSIM_DEVICES";
+/// As many as a test needs; they take no memory before it is used.
+pub const MAX_DEVICES: usize = 4;
 
 /// Set to `real`, tests use the machine's own GPU.
 pub const TEST_VARIABLE: &str = "TGI_TEST_GPU";
@@ -62,9 +70,15 @@ impl Simulation {
 
     /// The environment of a server that is to use it: variables and their values.
     pub fn environment(&self) -> Vec<(&'static str, PathBuf)> {
-        let files = [(DRIVER_VARIABLE, "libcuda.so"), (NVRTC_VARIABLE, "libnvrtc.so.13"), (CACHE_VARIABLE, "cache")];
-        let of_folder = |folder: &PathBuf| files.map(|(variable, file)| (variable, folder.join(file))).into();
-        self.folder.as_ref().map_or_else(Vec::new, of_folder)
+        let files = [
+            (DRIVER_VARIABLE, "libcuda.so"),
+            (NVRTC_VARIABLE, "libnvrtc.so.13"),
+            (NCCL_VARIABLE, NCCL_FILE),
+            (CACHE_VARIABLE, "cache"),
+        ];
+        let Some(folder) = &self.folder else { return Vec::new() };
+        let files = files.map(|(variable, file)| (variable, folder.join(file)));
+        files.into_iter().chain([(DEVICES_VARIABLE, MAX_DEVICES.to_string().into())]).collect()
     }
 
     /// Makes it the GPU of this process, which has not looked for one yet.
@@ -80,15 +94,20 @@ impl Simulation {
 /// What the libraries are made of.
 struct Sources {
     folder: PathBuf,
-    /// Compiled one by one.
+    /// Those of the driver and the compiler, compiled one by one.
     units: Vec<PathBuf>,
+    /// NCCL's, a library of its own.
+    nccl: PathBuf,
     headers: Vec<PathBuf>,
 }
 
-const FLAGS: [&str; 10] = [
+const NCCL_FILE: &str = "libnccl.so.2";
+
+const FLAGS: [&str; 11] = [
     "-std=c++17",
     "-O2",
     "-fPIC",
+    "-pthread",
     "-fvisibility=hidden",
     "-fno-strict-aliasing",
     "-DCUSIM",
@@ -114,13 +133,13 @@ impl Sources {
         let mut units = files(&folder, &["cu"]);
         units.extend(["driver.cc", "cusim.cc"].map(|name| sim.join(name)));
         let headers = [files(&folder, &["cuh"]), files(&sim, &["h"])].concat();
-        Sources { folder, units, headers }
+        Sources { folder, units, nccl: sim.join("nccl.cc"), headers }
     }
 
     fn hash(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         FLAGS.hash(&mut hasher);
-        for path in self.units.iter().chain(&self.headers) {
+        for path in self.units.iter().chain([&self.nccl]).chain(&self.headers) {
             path.file_name().hash(&mut hasher);
             fs::read(path).expect("it was listed").hash(&mut hasher);
         }
@@ -128,7 +147,7 @@ impl Sources {
     }
 
     fn compile(&self, folder: &Path) {
-        let queue = Mutex::new(self.units.clone());
+        let queue = Mutex::new([self.units.as_slice(), std::slice::from_ref(&self.nccl)].concat());
         std::thread::scope(|scope| {
             for _ in 0..std::thread::available_parallelism().map_or(1, |cores| cores.get()) {
                 scope.spawn(|| {
@@ -142,16 +161,19 @@ impl Sources {
                 });
             }
         });
-        let mut linker = Command::new("c++");
+        let link = |file: &str, units: &[PathBuf], libraries: &[&str]| {
+            let objects: Vec<PathBuf> = units.iter().map(|unit| object(folder, unit)).collect();
+            let mut linker = Command::new("c++");
+            linker.args(["-shared", "-pthread"]).arg(format!("-Wl,-soname,{file}")).arg("-o").arg(folder.join(file));
+            linker.args(&objects).args(libraries);
+            run(linker);
+            for object in objects {
+                fs::remove_file(object).expect("it was linked");
+            }
+        };
         // The name by which whoever looks for the driver looks first.
-        linker.args(["-shared", "-Wl,-soname,libcuda.so", "-o"]).arg(folder.join("libcuda.so"));
-        run({
-            linker.args(self.units.iter().map(|unit| object(folder, unit)));
-            linker
-        });
-        for unit in &self.units {
-            fs::remove_file(object(folder, unit)).expect("it was linked");
-        }
+        link("libcuda.so", &self.units, &[]);
+        link(NCCL_FILE, std::slice::from_ref(&self.nccl), &["-ldl", "-lrt"]);
         // The same library under the other name: its symbols are those of both.
         std::os::unix::fs::symlink("libcuda.so", folder.join("libnvrtc.so.13")).expect("the folder is new");
     }
