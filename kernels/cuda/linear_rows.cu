@@ -1,4 +1,5 @@
-// A linear layer of few rows: decode. `linear.cuh` says what it means, and in which order.
+// A linear layer of few rows: decode. `linear.cuh` says what it means, and in which order. Up to 64 in one pass over the weight; of
+// more, in blocks of 64, where those of `linear_tiles.cu` would be too few.
 //
 // The weight is read once and is nearly all that there is to read: what counts is that enough of it is under way at any time.
 // Every warp has a part of the sums for all rows of the block, and 6 to 8 KiB of its part of the weight requested into

@@ -1,59 +1,73 @@
-// A linear layer of many rows: prefill. `linear.cuh` says what it means, and in which order: that of `linear_rows.cu`.
+// A linear layer of many rows: prefill, and decode of more than 64. `linear.cuh` says what it means, and in which order: that of
+// `linear_rows.cu`.
 //
-// A block computes 128 outputs of 128 rows, a warp 64 of 32. Tiles of inputs pass through shared memory, three of them: one is
-// computed, two are under way. Both operands lie there as lanes read them, 512 neighbouring bytes a warp, so that no two lanes
-// want the same bank: a tile's weight is one access as it is, and the 64 bytes of eight rows of x are one too.
+// A block computes 128 or 64 outputs of 128 rows, a warp half of them of 32. Tiles of inputs pass through shared memory, three or
+// four of them: one is computed, the others are under way. Both operands lie there as lanes read them, 512 neighbouring bytes a
+// warp, so that no two lanes want the same bank: a tile's weight is one access as it is, and the 64 bytes of eight rows of x are
+// one too.
 //
 // A warp reads the next operands from shared memory while it multiplies with those it has, also from one tile to the next.
 //
+// What is under way to shared memory covers the latency of L2. It would not cover that of memory, from which the weight comes as
+// fast as it can where rows are few: in a block of 128 outputs that is 16 KiB of weights, not 33 (`linear_rows.cu`). So L2
+// fetches the weight eight tiles or more before it is copied, 64 or 32 KiB, the first of it before the kernel waits for those
+// before it.
+//
 // Shapes:  out: [m][n], x: [m][k], bias: [n] or null, weight: as `pack_linear` makes it.
-// Grid:    x: ceil(m / 128), which share a weight in L2 as neighbours in time; y: ceil(n / 128). 256 threads.
-// Traffic: for a block and a tile of inputs, 16 KiB from L2 for 512 Ki products. Shared memory is the limit: 64 KiB through it,
-//          512 cycles, are 1024 products a cycle of a multiprocessor. A larger tile of a warp would need fewer, but the sums of
-//          a part and the totals beside them take half of the registers already.
+// Grid:    x: ceil(m / 128), which share a weight in L2 as neighbours in time; y: ceil(n / outputs). 256 threads.
+// Traffic: for a block of 128 outputs and a tile of inputs, 16 KiB from L2 for 512 Ki products. Shared memory is the limit: 64 KiB
+//          through it, 512 cycles, are 1024 products a cycle of a multiprocessor. A larger tile of a warp would need fewer, but the
+//          sums of a part and the totals beside them take half of the registers already.
+//          A block of 64 outputs, for where there are too few of 128 (`squares.rs`), needs for a product half as much again from
+//          L2 and a third more of shared memory. One of 32 would need more from L2 than the 64 x 64 of `linear_rows_8`.
 #include "linear.cuh"
 
 constexpr unsigned THREADS = 256;
-constexpr unsigned BLOCK_OUTPUTS = 128;
 constexpr unsigned BLOCK_ROWS = 128;
-constexpr unsigned STAGES = 3;
 
-// What a warp computes, of two neighbours along the outputs and four along the rows.
-constexpr unsigned WARP_OUTPUT_TILES = 4;
-constexpr unsigned WARP_ROW_TILES = 4;
-constexpr unsigned WARPS_ALONG_OUTPUTS = BLOCK_OUTPUTS / (WARP_OUTPUT_TILES * TILE_OUTPUTS);
-constexpr unsigned WARPS_ALONG_ROWS = BLOCK_ROWS / (WARP_ROW_TILES * TILE_ROWS);
+// Warps of a block along the outputs and along the rows, and what a warp computes of the latter.
+constexpr unsigned WARPS_ALONG_OUTPUTS = 2;
+constexpr unsigned WARPS_ALONG_ROWS = 4;
+constexpr unsigned WARP_ROW_TILES = BLOCK_ROWS / (WARPS_ALONG_ROWS * TILE_ROWS);
 static_assert(WARPS_ALONG_OUTPUTS * WARPS_ALONG_ROWS * WARP == THREADS, "warps cover the block's tile");
 
-// Of a stage: the weight's tiles, then 32 inputs of every row.
-constexpr unsigned BLOCK_OUTPUT_TILES = BLOCK_OUTPUTS / TILE_OUTPUTS;
-constexpr unsigned STAGE_WEIGHTS = BLOCK_OUTPUT_TILES * TILE_ELEMENTS;
-constexpr unsigned STAGE_ELEMENTS = STAGE_WEIGHTS + BLOCK_ROWS * TILE_INPUTS;
-static_assert(STAGES * STAGE_ELEMENTS * 2 <= 48 << 10, "more shared memory would have to be asked for");
-
-// Copies of 16 bytes that a thread makes of either operand.
-constexpr unsigned COPIES = 2;
+// A thread copies 16 bytes at a time: of so many tiles of outputs, or of so many rows.
 constexpr unsigned COPY_OUTPUT_TILES = THREADS * VECTOR / TILE_ELEMENTS;
 constexpr unsigned COPY_ROWS = THREADS * VECTOR / TILE_INPUTS;
-static_assert(COPIES * COPY_OUTPUT_TILES == BLOCK_OUTPUT_TILES && COPIES * COPY_ROWS == BLOCK_ROWS, "copies cover a stage");
+constexpr unsigned ROW_COPIES = BLOCK_ROWS / COPY_ROWS;
+
+// More shared memory would have to be asked for.
+constexpr unsigned SHARED_BYTES = 48 << 10;
+
+// L2 fetches the weight in runs of neighbouring tiles, so many ahead of the one that is computed.
+constexpr unsigned RUN = 4;
+constexpr unsigned RUNS_AHEAD = 3;
 
 // Rows whose results pass through shared memory at a time, on their way to whole lines of out.
 constexpr unsigned STORE_ROWS = 64;
 
 // Of sums the operands of one square each: outputs x rows.
-template <typename T>
+template <typename T, unsigned OUTPUT_TILES>
 DEVICE void multiply_tiles(
-    Sums (&sums)[WARP_OUTPUT_TILES][WARP_ROW_TILES], const RowsOperand (&weights)[WARP_OUTPUT_TILES],
+    Sums (&sums)[OUTPUT_TILES][WARP_ROW_TILES], const RowsOperand (&weights)[OUTPUT_TILES],
     const RowInputs (&inputs)[WARP_ROW_TILES], unsigned square) {
 #pragma unroll
-    for (unsigned i = 0; i < WARP_OUTPUT_TILES; ++i) {
+    for (unsigned i = 0; i < OUTPUT_TILES; ++i) {
 #pragma unroll
         for (unsigned j = 0; j < WARP_ROW_TILES; ++j) multiply_add<T>(sums[i][j], weights[i], inputs[j].square[square]);
     }
 }
 
-template <typename T, typename Out>
+template <typename T, typename Out, unsigned BLOCK_OUTPUTS>
 DEVICE void linear_tiles(Out* out, const T* x, const T* weight, const float* bias, u32 m, u32 n, u32 k, u32 parts) {
+    constexpr unsigned BLOCK_OUTPUT_TILES = BLOCK_OUTPUTS / TILE_OUTPUTS;
+    constexpr unsigned WARP_OUTPUT_TILES = BLOCK_OUTPUT_TILES / WARPS_ALONG_OUTPUTS;
+    constexpr unsigned WEIGHT_COPIES = BLOCK_OUTPUT_TILES / COPY_OUTPUT_TILES;
+    static_assert(WEIGHT_COPIES * COPY_OUTPUT_TILES * TILE_OUTPUTS == BLOCK_OUTPUTS, "copies cover a stage");
+    // Of a stage: the weight's tiles, then 32 inputs of every row.
+    constexpr unsigned STAGE_WEIGHTS = BLOCK_OUTPUT_TILES * TILE_ELEMENTS;
+    constexpr unsigned STAGE_ELEMENTS = STAGE_WEIGHTS + BLOCK_ROWS * TILE_INPUTS;
+    constexpr unsigned STAGES = SHARED_BYTES / (STAGE_ELEMENTS * sizeof(T));
     SHARED(T, stages, STAGES * STAGE_ELEMENTS);
     allow_kernel_behind();
 
@@ -62,29 +76,39 @@ DEVICE void linear_tiles(Out* out, const T* x, const T* weight, const float* bia
     unsigned input_tiles = k / TILE_INPUTS, output_tiles = output_tiles_of(n);
 
     // Copy: a thread has the same places of every tile. What lies beyond the last output or row is zeros.
-    const T* weight_from[COPIES];
-    const T* x_from[COPIES];
-    bool has_weight[COPIES], has_row[COPIES];
-    for (unsigned i = 0; i < COPIES; ++i) {
-        unsigned chunk = threadIdx.x * VECTOR;
+    const T* weight_from[WEIGHT_COPIES];
+    const T* x_from[ROW_COPIES];
+    bool has_weight[WEIGHT_COPIES], has_row[ROW_COPIES];
+    unsigned chunk = threadIdx.x * VECTOR;
+    for (unsigned i = 0; i < WEIGHT_COPIES; ++i) {
         unsigned output_tile = first_output / TILE_OUTPUTS + i * COPY_OUTPUT_TILES + chunk / TILE_ELEMENTS;
         has_weight[i] = output_tile < output_tiles;
         weight_from[i] = weight + tile_start(has_weight[i] ? output_tile : 0, 0, input_tiles) + chunk % TILE_ELEMENTS;
+    }
+    for (unsigned i = 0; i < ROW_COPIES; ++i) {
         unsigned row = first_row + i * COPY_ROWS + chunk / TILE_INPUTS;
         has_row[i] = row < m;
         x_from[i] = x + size_t(has_row[i] ? row : 0) * k + chunk % TILE_INPUTS;
     }
     auto copy_weights = [&](unsigned tile) {
         T* to = stages + tile % STAGES * STAGE_ELEMENTS + threadIdx.x * VECTOR;
-        for (unsigned i = 0; i < COPIES; ++i) {
+        for (unsigned i = 0; i < WEIGHT_COPIES; ++i) {
             copy_async(to + i * THREADS * VECTOR, weight_from[i] + size_t(tile) * TILE_ELEMENTS, has_weight[i]);
         }
     };
     auto copy_rows = [&](unsigned tile) {
         T* to = stages + tile % STAGES * STAGE_ELEMENTS + STAGE_WEIGHTS + threadIdx.x * VECTOR;
-        for (unsigned i = 0; i < COPIES; ++i) {
+        for (unsigned i = 0; i < ROW_COPIES; ++i) {
             copy_async(to + i * THREADS * VECTOR, x_from[i] + tile * TILE_INPUTS, has_row[i]);
         }
+    };
+    // A thread has a tile of outputs; of the blocks that share them, the first asks.
+    auto prefetch_weights = [&](unsigned tile) {
+        unsigned output_tile = first_output / TILE_OUTPUTS + threadIdx.x;
+        bool asks = blockIdx.x == 0 && threadIdx.x < BLOCK_OUTPUT_TILES && output_tile < output_tiles;
+        if (!asks || tile >= input_tiles) return;
+        unsigned elements = min(RUN, input_tiles - tile) * TILE_ELEMENTS;
+        prefetch(weight + tile_start(output_tile, tile, input_tiles), elements * sizeof(T));
     };
     unsigned warp_tile = warp % WARPS_ALONG_OUTPUTS * WARP_OUTPUT_TILES;
     unsigned warp_row = warp / WARPS_ALONG_OUTPUTS * WARP_ROW_TILES * TILE_ROWS;
@@ -107,6 +131,7 @@ DEVICE void linear_tiles(Out* out, const T* x, const T* weight, const float* bia
     // Fill the stages: the weight before the kernels are over that write x. A group of copies for every tile, also for those
     // that are not there, so that their number says which have landed.
     for (unsigned tile = 0; tile < min(STAGES, input_tiles); ++tile) copy_weights(tile);
+    for (unsigned run = 1; run < RUNS_AHEAD; ++run) prefetch_weights(run * RUN);
     wait_for_kernels_before();
     for (unsigned tile = 0; tile < STAGES; ++tile) {
         if (tile < input_tiles) copy_rows(tile);
@@ -127,6 +152,7 @@ DEVICE void linear_tiles(Out* out, const T* x, const T* weight, const float* bia
     unsigned tile = 0, stage = 0;
     for (unsigned part = 0; part < parts; ++part) {
         for (unsigned end = part_start(input_tiles, part + 1, parts); tile < end; ++tile) {
+            if (tile % RUN == 0) prefetch_weights(tile + RUNS_AHEAD * RUN);
             load_weights(second_square, stage, 1);
             multiply_tiles<T>(sums, first_square, inputs, 0);
 
@@ -202,16 +228,20 @@ DEVICE void linear_tiles(Out* out, const T* x, const T* weight, const float* bia
     }
 }
 
-#define TILES_KERNEL(NAME, T, OUT)                                                                                      \
+#define TILES_KERNEL(NAME, T, OUT, OUTPUTS)                                                                             \
     KERNEL __launch_bounds__(THREADS, 1)                                                                                \
         NAME(OUT* out, const T* x, const T* weight, const float* bias, u32 m, u32 n, u32 k, u32 parts) {                \
-        linear_tiles(out, x, weight, bias, m, n, k, parts);                                                             \
+        linear_tiles<T, OUT, OUTPUTS>(out, x, weight, bias, m, n, k, parts);                                            \
     }                                                                                                                   \
     EXPORT(NAME)
 
-#define LINEAR(T)                           \
-    TILES_KERNEL(linear_tiles_##T, T, T)    \
-    TILES_KERNEL(linear_tiles_##T##_f32, T, float)
+#define TILES(T, OUTPUTS)                                     \
+    TILES_KERNEL(linear_tiles_##OUTPUTS##_##T, T, T, OUTPUTS) \
+    TILES_KERNEL(linear_tiles_##OUTPUTS##_##T##_f32, T, float, OUTPUTS)
+
+#define LINEAR(T)  \
+    TILES(T, 128)  \
+    TILES(T, 64)
 
 LINEAR(bf16)
 LINEAR(f16)

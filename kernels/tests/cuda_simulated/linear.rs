@@ -1,4 +1,4 @@
-//! Linear layers: their weights' packing, both kernels against each other bit by bit and against sums in f64, and the embedding
+//! Linear layers: their weights' packing, all kernels against each other bit by bit and against sums in f64, and the embedding
 //! that reads a packed head.
 
 use std::path::Path;
@@ -10,6 +10,9 @@ use crate::simulator::{SIMULATORS, Simulator};
 
 /// The kernels of few rows: tiles of eight rows, and outputs of a block.
 const ROW_KERNELS: [(usize, usize); 4] = [(1, 16), (2, 32), (4, 32), (8, 64)];
+
+/// The kernels of many rows: outputs of a block.
+const TILE_KERNELS: [usize; 2] = [128, 64];
 
 /// A layer, and how the sums of its outputs are cut.
 struct Layer {
@@ -103,7 +106,7 @@ impl Layer {
             if form.is_f32() { (f32_bytes(&nothing), "_f32") } else { (self.element.bytes(&nothing), "") };
         let bias = f32_bytes(&self.bias());
         let bias = if form.has_bias() { Buffer(&bias) } else { Null };
-        let parts = (kernel == "linear_tiles").then_some(U32(self.parts));
+        let parts = kernel.starts_with("linear_tiles").then_some(U32(self.parts));
         let arguments = [Buffer(&out), Buffer(x), Buffer(weight), bias, U32(m), U32(self.n), U32(self.k)];
         let arguments: Vec<Argument<'_>> = arguments.into_iter().chain(parts).collect();
         simulator.run(&format!("{kernel}_{}{suffix}", self.element.name), grid, threads, &arguments).swap_remove(0)
@@ -115,9 +118,10 @@ impl Layer {
         self.run(simulator, &format!("linear_rows_{row_tiles}"), (grid, 32 * self.parts), operands, form)
     }
 
-    fn many(&self, simulator: &Simulator, operands: (&[u8], &[u8]), form: Form) -> Vec<u8> {
+    fn many(&self, simulator: &Simulator, outputs: usize, operands: (&[u8], &[u8]), form: Form) -> Vec<u8> {
         let m = operands.1.len() / (self.k * 2);
-        self.run(simulator, "linear_tiles", ([m.div_ceil(128), self.n.div_ceil(128), 1], 256), operands, form)
+        let grid = [m.div_ceil(128), self.n.div_ceil(outputs), 1];
+        self.run(simulator, &format!("linear_tiles_{outputs}"), (grid, 256), operands, form)
     }
 
     fn assert_close(&self, actual: &[u8], x: &[f32], form: Form, context: &str) {
@@ -143,7 +147,7 @@ impl Layer {
         }
     }
 
-    /// Both kernels in every form, of so many rows.
+    /// All kernels in these forms, of so many rows.
     fn check(&self, m: usize, forms: &[Form]) {
         let x = self.x(m);
         let x_bytes = self.element.bytes(&x);
@@ -158,8 +162,10 @@ impl Layer {
                     let few = self.few(simulator, *kernel, (&weight, &x_bytes), *form);
                     assert!(few == expected, "{context}: {} tiles of rows have other bits", kernel.0);
                 }
-                let many = self.many(simulator, (&weight, &x_bytes), *form);
-                assert!(many == expected, "{context}: many rows have other bits");
+                for outputs in TILE_KERNELS {
+                    let many = self.many(simulator, outputs, (&weight, &x_bytes), *form);
+                    assert!(many == expected, "{context}: tiles of {outputs} outputs have other bits");
+                }
                 for row in [0, m - 1] {
                     let one = &x_bytes[row * row_bytes..][..row_bytes];
                     let alone = self.few(simulator, ROW_KERNELS[0], (&weight, one), *form);
@@ -201,6 +207,7 @@ fn linear_layers_are_sums_whose_bits_depend_on_nothing_else() {
         check(136, 96, 2, &[130], &[Form::Plain, Form::BiasedLogits]);
         check(100, 512 + 32, 2, &[17, 65], &[Form::Biased, Form::Logits]);
         check(40, 512 + 32, 1, &[64], &[Form::Plain]);
+        check(72, 160, 5, &[128, 257], &[Form::BiasedLogits]);
         check(100, 1056, 3, &[9], &[Form::Biased]);
         check(16, 1056, 8, &[1, 3], &[Form::Plain, Form::BiasedLogits]);
     }

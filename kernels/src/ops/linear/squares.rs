@@ -1,7 +1,7 @@
 //! Linear layers on a GPU: `kernels/cuda/linear.cuh` says how a weight lies in memory and in which order its products are summed.
 //!
-//! Two kernels keep that one order: one for few rows, which streams the weight once, and one for many, which computes tiles. So a row
-//! has the same bits in a decode step and in a prompt's chunk.
+//! Two kernels keep that one order, in blocks of several sizes: one for few rows, which streams the weight once, and one for many, which
+//! computes tiles. So a row has the same bits in a decode step and in a prompt's chunk.
 
 use crate::contract::{expect_device, expect_on};
 use crate::cuda::{Argument, Cuda, DeviceMemory, KernelName};
@@ -13,11 +13,8 @@ const TILE_INPUTS: usize = 32;
 /// Outputs of a square.
 const SQUARE: usize = 16;
 
-/// Rows of x that the kernel for few rows takes for one pass over the weight, at most: eight instructions of eight columns.
-const FEW_ROWS: usize = 64;
-
-/// Outputs and rows of a block of the kernel for many, and its threads (`linear_tiles.cu`).
-const TILE: usize = 128;
+/// Rows of a block of the kernel for many, and its threads (`linear_tiles.cu`).
+const TILE_ROWS: usize = 128;
 const TILE_THREADS: usize = 256;
 
 /// Inputs that a block packs of sixteen outputs, and its threads (`linear_pack.cu`).
@@ -30,6 +27,37 @@ const PACKED_BYTES: usize = 32 << 20;
 /// Bytes of the squares of sixteen outputs.
 pub(super) fn panel_bytes(dtype: DType, k: usize) -> usize {
     k * SQUARE * dtype.size_bytes()
+}
+
+/// A kernel, by what a block of it computes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kernel {
+    /// That for few rows (`linear_rows.cu`): so many tiles of eight rows, and outputs.
+    Rows { tiles: usize, outputs: usize },
+    /// That for many (`linear_tiles.cu`): so many outputs of 128 rows.
+    Tiles { outputs: usize },
+}
+
+impl Kernel {
+    /// The kernel for m rows and n outputs. It may depend on anything: they all give the same bits.
+    ///
+    /// Up to 64 rows are one pass over the weight. Beyond, what a multiprocessor gets from L2 is the limit, of the weight and of x: for a
+    /// product the less, the larger the blocks are. Smaller ones win only if all of them run at the same time, hence if of the larger
+    /// there is one for every second multiprocessor, or fewer. Of more, some multiprocessor would compute two halves of a block,
+    /// which takes longer than the whole.
+    fn of(m: usize, n: usize, multiprocessors: usize) -> Kernel {
+        let leaves_half_idle = |outputs: usize| m.div_ceil(TILE_ROWS) * n.div_ceil(outputs) <= multiprocessors / 2;
+        match m {
+            0..=8 => Kernel::Rows { tiles: 1, outputs: 16 },
+            9..=16 => Kernel::Rows { tiles: 2, outputs: 32 },
+            17..=32 => Kernel::Rows { tiles: 4, outputs: 32 },
+            33..=64 => Kernel::Rows { tiles: 8, outputs: 64 },
+            _ if !leaves_half_idle(128) => Kernel::Tiles { outputs: 128 },
+            _ if !leaves_half_idle(64) => Kernel::Tiles { outputs: 64 },
+            // Halves along the rows: 64 x 64.
+            _ => Kernel::Rows { tiles: 8, outputs: 64 },
+        }
+    }
 }
 
 /// Whether a weight can be multiplied with on a GPU.
@@ -109,24 +137,20 @@ pub(super) fn run(cuda: &Cuda, out: &mut Tensor, x: &Tensor, w: &LinearWeight, b
     let bias = bias.map_or(0, Tensor::address);
     let addresses = [out.address(), x.address(), w.address(), bias].map(Argument::Pointer);
     let arguments = [&addresses[..], &[m, n, k, parts].map(Argument::count)].concat();
-    if m <= FEW_ROWS {
-        // Tiles of rows, and outputs of a block.
-        let (columns, outputs) = match m {
-            0..=8 => (1, 16),
-            9..=16 => (2, 32),
-            17..=32 => (4, 32),
-            _ => (8, 64),
-        };
-        let name = KernelName::numbered("linear_rows", columns, dtype).giving(out.dtype());
-        let grid = [n.div_ceil(outputs), m.div_ceil(8 * columns), 1];
-        // SAFETY: linear_rows.cu: x of m rows of k, out of m rows of n, squares for n outputs of k inputs, a bias of n or none
-        // (checked by `linear`); a warp per part of the sum; all live as long as their stream's work.
-        unsafe { cuda.launch(name, grid, 32 * parts, &arguments[..7]) }
-    } else {
-        let name = KernelName::of("linear_tiles", dtype).giving(out.dtype());
-        let grid = [m.div_ceil(TILE), n.div_ceil(TILE), 1];
-        // SAFETY: linear_tiles.cu: as above.
-        unsafe { cuda.launch(name, grid, TILE_THREADS, &arguments) }
+    match Kernel::of(m, n, cuda.multiprocessors() as usize) {
+        Kernel::Rows { tiles, outputs } => {
+            let name = KernelName::numbered("linear_rows", tiles, dtype).giving(out.dtype());
+            let grid = [n.div_ceil(outputs), m.div_ceil(8 * tiles), 1];
+            // SAFETY: linear_rows.cu: x of m rows of k, out of m rows of n, squares for n outputs of k inputs, a bias of n or none
+            // (checked by `linear`); a warp per part of the sum; all live as long as their stream's work.
+            unsafe { cuda.launch(name, grid, 32 * parts, &arguments[..7]) }
+        }
+        Kernel::Tiles { outputs } => {
+            let name = KernelName::numbered("linear_tiles", outputs, dtype).giving(out.dtype());
+            let grid = [m.div_ceil(TILE_ROWS), n.div_ceil(outputs), 1];
+            // SAFETY: linear_tiles.cu: as above.
+            unsafe { cuda.launch(name, grid, TILE_THREADS, &arguments) }
+        }
     }
 }
 
@@ -134,4 +158,31 @@ pub(super) fn run(cuda: &Cuda, out: &mut Tensor, x: &Tensor, w: &LinearWeight, b
 /// inputs is 16 KiB of weights, which a warp asks for in one go; more than eight warps of a block would only wait for each other.
 fn parts(k: usize) -> usize {
     (k / 512).clamp(1, 8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(m: usize, n: usize, expected: Kernel) {
+        const H200: usize = 132;
+        assert_eq!(Kernel::of(m, n, H200), expected, "{m} rows, {n} outputs");
+    }
+
+    #[test]
+    fn blocks_are_as_large_as_the_gpu_is_full() {
+        let rows = |tiles, outputs| Kernel::Rows { tiles, outputs };
+        let tiles = |outputs| Kernel::Tiles { outputs };
+        check(1, 4096, rows(1, 16));
+        check(64, 28672, rows(8, 64));
+        // 128 blocks each.
+        check(128, 4096, rows(8, 64));
+        check(256, 4096, tiles(64));
+        check(512, 4096, tiles(128));
+        // 96, 96 and 224.
+        check(128, 6144, tiles(64));
+        check(256, 6144, tiles(128));
+        check(65, 28672, tiles(128));
+    }
 }
