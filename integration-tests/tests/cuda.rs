@@ -81,6 +81,37 @@ async fn a_killed_shard_comes_back_and_the_stream_goes_on() {
     assert_eq!(server.stop().code, Some(0));
 }
 
+/// Two ranks, each with a GPU: the same invariants, and when one of them dies both are started anew.
+#[tokio::test]
+async fn two_gpus_serve_as_one_and_outlive_a_dead_shard() {
+    let simulation = cusim::Simulation::build();
+    if !simulation.is_simulated() {
+        return println!(
+            "skipped: whether there are two GPUs is not known here; run it with CUDA_VISIBLE_DEVICES naming two"
+        );
+    }
+    let server = on_gpu().args(&["--num-shard", "2"]).start();
+    let (status, answer) = server.post("/v1/chat/completions", &chat(16)).await;
+    assert_eq!(status, 200, "{answer}");
+    let text = answer["choices"][0]["message"]["content"].as_str().unwrap().to_lowercase();
+    assert!(text.contains("five"), "{text}");
+
+    let parameters = json!({ "max_new_tokens": 24, "details": true, "do_sample": true, "seed": 11 });
+    let body = json!({ "inputs": PROMPT, "parameters": parameters });
+    let undisturbed = server.stream("/generate_stream", &body).await.collect().await;
+    for rank in [1, 0] {
+        let mut stream = server.stream("/generate_stream", &body).await;
+        let mut disturbed = Vec::new();
+        for _ in 0..5 {
+            disturbed.push(stream.next_json().await.expect("the stream runs"));
+        }
+        server.shard(rank).signal(Signal::SIGKILL);
+        disturbed.extend(stream.collect().await);
+        assert_eq!(disturbed, undisturbed, "rank {rank} was killed");
+    }
+    assert_eq!(server.stop().code, Some(0));
+}
+
 #[track_caller]
 fn fails(setup: Setup, sentence: &str) {
     let exit = setup.run();

@@ -146,3 +146,13 @@ KERNEL __launch_bounds__(THREADS, 1) sample_rows(Sampled* out, const float* logi
     out[blockIdx.x] = {id, row[id] / entry.temperature - log_sum_exp, log_sum_exp, unsound};
 }
 EXPORT(sample_rows)
+
+// Input tokens that the host does not know yet: what the step before has sampled.
+//   ids[row] = the token of sampled[from[row]], where that is not NO_ID
+// Shapes:  ids, from [num_rows].
+// Grid:    one thread per row.
+KERNEL __launch_bounds__(WARP) continue_rows(u32* ids, const Sampled* sampled, const u32* from, u32 num_rows) {
+    u32 row = blockIdx.x * WARP + threadIdx.x;
+    if (row < num_rows && from[row] != NO_ID) ids[row] = sampled[from[row]].id;
+}
+EXPORT(continue_rows)

@@ -70,6 +70,12 @@ pub enum Error {
         /// What is missing and what would help, in one sentence.
         reason: String,
     },
+    /// The ranks of a group cannot reach each other, or one of them is gone.
+    #[error("the GPUs of the group cannot work together: {reason}")]
+    Group {
+        /// What NCCL says.
+        reason: String,
+    },
     /// The driver refused a call, or reports what an earlier one did.
     #[error("{call} failed: {code}")]
     Cuda {

@@ -31,7 +31,7 @@ mod tensor;
 mod weight_type;
 
 pub use arena::{Arena, Mark};
-pub use cuda::{Cuda, CudaArchitecture, CudaCode, CudaSource, Graph};
+pub use cuda::{Cuda, CudaArchitecture, CudaCode, CudaSource, GpuGroup, Graph, GroupId};
 pub use device::{Cpu, Device};
 pub use dtype::DType;
 pub use error::{Error, Result};

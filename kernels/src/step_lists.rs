@@ -3,11 +3,13 @@
 //! The processor reads them where they are. For a GPU they are gathered in pinned memory and copied there, block tables and all
 //! others in one piece each, before the step's first operation; the memory is as large as the largest step needs, so a step allocates nothing.
 
-use crate::cuda::{DeviceMemory, Event, PinnedWords};
+use std::sync::Arc;
+
+use crate::cuda::{Context, DeviceMemory, Event, PinnedWords};
 use crate::limits::{BLOCK_SIZE, KV_SPLIT, MIN_CUDA_SPLITS};
 use crate::ops::AttentionRows;
 use crate::ops::attention::{AttentionLists, SequenceRows};
-use crate::ops::sample::{SAMPLE_ROW_WORDS, SAMPLED_WORDS, SampleRow, SampleRows};
+use crate::ops::sample::{ContinuedRows, SAMPLE_ROW_WORDS, SAMPLED_WORDS, SampleRow, SampleRows};
 use crate::{Device, Error, Result};
 
 /// A list of numbers, one a row: of the host, and where an operation's device has it.
@@ -71,7 +73,7 @@ impl StepLimits {
         let groups = splits.div_ceil(self.splits_of_launch() / 2) + 1;
         // Two words for every piece of a chunk, of 64 pairs of a row and a head; the last of a sequence may be shorter.
         let pieces = (self.max_rows * self.num_heads / self.num_kv_heads.max(1)).div_ceil(64) + self.max_sequences;
-        let per_row = 3 + 3;
+        let per_row = 3 + 3 + 1;
         let per_sequence = 4;
         let per_logit_row = 1 + SAMPLE_ROW_WORDS;
         // Every list begins at a multiple of ALIGNED_WORDS.
@@ -133,6 +135,24 @@ pub(crate) struct CudaLists {
     pub(crate) splits: [DeviceMemory; 2],
     /// What sampling says of each row.
     pub(crate) sampled: DeviceMemory,
+    /// Copies of it for the host, in the same turns as what is sent.
+    results: [Results; 2],
+}
+
+/// What a step has sampled, for the host.
+struct Results {
+    words: PinnedWords,
+    copied: Event,
+    /// Counts the copies, so that nobody takes one for another.
+    number: u64,
+}
+
+/// A copy that is on its way.
+#[derive(Debug)]
+pub(crate) struct PendingResults {
+    turn: usize,
+    number: u64,
+    words: usize,
 }
 
 impl StepLists {
@@ -157,6 +177,7 @@ impl StepLists {
             words: memory(capacity * size_of::<u32>())?,
             splits: [sums?, states?],
             sampled: memory(SAMPLED_WORDS * limits.max_logit_rows * size_of::<u32>())?,
+            results: [Results::new(context, limits)?, Results::new(context, limits)?],
         };
         Ok(StepLists { cuda: Some(lists) })
     }
@@ -219,6 +240,16 @@ impl StepLists {
         self.cuda.as_mut().map(|lists| SampleRows::of(lists, rows)).transpose()
     }
 
+    /// Adds where the tokens of `ids` come from, row by row: from which result of the last [`sample_rows`](crate::ops::sample::sample_rows),
+    /// or [`NO_RESULT`](crate::ops::sample::NO_RESULT) for those that are known. `None` if all are.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] beyond the limits.
+    pub fn continued(&mut self, ids: Indices<'_>, from: &[u32]) -> Result<Option<ContinuedRows>> {
+        let Some(lists) = self.cuda.as_mut().filter(|_| !from.is_empty()) else { return Ok(None) };
+        ContinuedRows::of(lists, ids, from).map(Some)
+    }
+
     /// Sends all lists to the device. The step's operations come after it.
     ///
     /// # Errors
@@ -235,6 +266,17 @@ impl StepLists {
 
     pub(crate) fn cuda(&self) -> Option<&CudaLists> {
         self.cuda.as_ref()
+    }
+
+    pub(crate) fn cuda_mut(&mut self) -> Option<&mut CudaLists> {
+        self.cuda.as_mut()
+    }
+}
+
+impl Results {
+    fn new(context: &Arc<Context>, limits: StepLimits) -> Result<Results> {
+        let words = PinnedWords::zeroed(context, SAMPLED_WORDS * limits.max_logit_rows)?;
+        Ok(Results { words, copied: Event::new(context)?, number: 0 })
     }
 }
 
@@ -260,6 +302,37 @@ impl CudaLists {
     /// Rows of a step whose lists have fixed places.
     pub(crate) fn fixed_rows(&self) -> Option<usize> {
         self.fixed_rows
+    }
+
+    /// Asks for a copy of the first `words` of what was sampled.
+    pub(crate) fn copy_results(&mut self, words: usize) -> Result<PendingResults> {
+        let (turn, from) = (self.turn, self.sampled.address());
+        let results = &mut self.results[turn];
+        results.number += 1;
+        // SAFETY: `sampled` holds as many words as each of the copies, which `download` checks; whoever reads the copy waits for the
+        // event, and one that a later copy replaces is not read any more (`results`).
+        unsafe { results.words.download(from, words)? };
+        results.copied.record()?;
+        Ok(PendingResults { turn, number: results.number, words })
+    }
+
+    /// Whether a copy has come.
+    pub(crate) fn has_results(&self, pending: &PendingResults) -> Result<bool> {
+        self.results[pending.turn].copied.is_passed()
+    }
+
+    /// The copy, once it has come.
+    ///
+    /// # Panics
+    /// If two steps have sampled since.
+    pub(crate) fn results(&self, pending: &PendingResults) -> Result<&[u32]> {
+        let results = &self.results[pending.turn];
+        assert_eq!(
+            results.number, pending.number,
+            "the results of a step are read before those of the next but one are asked for"
+        );
+        results.copied.wait()?;
+        Ok(&results.words.as_slice()[..pending.words])
     }
 
     fn write(&mut self, start: usize, list: &[u32]) -> Result<u64> {

@@ -86,7 +86,8 @@ pub(crate) struct Shards {
     /// Numbers of rows whose decode steps are captured as CUDA graphs, with commas; 0: none [default: some up to the batch size].
     #[arg(long, env, value_name = "ROWS")]
     pub(crate) cuda_graphs: Option<GraphRows>,
-    /// Number of tensor-parallel shard processes [default: 1]. Several need --device cpu so far.
+    /// Number of tensor-parallel shard processes, each on a GPU of its own with --device cuda [default: the GPUs that CUDA_VISIBLE_DEVICES or
+    /// NVIDIA_VISIBLE_DEVICES name, else 1].
     #[arg(long, env)]
     pub(crate) num_shard: Option<usize>,
     /// Demand (true) or forbid (false) tensor parallelism.

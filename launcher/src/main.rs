@@ -14,6 +14,7 @@ mod compatibility;
 mod demo;
 mod environment;
 mod error;
+mod gpus;
 mod limits;
 mod log_line;
 mod logs;

@@ -9,6 +9,7 @@ use router::api_key::{self, ApiKey};
 
 use crate::args::{Args, DeviceKind, Dtype, KvCacheDtype, Quantize, RopeScaling};
 use crate::error::LauncherError;
+use crate::gpus;
 use crate::limits::{DEFAULT_CUDA_STEP_TOKENS, DEFAULT_STEP_TOKENS, MAX_DEFAULT_SLOTS, MAX_SHARDS};
 
 /// What the launcher was asked for, with every default filled in that does not depend on the model.
@@ -90,12 +91,8 @@ pub(crate) struct RouterSettings {
 /// [`LauncherError::ArgumentValidation`] with TGI's text for the first rule that does not hold.
 pub(crate) fn settings(args: Args, warnings: &mut Vec<String>) -> Result<Settings, LauncherError> {
     let Args { model, shards, server, limits, operation } = args;
-    let num_shard = num_shard(shards.sharded, shards.num_shard)?;
-    if num_shard > 1 && shards.device == DeviceKind::Cuda {
-        return Err(LauncherError::argument(format!(
-            "`num_shard` is {num_shard} with `device` cuda: a model runs on one GPU so far"
-        )));
-    }
+    let gpus = if shards.device == DeviceKind::Cuda { gpus::visible() } else { None };
+    let num_shard = num_shard(shards.sharded, shards.num_shard, gpus)?;
 
     let max_input_tokens = match (limits.max_input_tokens, limits.max_input_length) {
         (Some(tokens), Some(length)) => {
@@ -211,9 +208,9 @@ pub(crate) fn settings(args: Args, warnings: &mut Vec<String>) -> Result<Setting
     })
 }
 
-/// TGI's rules about `--sharded` and `--num-shard`, on a machine without GPUs to count.
-fn num_shard(sharded: Option<bool>, num_shard: Option<usize>) -> Result<u32, LauncherError> {
-    let num_shard = match (sharded, num_shard) {
+/// TGI's rules about `--sharded` and `--num-shard`, with as many GPUs as the environment shows.
+fn num_shard(sharded: Option<bool>, num_shard: Option<usize>, gpus: Option<usize>) -> Result<u32, LauncherError> {
+    let num_shard = match (sharded, num_shard.or(gpus.filter(|_| sharded != Some(false)))) {
         (Some(true), None) => {
             return Err(LauncherError::argument(
                 "`sharded` is true but `num_shard` is not set, and there are no GPUs to count: give `--num-shard`",
@@ -320,7 +317,25 @@ mod tests {
     }
 
     #[test]
+    fn gpus_that_show_are_used() {
+        let table = [
+            (None, None, Some(4), 4),
+            (None, None, None, 1),
+            (None, Some(2), Some(4), 2),
+            (Some(true), None, Some(4), 4),
+            (Some(false), None, Some(4), 1),
+            (Some(false), Some(2), Some(4), 2),
+        ];
+        for (sharded, given, gpus, expected) in table {
+            assert_eq!(num_shard(sharded, given, gpus).unwrap(), expected, "{sharded:?} {given:?} {gpus:?}");
+        }
+        let error = num_shard(Some(true), None, Some(1)).unwrap_err().to_string();
+        assert!(error.contains("`sharded` is true but `num_shard` <= 1"), "{error}");
+    }
+
+    #[test]
     fn a_gpu_is_asked_for_what_it_can_do() {
+        assert_eq!(check("--device cuda --num-shard 2").unwrap().num_shard, 2);
         let settings = check("--device cuda --cuda-memory-fraction 0.8").unwrap();
         assert_eq!((settings.shard.device, settings.shard.cuda_memory_fraction), (DeviceKind::Cuda, 0.8));
         assert_eq!(settings.shard.step_tokens, DEFAULT_CUDA_STEP_TOKENS);
@@ -328,7 +343,6 @@ mod tests {
         let settings = check("--cuda-graphs= --cuda-memory-fraction=").unwrap();
         assert_eq!((settings.shard.cuda_graphs, settings.shard.cuda_memory_fraction), (vec![], 1.0));
         for (words, name) in [
-            ("--num-shard 2", "`num_shard` is 2"),
             ("--quantize fp8", "`quantize`"),
             ("--kv-cache-dtype fp8_e5m2", "`kv_cache_dtype`"),
             ("--dtype float32", "`dtype` is float32"),

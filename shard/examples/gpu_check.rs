@@ -160,6 +160,7 @@ impl Step {
         let sample_rows: Vec<u32> = (1..=sequences).map(|end| (end * rows - 1) as u32).collect();
         let step = StepRows {
             input_ids: &ids,
+            continued: &[],
             positions: &positions,
             slot_mapping: &slots,
             sequences: &spans,

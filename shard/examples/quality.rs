@@ -116,6 +116,7 @@ impl Run {
         let positions: Vec<u32> = (start..start + ids.len()).map(|position| position as u32).collect();
         let step = StepRows {
             input_ids: ids,
+            continued: &[],
             positions: &positions,
             slot_mapping: &positions,
             sequences: &[SequenceRows {

@@ -56,6 +56,7 @@ fn median_step(model: &Model, device: &Device, rows: usize) -> Result<f64, shard
         |(first_row, block_table)| SequenceRows { first_row, num_rows: 1, start_position: last, block_table };
     let step = StepRows {
         input_ids: &vec![1; rows],
+        continued: &[],
         positions: &vec![last as u32; rows],
         slot_mapping: &tables.iter().map(slot).collect::<Vec<_>>(),
         sequences: &tables.iter().map(Vec::as_slice).enumerate().map(sequence).collect::<Vec<_>>(),

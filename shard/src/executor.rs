@@ -1,5 +1,8 @@
 //! One plan in, one result out: check, apply, forward, sample.
 //!
+//! A step is asked for ([`Executor::submit`]) and later finished ([`Executor::finish`]). Where a device samples, the next one may be
+//! asked for in between, and takes its tokens from the device: so the device goes from step to step without waiting for anybody.
+//!
 //! Deterministic and without I/O. The engine thread (`engine/`) calls it for a router, tests call it directly.
 
 use std::ops::Range;
@@ -7,8 +10,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use kernels::ops::sample::Sampled;
-use kernels::{Arena, Device, KvCache, StepLists};
+use kernels::ops::sample::{PendingSamples, Sampled};
+use kernels::{Arena, Device, KvCache, Mark, StepLists, Tensor};
 use prost::Message;
 use proto::v1::{Plan, PromptLogprobs, RowError, StepResult, Timings, TopTokens as WireTopTokens};
 use proto::{Sample, pack_f32, pack_u32};
@@ -62,13 +65,61 @@ pub struct Executor {
     lists: StepLists,
     graphs: DecodeGraphs,
     slots: Slots,
-    rows: Rows,
-    device_rows: DeviceRows,
+    /// The height of the arena's stack between two steps.
+    floor: Mark,
+    /// What finished steps leave for the next ones.
+    spare: Vec<StepRowLists>,
     /// One per thread of the host.
     samplers: Vec<Mutex<RowSampler>>,
     encoded_plan: Vec<u8>,
     /// The grammar masks of the last step with rows.
     masks: StepMasks,
+    /// When the last step was finished.
+    last_finished: Instant,
+}
+
+/// A step that was asked for.
+pub struct StepInFlight {
+    seq: u64,
+    /// Since when.
+    asked: Instant,
+    queued: Duration,
+    lists: StepRowLists,
+    /// `None` if it has no rows.
+    computed: Option<Computed>,
+}
+
+/// Its rows.
+#[derive(Default)]
+struct StepRowLists {
+    rows: Rows,
+    device_rows: DeviceRows,
+}
+
+/// What becomes of them.
+struct Computed {
+    logits: Tensor,
+    /// What the device says of them, if it samples.
+    samples: Option<PendingSamples>,
+    /// Whether that is all that is needed, and the logits may be overwritten.
+    is_on_device: bool,
+}
+
+impl StepInFlight {
+    /// Whether nothing of it is read but what the device has sampled, so that the next step may be asked for before it is finished.
+    pub fn is_on_device(&self) -> bool {
+        self.computed.as_ref().is_some_and(|computed| computed.is_on_device)
+    }
+
+    /// Token rows.
+    pub fn tokens(&self) -> usize {
+        self.lists.rows.input_ids.len()
+    }
+
+    /// When it was asked for.
+    pub fn asked(&self) -> Instant {
+        self.asked
+    }
 }
 
 /// One thread's share of the sampling.
@@ -142,6 +193,7 @@ impl Executor {
         };
         let samplers = (0..threads).map(|_| Mutex::new(sampler())).collect();
         Executor {
+            floor: arena.mark(),
             model,
             comm,
             host,
@@ -150,11 +202,11 @@ impl Executor {
             lists,
             graphs: DecodeGraphs::default(),
             slots: Slots::new(limits),
-            rows: Rows::default(),
-            device_rows: DeviceRows::default(),
+            spare: Vec::new(),
             samplers,
             encoded_plan: Vec::new(),
             masks: StepMasks::new(),
+            last_finished: Instant::now(),
         }
     }
 
@@ -165,6 +217,8 @@ impl Executor {
     pub fn capture_graphs(&mut self, rows: &[usize]) -> Result<(), crate::Error> {
         let Executor { model, kv, arena, lists, .. } = self;
         let device = kv.device().clone();
+        // Graphs find their activations where steps begin.
+        arena.release(self.floor);
         self.graphs = DecodeGraphs::capture(rows, model, &device, arena, kv, lists)?;
         Ok(())
     }
@@ -199,11 +253,6 @@ impl Executor {
         self.model.spec().eos_token_ids.contains(&token_id)
     }
 
-    /// Token rows of the last step.
-    pub fn last_step_tokens(&self) -> usize {
-        self.rows.input_ids.len()
-    }
-
     /// Frees all slots and expects plan 1 next.
     pub fn clear(&mut self) {
         self.slots.clear();
@@ -217,7 +266,7 @@ impl Executor {
     }
 
     /// Carries out one plan. `queued` is how long it waited; `masks` has the grammar masks of its rows, or will have them
-    /// when the forward pass is over.
+    /// when the forward pass is over. No step is in flight.
     ///
     /// # Errors
     /// [`StepError`]: the slots are then in no defined state, and [`Executor::clear`] has to come next.
@@ -228,35 +277,111 @@ impl Executor {
         queued: Duration,
         masks: &mut dyn MaskSource,
     ) -> Result<StepResult, StepError> {
+        let step = self.submit(epoch, plan, queued)?;
+        self.finish(step, masks)
+    }
+
+    /// Whether a plan may be asked for while `newest` is in flight, and its tokens are not known here.
+    pub fn can_follow(&self, newest: &StepInFlight, plan: &Plan) -> bool {
+        // A draft is looked up by the token before it.
+        newest.is_on_device() && plan.draft_limits.iter().all(|limit| *limit == 0)
+    }
+
+    /// Asks for the step of a plan: of two in flight, the first is finished before a third is asked for, and one that is not on the
+    /// device ([`StepInFlight::is_on_device`]) before any.
+    ///
+    /// # Errors
+    /// As [`Executor::step`].
+    pub fn submit(&mut self, epoch: u64, plan: &Plan, queued: Duration) -> Result<StepInFlight, StepError> {
         self.slots.check(plan)?;
-        let (seq, mark) = (plan.seq, self.arena.mark());
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.run(epoch, plan, queued, masks)));
         // Here and not beside the forward pass, so that a step that failed half-way leaves nothing on the stack.
-        self.arena.release(mark);
+        self.arena.release(self.floor);
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.ask(epoch, plan, queued)));
+        outcome.map_err(|panic| StepError::Panic { seq: plan.seq, message: panic_message(&*panic) })?
+    }
+
+    /// Whether a step would be finished without waiting for its device.
+    ///
+    /// # Errors
+    /// What went wrong on the device meanwhile.
+    pub fn is_ready(&self, step: &StepInFlight) -> Result<bool, StepError> {
+        let samples = step.computed.as_ref().and_then(|computed| computed.samples.as_ref());
+        let failed = |error: kernels::Error| StepError::Forward { seq: step.seq, source: error.into() };
+        samples.map_or(Ok(true), |samples| samples.is_ready(&self.lists).map_err(failed))
+    }
+
+    /// Waits for a step, the oldest in flight, and samples what its device has not.
+    ///
+    /// # Errors
+    /// As [`Executor::step`].
+    pub fn finish(&mut self, step: StepInFlight, masks: &mut dyn MaskSource) -> Result<StepResult, StepError> {
+        let seq = step.seq;
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.answer(step, masks)));
+        self.last_finished = Instant::now();
         outcome.map_err(|panic| StepError::Panic { seq, message: panic_message(&*panic) })?
     }
 
-    /// Carries out a plan that was checked.
-    fn run(
-        &mut self,
-        epoch: u64,
-        plan: &Plan,
-        queued: Duration,
-        masks: &mut dyn MaskSource,
-    ) -> Result<StepResult, StepError> {
-        self.slots.apply(plan, &mut self.rows);
-        let mut timings = Timings { queue_ns: nanos(queued), ..Timings::default() };
-        let mut result = StepResult { seq: plan.seq, ..StepResult::default() };
+    /// Whether after this error nothing but a new process will do: a device that has failed, or other ranks that wait for this one.
+    pub fn is_lost(&self, error: &StepError) -> bool {
+        use kernels::Error::{Cuda, Group};
+        let of_device =
+            matches!(error, StepError::Forward { source: crate::Error::Kernel(Cuda { .. } | Group { .. }), .. });
+        of_device || self.comm.is_lost()
+    }
+
+    /// Asks for the step of a plan that was checked.
+    fn ask(&mut self, epoch: u64, plan: &Plan, queued: Duration) -> Result<StepInFlight, StepError> {
+        let mut lists = self.spare.pop().unwrap_or_default();
+        self.slots.apply(plan, &mut lists.rows);
+        let mut step = StepInFlight { seq: plan.seq, asked: Instant::now(), queued, lists, computed: None };
         // A plan without rows only frees or fills slots; it takes no collective on any rank.
-        if self.rows.input_ids.is_empty() {
-            take_masks(masks, plan.seq, &[])?;
-        } else {
+        if !step.lists.rows.input_ids.is_empty() {
+            let failed = |source| StepError::Forward { seq: plan.seq, source };
             let plan_hash = self.plan_hash(plan);
-            self.comm.begin_step(StepTag { epoch, seq: plan.seq, plan_hash });
-            self.compute(plan.seq, masks, &mut timings)?;
-            self.collect(&mut result);
+            self.comm.begin_step(StepTag { epoch, seq: plan.seq, plan_hash }).map_err(failed)?;
+            step.computed = Some(self.compute(&mut step.lists).map_err(failed)?);
         }
+        if step.is_on_device() {
+            // They have none; and whether the step before is finished already differs from rank to rank.
+            self.masks.clear();
+            for (row, result) in step.lists.rows.sampled.iter().zip(step.lists.device_rows.results()) {
+                self.slots.expect(row.slot, plan.seq, result as u32);
+            }
+        }
+        Ok(step)
+    }
+
+    /// What comes of a step.
+    fn answer(&mut self, step: StepInFlight, masks: &mut dyn MaskSource) -> Result<StepResult, StepError> {
+        let StepInFlight { seq, asked, queued, mut lists, computed } = step;
+        let mut timings = Timings { queue_ns: nanos(queued), ..Timings::default() };
+        let mut result = StepResult { seq, ..StepResult::default() };
+        let failed = |source| StepError::Forward { seq, source };
+        // The device had others to compute until the last one was finished.
+        let began = asked.max(self.last_finished);
+        match computed {
+            None => drop(take_masks(masks, seq, &[])?),
+            Some(Computed { samples: Some(samples), is_on_device: true, .. }) => {
+                let sampled = samples.wait(&self.lists).map_err(|error| failed(error.into()))?;
+                self.comm.finish_step().map_err(failed)?;
+                timings.forward_ns = nanos(began.elapsed());
+                take_masks(masks, seq, &[])?;
+                self.collect_device(seq, &lists, &sampled, &mut result);
+            }
+            Some(computed) => {
+                let StepRowLists { rows, device_rows } = &lists;
+                let Computed { logits, samples, .. } = &computed;
+                let logits = StepLogits::read(logits, device_rows, samples.as_ref(), rows, &self.lists);
+                let logits = logits.map_err(failed)?;
+                self.comm.finish_step().map_err(failed)?;
+                timings.forward_ns = nanos(began.elapsed());
+                self.sample(seq, &logits, rows, masks, &mut timings)?;
+                self.collect(rows, &mut result);
+            }
+        }
+        result.draft_tokens = std::mem::take(&mut lists.rows.draft_tokens).into();
         result.timings = Some(timings);
+        self.spare.push(lists);
         Ok(result)
     }
 
@@ -273,11 +398,9 @@ impl Executor {
         u64::from_le_bytes([h0, h1, h2, h3, h4, h5, h6, h7])
     }
 
-    /// Computes the rows, samples from their logits and scores the prompt tokens that are asked for.
-    fn compute(&mut self, seq: u64, source: &mut dyn MaskSource, timings: &mut Timings) -> Result<(), StepError> {
-        let started = Instant::now();
-        let Executor { model, kv, arena, lists, graphs, slots, rows, device_rows, host, samplers, masks, .. } = self;
-        let failed = |source| StepError::Forward { seq, source };
+    /// Asks for the logits of the rows, and for what the device samples from them.
+    fn compute(&mut self, StepRowLists { rows, device_rows }: &mut StepRowLists) -> Result<Computed, crate::Error> {
+        let Executor { model, kv, arena, lists, graphs, slots, .. } = self;
         let sequences = rows.spans.iter().map(|span| SequenceRows {
             first_row: span.first_row,
             num_rows: span.num_rows,
@@ -287,28 +410,40 @@ impl Executor {
         let sequences: Vec<SequenceRows<'_>> = sequences.collect();
         let step_rows = StepRows {
             input_ids: &rows.input_ids,
+            continued: &rows.continued,
             positions: &rows.positions,
             slot_mapping: &rows.slot_mapping,
             sequences: &sequences,
             sample_rows: &rows.logit_rows,
         };
-        let logits = match graphs.begin(&step_rows, lists).map_err(failed)? {
+        let logits = match graphs.begin(&step_rows, lists)? {
             Some(step) => {
-                device_rows.choose(rows, slots, lists).map_err(failed)?;
-                lists.send().map_err(|error| failed(error.into()))?;
-                step.forward(model, arena).map_err(failed)?
+                device_rows.choose(rows, slots, lists)?;
+                lists.send()?;
+                step.forward(model, arena)?
             }
             None => {
-                lists.begin().map_err(|error| failed(error.into()))?;
-                let step = StepInput::new(&step_rows, lists).map_err(failed)?;
-                device_rows.choose(rows, slots, lists).map_err(failed)?;
-                lists.send().map_err(|error| failed(error.into()))?;
-                model.forward(arena, kv, &step).map_err(failed)?
+                lists.begin()?;
+                let step = StepInput::new(&step_rows, lists)?;
+                device_rows.choose(rows, slots, lists)?;
+                lists.send()?;
+                model.forward(arena, kv, &step)?
             }
         };
-        let logits = StepLogits::read(&logits, device_rows, rows, lists).map_err(failed)?;
-        timings.forward_ns = nanos(started.elapsed());
+        let samples = device_rows.sample(&logits, lists)?;
+        Ok(Computed { logits, samples, is_on_device: device_rows.are_all(rows) })
+    }
 
+    /// Samples from the logits of the rows, and scores the prompt tokens that are asked for.
+    fn sample(
+        &mut self,
+        seq: u64,
+        logits: &StepLogits<'_>,
+        rows: &Rows,
+        source: &mut dyn MaskSource,
+        timings: &mut Timings,
+    ) -> Result<(), StepError> {
+        let Executor { model, slots, host, samplers, masks, .. } = self;
         // Only now: the masks may have been on their way while the forward pass ran.
         let masked = rows.sampled.iter().map(|row| row.slot).filter(|&slot| slots.get(slot).params.masked);
         let masked: Vec<u32> = masked.collect();
@@ -321,7 +456,7 @@ impl Executor {
             let history = std::mem::take(&mut slots.get_mut(row.slot).history);
             idle(&mut samplers[index % threads]).runs.push(Run { history, outcomes: 0..0 });
         }
-        let (logits, rows, masks) = (&logits, &*rows, &*masks);
+        let masks = &*masks;
         let (all_slots, eos_token_ids) = (&*slots, &model.spec().eos_token_ids[..]);
         // Rows are dealt out by index; which thread samples a row cannot be seen in the result.
         host.for_each(threads, |thread| {
@@ -360,12 +495,25 @@ impl Executor {
         Ok(())
     }
 
+    /// Writes what the device has sampled into the slots and the result, in row order.
+    fn collect_device(&mut self, seq: u64, lists: &StepRowLists, sampled: &[Sampled], result: &mut StepResult) {
+        let mut samples = Vec::with_capacity(sampled.len());
+        for (row, index) in lists.rows.sampled.iter().zip(lists.device_rows.results()) {
+            let slot = row.slot;
+            match self.slots.arrive(row, seq, Choice::of_device(&sampled[index], row.position)) {
+                Ok(Choice { token_id, logprob }) => samples.push(Sample { slot, token_id, logprob }),
+                Err(reason) => result.row_errors.push(RowError { slot, reason: reason.to_string() }),
+            }
+        }
+        result.samples = Sample::pack(&samples);
+    }
+
     /// Writes the outcomes of a step into the slots and its result, in row order.
-    fn collect(&mut self, result: &mut StepResult) {
-        self.collect_scores(result);
+    fn collect(&mut self, rows: &Rows, result: &mut StepResult) {
+        self.collect_scores(rows, result);
         let threads = self.samplers.len();
-        let mut samples = Vec::with_capacity(self.rows.sampled.len());
-        for (index, row) in self.rows.sampled.iter().enumerate() {
+        let mut samples = Vec::with_capacity(rows.sampled.len());
+        for (index, row) in rows.sampled.iter().enumerate() {
             let RowSampler { runs, outcomes, .. } = idle(&mut self.samplers[index % threads]);
             let (run, slot_id) = (&mut runs[index / threads], row.slot);
             let slot = self.slots.get_mut(slot_id);
@@ -388,18 +536,17 @@ impl Executor {
                 }
             }
             // Another token was sampled only where the draft had the one before it right.
-            self.slots.settle(row, self.rows.draft_of(row), run.outcomes.len() - 1);
+            self.slots.settle(row, rows.draft_of(row), run.outcomes.len() - 1);
         }
         result.samples = Sample::pack(&samples);
-        result.draft_tokens = self.rows.draft_tokens.clone().into();
     }
 
     /// Writes the log-probabilities of prompt tokens into the result, chunk by chunk. A slot with a token that has none fails;
     /// that is reported when it is sampled.
-    fn collect_scores(&mut self, result: &mut StepResult) {
+    fn collect_scores(&mut self, rows: &Rows, result: &mut StepResult) {
         let threads = self.samplers.len();
         let mut index = 0;
-        for chunk in self.rows.scored.chunk_by(|one, next| one.slot == next.slot) {
+        for chunk in rows.scored.chunk_by(|one, next| one.slot == next.slot) {
             let ScoredToken { slot: slot_id, position: first_token_position, .. } = chunk[0];
             let slot = self.slots.get_mut(slot_id);
             let (mut logprobs, mut top_tokens) = (Vec::with_capacity(chunk.len()), Vec::new());

@@ -9,6 +9,12 @@ use std::time::Duration;
 /// Plans that one router may have in flight. 4: the router keeps 2, so that the next step starts without a round trip;
 /// the rest is room for models whose step is shorter than that round trip. More would only make cancellations late.
 pub const MAX_PLANS_IN_FLIGHT: usize = 4;
+/// Steps that may be asked of a device at a time. 2: it begins the next one without waiting for anybody; with more, a row that has
+/// ended would be computed again for nothing that often.
+pub const MAX_STEPS_IN_FLIGHT: usize = 2;
+/// How often the engine looks whether a step is ready, while it waits for plans too. 20 µs: little beside a step of milliseconds, and the
+/// device has the next one meanwhile.
+pub const DEVICE_POLL_PERIOD: Duration = Duration::from_micros(20);
 /// How long a step waits for a grammar mask before the epoch ends. 30 s: a router computes one in milliseconds, and one that
 /// still speaks but never sends it must not hold the slots for ever.
 pub const MASK_TIMEOUT: Duration = Duration::from_secs(30);
@@ -60,6 +66,8 @@ pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 /// After that, connections may take this long to say goodbye. 2 s: a peer that hangs must not keep the process.
 pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a shard that cannot go on lives after its last message. 100 ms: enough for a socket of this machine.
+pub const LAST_WORDS: Duration = Duration::from_millis(100);
 /// How often a shard that was told its parent looks whether it is still there.
 pub const PARENT_CHECK_PERIOD: Duration = Duration::from_secs(1);
 
@@ -106,6 +114,12 @@ pub const SHM_BUFFER_BYTES: usize = 1 << 20;
 pub const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the ranks of a group wait for each other at start-up.
 pub const RANKS_ATTACH_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the GPUs of a group wait for each other at start-up. 5 minutes: ranks come when they have compiled their kernels, if they
+/// have to, and the launcher ends all of them when one dies.
+pub const GPU_JOIN_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long a step may go on after its epoch has ended, before what the GPU does is ended too and the process with it. 2 s: any step
+/// that is not waiting for a rank is over by then.
+pub const ABORT_GRACE: Duration = Duration::from_secs(2);
 /// How often a waiting rank looks whether the one it waits for still lives: a dead rank is named within twice this.
 pub const PEER_CHECK_PERIOD: Duration = Duration::from_millis(250);
 /// How long a rank spins for its peers before it sleeps. 50 µs: about the difference between ranks that computed the same

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use kernels::ops::sample::{SampleRow, SampleRows, Sampled, sample_rows};
+use kernels::ops::sample::{PendingSamples, SampleRow, SampleRows, Sampled, sample_rows};
 use kernels::{StepLists, Tensor, Values};
 
 use crate::error::Result;
@@ -37,6 +37,28 @@ impl DeviceRows {
             self.of_sampled.fill(0..0);
         }
         Ok(())
+    }
+
+    /// Asks the device to sample. `None` where there is none; else what comes of it is on its way.
+    ///
+    /// # Errors
+    /// [`kernels::Error::Cuda`].
+    pub(crate) fn sample(&self, logits: &Tensor, lists: &mut StepLists) -> Result<Option<PendingSamples>> {
+        Ok(self.sent.as_ref().map(|sent| sample_rows(logits, sent, lists)).transpose()?)
+    }
+
+    /// Whether the processor reads nothing of a step but what its device has sampled, one token a row.
+    pub(crate) fn are_all(&self, rows: &Rows) -> bool {
+        self.sent.is_some()
+            && rows.scored.is_empty()
+            && rows.kept.is_empty()
+            && rows.sampled.iter().all(|row| row.draft_tokens == 0)
+            && self.of_sampled.iter().all(|range| range.len() == 1)
+    }
+
+    /// Of the sampled rows of a step that has no others, which result is each one's.
+    pub(crate) fn results(&self) -> impl Iterator<Item = usize> {
+        self.of_sampled.iter().map(|range| range.start)
     }
 }
 
@@ -76,18 +98,19 @@ enum HostLogits<'a> {
 }
 
 impl<'a> StepLogits<'a> {
-    /// Samples what the device samples, and copies what the processor reads. Waits for the forward pass.
+    /// Waits for what the device samples, and copies what the processor reads.
     ///
     /// # Errors
     /// Whatever the device did wrong meanwhile.
     pub(crate) fn read(
         logits: &'a Tensor,
         device_rows: &'a DeviceRows,
+        samples: Option<&PendingSamples>,
         rows: &Rows,
         lists: &StepLists,
     ) -> Result<StepLogits<'a>> {
         let (vocab_size, of_sampled) = (logits.cols(), &device_rows.of_sampled[..]);
-        let Some(sent) = &device_rows.sent else {
+        let Some(samples) = samples else {
             return Ok(StepLogits {
                 vocab_size,
                 values: HostLogits::All(logits.as_f32()),
@@ -95,7 +118,7 @@ impl<'a> StepLogits<'a> {
                 of_sampled,
             });
         };
-        let sampled = if device_rows.rows.is_empty() { Vec::new() } else { sample_rows(logits, sent, lists)? };
+        let sampled = samples.wait(lists)?;
 
         let mut is_needed = vec![false; logits.rows()];
         for (row, on_device) in rows.sampled.iter().zip(of_sampled) {

@@ -54,9 +54,19 @@ async fn serve(args: &Args, started: start::Started) -> anyhow::Result<()> {
             Err(_) => std::future::pending().await,
         }
     };
+    let lost = {
+        let engine = engine.clone();
+        async move {
+            let reason = engine.lost().await;
+            // The router reads the reason too.
+            tokio::time::sleep(limits::LAST_WORDS).await;
+            reason
+        }
+    };
     tracing::info!("Server started at unix://{}", path.display());
     let served = tokio::select! {
-        served = service::serve(engine, info, listener, shutdown) => served,
+        served = service::serve(engine, info, listener, shutdown) => served.context("the gRPC server failed"),
+        reason = lost => Err(anyhow::anyhow!(reason)),
         () = too_late => {
             tracing::warn!("a client keeps its connection open: closing it");
             Ok(())
@@ -64,7 +74,7 @@ async fn serve(args: &Args, started: start::Started) -> anyhow::Result<()> {
     };
     // A stale file would be replaced by the next shard anyway.
     let _ = std::fs::remove_file(&path);
-    served.context("the gRPC server failed")
+    served
 }
 
 /// Returns when this process has another parent than `expected`.

@@ -3,11 +3,12 @@
 //! A plan is checked whole before anything changes ([`Slots::check`]), so applying it cannot fail. Whatever a check
 //! refuses is a disagreement between router and shard about the state; there is nothing to repair, the epoch ends.
 
+use kernels::ops::sample::NO_RESULT;
 use proto::v1::{Chunk, NewSlot, Plan, SamplingParams, SlotState};
 use proto::{MAX_DRAFT_TOKENS, unpack_u32};
 
 use crate::limits::MAX_TOP_N_TOKENS;
-use crate::sampling::{History, Params, RowFailure};
+use crate::sampling::{Choice, History, Params, RowFailure};
 use crate::violation::Violation;
 
 mod prompt_lookup;
@@ -68,9 +69,24 @@ pub struct Slot {
     pub kept_logits: Vec<f32>,
     /// What `Continue` computes next.
     pub last_token: u32,
+    /// Where that token is instead, if the device has it and this processor not yet.
+    expected: Option<ExpectedToken>,
+    /// Whether it was continued from while it was expected: it is noted when it arrives.
+    continued_early: bool,
+    /// The plan that opened the slot.
+    opened: u64,
     /// Why its sampling failed. Such a row goes on computing until the router frees it, because all ranks must run the
     /// same rows; it just has no samples any more.
     pub failure: Option<RowFailure>,
+}
+
+/// A token that is on its way from the device.
+#[derive(Clone, Copy, Debug)]
+struct ExpectedToken {
+    /// The plan that sampled it.
+    seq: u64,
+    /// Which of that plan's results it is.
+    result: u32,
 }
 
 /// The part of a slot that decides whether a plan is legal.
@@ -92,8 +108,10 @@ struct Shape {
 /// The rows of one step, in plan order. Reused from step to step.
 #[derive(Debug, Default)]
 pub struct Rows {
-    /// Token ids, `[T]`.
+    /// Token ids, `[T]`; 0 where they are on their way.
     pub input_ids: Vec<u32>,
+    /// Which result of the step before is the row's token, `[T]`, [`NO_RESULT`] where it is known; empty if all are.
+    pub continued: Vec<u32>,
     /// Absolute positions, `[T]`.
     pub positions: Vec<u32>,
     /// `block_id · block_size + offset` of each token's KV, `[T]`.
@@ -241,7 +259,7 @@ impl Slots {
             self.shapes[slot as usize] = Shape::default();
             self.slots[slot as usize].kept_logits = Vec::new();
         }
-        plan.new_slots.iter().for_each(|new| self.open(new));
+        plan.new_slots.iter().for_each(|new| self.open(new, plan.seq));
         for (slot, block_id) in pairs(&plan.appended_blocks) {
             self.slots[slot as usize].block_table.push(block_id);
             self.shapes[slot as usize].num_blocks += 1;
@@ -270,8 +288,41 @@ impl Slots {
         draft[..right].iter().for_each(|&token_id| slot.lookup.push(token_id));
     }
 
-    fn open(&mut self, new: &NewSlot) {
+    /// The token that plan `seq` samples for a slot is result `result` of its device, and will arrive later.
+    pub fn expect(&mut self, slot: u32, seq: u64, result: u32) {
+        self.slots[slot as usize].expected = Some(ExpectedToken { seq, result });
+    }
+
+    /// What was expected for a row of plan `seq` arrives. Returns what counts: a slot that has failed before has no tokens any more.
+    ///
+    /// # Errors
+    /// Why there is no token.
+    pub fn arrive(
+        &mut self,
+        row: &SampledRow,
+        seq: u64,
+        choice: Result<Choice, RowFailure>,
+    ) -> Result<Choice, RowFailure> {
+        let (shape, slot) = (&self.shapes[row.slot as usize], &mut self.slots[row.slot as usize]);
+        // A later plan may have freed the slot meanwhile, or opened it for another request.
+        if !shape.live || slot.opened > seq {
+            return choice;
+        }
+        let choice = slot.failure.clone().map_or(choice, Err);
+        let token_id = choice.as_ref().map_or(0, |choice| choice.token_id);
+        if std::mem::take(&mut slot.continued_early) {
+            slot.note(row.position, token_id, shape.speculates);
+        }
+        slot.last_token = token_id;
+        slot.failure = choice.as_ref().err().cloned();
+        // A later plan's may be expected already.
+        slot.expected = slot.expected.filter(|expected| expected.seq != seq);
+        choice
+    }
+
+    fn open(&mut self, new: &NewSlot, seq: u64) {
         let slot = &mut self.slots[new.slot as usize];
+        (slot.opened, slot.expected, slot.continued_early) = (seq, None, false);
         slot.request_id = new.request_id;
         slot.params = Params::new(new.params.clone().unwrap_or_default(), new.prompt_tokens, new.masked);
         slot.block_table.clear();
@@ -297,16 +348,23 @@ impl Slots {
     fn continue_row(&mut self, slot_id: u32, draft_limit: u8, rows: &mut Rows) -> usize {
         let (slot, shape) = (&mut self.slots[slot_id as usize], &mut self.shapes[slot_id as usize]);
         let (row, start_position) = (rows.input_ids.len(), shape.length);
-        slot.note(start_position as u32, slot.last_token, shape.speculates);
+        let last_token = if slot.expected.is_some() { 0 } else { slot.last_token };
+        slot.continued_early = slot.expected.is_some();
+        if !slot.continued_early {
+            slot.note(start_position as u32, last_token, shape.speculates);
+        }
         self.draft.clear();
         if draft_limit > 0 {
             slot.lookup.propose(draft_limit.into(), &mut self.draft);
         }
         let (draft_tokens, logits) = (self.draft.len(), rows.logit_rows.len());
-        for id in std::iter::once(slot.last_token).chain(self.draft.iter().copied()) {
+        for id in std::iter::once(last_token).chain(self.draft.iter().copied()) {
             rows.push(id, shape.length, slot, self.limits.block_size);
             rows.want_logits();
             shape.length += 1;
+        }
+        if let Some(expected) = slot.expected {
+            rows.continue_from(row, expected.result);
         }
         rows.spans.push(Span { slot: slot_id, first_row: row, num_rows: 1 + draft_tokens, start_position });
         rows.sampled.push(SampledRow { slot: slot_id, position: start_position as u32 + 1, logits, row, draft_tokens });
@@ -367,12 +425,22 @@ impl Rows {
     fn push(&mut self, token_id: u32, position: usize, slot: &Slot, block_size: usize) {
         let block_id = slot.block_table[position / block_size] as usize;
         self.input_ids.push(token_id);
+        if !self.continued.is_empty() {
+            self.continued.push(NO_RESULT);
+        }
         self.positions.push(position as u32);
         self.slot_mapping.push((block_id * block_size + position % block_size) as u32);
     }
 
+    /// The token of a row is a result of the step before.
+    fn continue_from(&mut self, row: usize, result: u32) {
+        self.continued.resize(self.input_ids.len(), NO_RESULT);
+        self.continued[row] = result;
+    }
+
     fn clear(&mut self) {
         self.input_ids.clear();
+        self.continued.clear();
         self.positions.clear();
         self.slot_mapping.clear();
         self.spans.clear();

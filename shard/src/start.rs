@@ -9,7 +9,7 @@ use proto::v1::{Chunk, InfoResponse, NewSlot, Plan};
 
 use crate::args::{Args, DeviceKind, Dtype, KvCacheDtype, Quantize, RopeScaling};
 use crate::capacity::{CapacityError, CapacityInput, UsableMemory, capacity};
-use crate::comm::{Comm, Shm, Single};
+use crate::comm::{Comm, Nccl, Shm, Single};
 use crate::executor::{Executor, StepError};
 use crate::limits::{
     CUDA_KV_MEMORY_FRACTION, KV_MEMORY_FRACTION, MAX_CUDA_STEP_TOKENS, MAX_TOP_N_TOKENS, MIN_LOGIT_ROWS,
@@ -40,12 +40,6 @@ pub enum StartError {
     /// There is no such device, or it cannot be used.
     #[error(transparent)]
     Device(#[from] kernels::Error),
-    /// Ranks on GPUs have no way to each other.
-    #[error("--world-size {world_size} with --device cuda is not supported yet: a model runs on one GPU")]
-    SeveralGpus {
-        /// Number of ranks.
-        world_size: usize,
-    },
     /// The model cannot be loaded, or the ranks cannot reach each other.
     #[error(transparent)]
     Model(#[from] crate::Error),
@@ -86,8 +80,13 @@ pub struct Started {
 /// # Errors
 /// [`StartError`]; its text is one line for the operator.
 pub fn start(args: &Args) -> Result<Started, StartError> {
-    let comm = open_comm(args)?;
-    start_with(args, comm)
+    let (rank, world_size) = (args.rank, args.world_size.get());
+    if rank >= world_size {
+        return Err(StartError::Rank { rank, world_size });
+    }
+    let device = open_device(args)?;
+    let comm = open_comm(args, &device)?;
+    start_on(args, device, comm)
 }
 
 /// The same for a rank that has joined its group already.
@@ -95,9 +94,12 @@ pub fn start(args: &Args) -> Result<Started, StartError> {
 /// # Errors
 /// [`StartError`].
 pub fn start_with(args: &Args, comm: Arc<dyn Comm>) -> Result<Started, StartError> {
+    start_on(args, open_device(args)?, comm)
+}
+
+fn start_on(args: &Args, device: Device, comm: Arc<dyn Comm>) -> Result<Started, StartError> {
     let began = Instant::now();
     let threads = args.compute_threads();
-    let device = open_device(args, threads)?;
     let options = ModelOptions {
         dtype: args.dtype.map(dtype),
         kv_dtype: kv_dtype(args.kv_cache_dtype),
@@ -187,7 +189,7 @@ pub fn start_with(args: &Args, comm: Arc<dyn Comm>) -> Result<Started, StartErro
 }
 
 /// The device that the command line names.
-fn open_device(args: &Args, threads: usize) -> Result<Device, StartError> {
+fn open_device(args: &Args) -> Result<Device, StartError> {
     if (args.device, args.dtype) == (DeviceKind::Cuda, Some(Dtype::Float32)) {
         let reason = "--dtype float32 is not computed on a GPU: bfloat16 and float16 are".to_owned();
         return Err(kernels::Error::Unsupported { reason }.into());
@@ -196,13 +198,14 @@ fn open_device(args: &Args, threads: usize) -> Result<Device, StartError> {
         let reason = format!("--max-step-tokens is at most {MAX_CUDA_STEP_TOKENS} on a GPU");
         return Err(kernels::Error::Unsupported { reason }.into());
     }
-    match (args.device, args.world_size.get()) {
-        (DeviceKind::Cpu, _) => Ok(Device::cpu(threads)),
-        (DeviceKind::Cuda, 1) => {
-            Ok(Device::cuda(args.rank, threads, &cuda_code::CODE, &|progress| tracing::info!("{progress}"))?)
+    let threads = args.compute_threads();
+    Ok(match args.device {
+        DeviceKind::Cpu => Device::cpu(threads),
+        // As TGI: every rank sees all GPUs and takes the one of its number.
+        DeviceKind::Cuda => {
+            Device::cuda(args.rank, threads, &cuda_code::CODE, &|progress| tracing::info!("{progress}"))?
         }
-        (DeviceKind::Cuda, world_size) => Err(StartError::SeveralGpus { world_size }),
-    }
+    })
 }
 
 /// The memory that is left for the KV cache and the activations.
@@ -222,19 +225,17 @@ fn usable_memory(device: &Device, fraction: f64, world_size: usize) -> Result<Op
 }
 
 /// Joins the group of ranks.
-///
-/// # Errors
-/// [`StartError`] if the arguments name no group, or the group does not come together.
-pub fn open_comm(args: &Args) -> Result<Arc<dyn Comm>, StartError> {
+fn open_comm(args: &Args, device: &Device) -> Result<Arc<dyn Comm>, StartError> {
     let (rank, world_size) = (args.rank, args.world_size.get());
-    if rank >= world_size {
-        return Err(StartError::Rank { rank, world_size });
-    }
     if world_size == 1 {
         return Ok(Arc::new(Single));
     }
     let name = args.comm_name.as_deref().ok_or(StartError::NoCommName { world_size })?;
-    Ok(Arc::new(Shm::open(name, rank, world_size, SHM_BUFFER_BYTES)?))
+    let shared = Shm::open(name, rank, world_size, SHM_BUFFER_BYTES)?;
+    Ok(match args.device {
+        DeviceKind::Cpu => Arc::new(shared),
+        DeviceKind::Cuda => Arc::new(Nccl::open(shared, device)?),
+    })
 }
 
 /// Computes a prompt of a few tokens and continues it once: touches weights and buffers, lets ranks meet, and finds a

@@ -26,7 +26,7 @@ fn rank_process() {
         Err(error) => return println!("\nopen failed: {error}"),
     };
     for (round, line) in std::io::stdin().lines().enumerate() {
-        comm.begin_step(StepTag { epoch: 1, seq: round as u64, plan_hash: 0 });
+        comm.begin_step(StepTag { epoch: 1, seq: round as u64, plan_hash: 0 }).unwrap();
         for _ in 0..line.unwrap().trim().parse::<usize>().unwrap() {
             // More than a buffer; values whose sum depends on the order.
             let mut values: Vec<f32> = (0..3000).map(|i| [1e8, 1.0, -1e8, 0.5][rank] + i as f32).collect();

@@ -5,16 +5,24 @@
 
 mod runner;
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use clap::Parser;
 use half::bf16;
-use kernels::{DType, Device};
+use kernels::{DType, Device, Tensor};
+use proto::pack_u32;
+use proto::v1::{Chunk, NewSlot, Plan, SamplingParams, StepResult};
 use runner::{Piece, Runner, Wanted, arg_max, bits, unique_name};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::{Value, json};
-use shard::comm::Single;
+use shard::comm::{Comm, Nccl, Shm, Single};
+use shard::executor::Executor;
+use shard::masks::NoMasks;
 use shard::models::ModelOptions;
+use shard::{Args, start};
 
 /// The simulated GPU: one for all tests, as one process has one. They take turns, since a capture wants its stream for itself.
 fn gpu() -> MutexGuard<'static, Device> {
@@ -90,7 +98,7 @@ struct RandomModel(PathBuf);
 impl RandomModel {
     fn new(family: &str, changes: &Value) -> RandomModel {
         const HIDDEN: usize = 64;
-        const INTERMEDIATE: usize = 96;
+        const INTERMEDIATE: usize = 128;
         const HEADS: usize = 4;
         const KV_HEADS: usize = 2;
         const DIM: usize = 32;
@@ -237,6 +245,192 @@ fn steps_that_a_graph_computes_have_the_bits_of_others() {
         assert_eq!(graph_steps, 14, "{family}: every step of single rows is a graph's");
         assert!(by_graph == eager, "{family}: a graph computes other bits");
     }
+}
+
+// --- Steps in flight ---------------------------------------------------------------------------------------------------
+
+/// An executor of the model on the GPU, with graphs of so many rows.
+fn executor(dir: &Path, graphs: &str) -> Executor {
+    let dir = dir.to_str().unwrap();
+    let args = ["shard", "--model-dir", dir, "--device", "cuda", "--threads", "1", "--max-batch-size", "4"];
+    let sizes = ["--max-step-tokens", "64", "--max-batch-total-tokens", "512", "--cuda-graphs", graphs];
+    let args = Args::parse_from(args.iter().chain(&sizes));
+    start::start_with(&args, Arc::new(Single)).unwrap_or_else(|error| panic!("{error}")).executor
+}
+
+/// Plans of four requests that come, go and take each other's slots.
+fn plans() -> Vec<Plan> {
+    let params = |seed| Some(SamplingParams { do_sample: seed > 0, seed: Some(seed), ..SamplingParams::default() });
+    let open = |slot: u32, seed, first_block: u32| NewSlot {
+        slot,
+        params: params(seed),
+        prompt_tokens: 5,
+        block_table: pack_u32(first_block..first_block + 2),
+        ..NewSlot::default()
+    };
+    let prompt = |slot, seed| Chunk { slot, start_position: 0, ids: pack_u32(tokens(5, seed)), sample: true };
+    let mut plans = vec![Plan { new_slots: vec![open(0, 0, 0)], chunks: vec![prompt(0, 11)], ..Plan::default() }];
+    plans.push(Plan {
+        new_slots: vec![open(1, 7, 2), open(2, 8, 4)],
+        continues: pack_u32([0]),
+        chunks: vec![prompt(1, 12), prompt(2, 13)],
+        ..Plan::default()
+    });
+    plans.push(Plan { continues: pack_u32([2, 0, 1]), ..Plan::default() });
+    plans.extend((0..4).map(|_| Plan { same_rows: true, ..Plan::default() }));
+    // One rests, one ends; in the ended one's slot another begins at once.
+    plans.push(Plan { continues: pack_u32([1]), freed_slots: pack_u32([2]), ..Plan::default() });
+    plans.push(Plan {
+        new_slots: vec![open(2, 9, 4)],
+        continues: pack_u32([0, 1]),
+        chunks: vec![prompt(2, 14)],
+        ..Plan::default()
+    });
+    plans.extend((0..5).map(|_| Plan { continues: pack_u32([0, 2]), ..Plan::default() }));
+    for (seq, plan) in (1..).zip(&mut plans) {
+        plan.seq = seq;
+    }
+    plans
+}
+
+#[test]
+fn steps_in_flight_sample_what_steps_one_by_one_do() {
+    let _gpu = gpu();
+    let model = RandomModel::new("llama", &json!({}));
+    let answer = |result: StepResult| (result.samples, result.row_errors);
+    let mut one_by_one = executor(&model.0, "0");
+    let step = |plan: &Plan| one_by_one.step(1, plan, Duration::ZERO, &mut NoMasks).unwrap();
+    let expected: Vec<_> = plans().iter().map(step).map(answer).collect();
+    assert!(expected.iter().all(|(samples, errors)| !samples.is_empty() && errors.is_empty()));
+
+    let (mut pipelined, mut in_flight, mut answers) = (executor(&model.0, "1,4"), VecDeque::new(), Vec::new());
+    for plan in plans() {
+        if in_flight.len() == 2 {
+            let oldest = in_flight.pop_front().unwrap();
+            answers.push(answer(pipelined.finish(oldest, &mut NoMasks).unwrap()));
+        }
+        assert!(in_flight.back().is_none_or(|newest| pipelined.can_follow(newest, &plan)), "step {}", plan.seq);
+        in_flight.push_back(pipelined.submit(1, &plan, Duration::ZERO).unwrap());
+    }
+    for step in in_flight {
+        answers.push(answer(pipelined.finish(step, &mut NoMasks).unwrap()));
+    }
+    assert_eq!(answers, expected);
+}
+
+// --- Several GPUs ------------------------------------------------------------------------------------------------------
+
+/// Runs `f` as every rank of a group, each on a thread and with a GPU of its own. What each returned, in rank order; `None` if there
+/// are not as many GPUs.
+fn with_gpus<T: Send>(world_size: usize, f: impl Fn(&Device, Arc<dyn Comm>) -> T + Sync) -> Option<Vec<T>> {
+    let first = gpu();
+    let open = |ordinal| Device::cuda(ordinal, 1, &cuda_code::CODE, &|progress| println!("{progress}"));
+    let others: Result<Vec<Device>, _> = (1..world_size).map(open).collect();
+    let devices = match others {
+        Ok(others) => [vec![first.clone()], others].concat(),
+        Err(error) => {
+            println!("skipped: {world_size} ranks need as many GPUs: {error}");
+            return None;
+        }
+    };
+    let name = unique_name();
+    Some(std::thread::scope(|scope| {
+        let start = |(rank, device)| {
+            let (name, f) = (&name, &f);
+            scope.spawn(move || {
+                let shared = Shm::open(name, rank, world_size, 4096).unwrap();
+                f(device, Arc::new(Nccl::open(shared, device).unwrap_or_else(|error| panic!("{error}"))))
+            })
+        };
+        let ranks: Vec<_> = devices.iter().enumerate().map(start).collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    }))
+}
+
+#[test]
+fn sums_over_gpus_are_added_in_the_order_of_the_ranks() {
+    // In any other order, or rounded in between, these are other sums: in f32 2^24 + 1 is 2^24.
+    let value = |rank: usize, at: usize| {
+        [16_777_216.0, 1.0, -16_777_216.0, 0.5][(rank + at) % 4] * 2f32.powi((at / 4 % 7) as i32)
+    };
+    for world_size in [2, 3, 4] {
+        // Beyond what is gathered whole, with and without a rest, and in more than one piece.
+        for (rows, cols) in [(1, 8), (3, 40), (700, 1024), (701, 1032), (9000, 2048)] {
+            let len = rows * cols;
+            let sums = with_gpus(world_size, |device, comm| {
+                let own = (0..len).flat_map(|at| bf16::from_f32(value(comm.rank(), at)).to_le_bytes());
+                let mut x = Tensor::from_bytes(device, &[rows, cols], DType::Bf16, &own.collect::<Vec<u8>>()).unwrap();
+                comm.gpus().unwrap().all_reduce(&mut x).unwrap();
+                x.to_vec().unwrap()
+            });
+            let Some(sums) = sums else { return };
+            let sum = |at| (1..world_size).fold(value(0, at), |sum, rank| sum + value(rank, at));
+            let expected: Vec<f32> = (0..len).map(|at| bf16::from_f32(sum(at)).to_f32()).collect();
+            assert!(sums.iter().all(|sum| *sum == expected), "{world_size} ranks, {rows} x {cols}");
+        }
+    }
+}
+
+#[test]
+fn ranks_on_gpus_agree_with_each_other_and_with_the_processor() {
+    for world_size in [2, 4] {
+        for (family, changes) in families() {
+            let model = RandomModel::new(family, &changes);
+            let ids = tokens(90, 8);
+            let expected = chunked(&mut on_cpu(&model.0), 0, &ids, &[90]);
+            let of_ranks = with_gpus(world_size, |device, comm| {
+                let load = || Runner::load_on(&model.0, device, comm.clone(), &ModelOptions::default());
+                let whole = chunked(&mut load(), 0, &ids, &[90]);
+                let pieces = chunked(&mut load(), 0, &ids, &[33, 40, 1]);
+                let mut graphed = load().with_graphs(&[1]);
+                let by_graph = chunked(&mut graphed, 0, &ids, &[80, 1]);
+                assert_eq!(graphed.graph_steps, 10);
+                [whole, pieces, by_graph]
+            });
+            let Some(of_ranks) = of_ranks else { return };
+            let whole = &of_ranks[0][0];
+            for (rank, logits) in of_ranks.iter().enumerate() {
+                for (other, how) in logits.iter().zip(["in one step", "in chunks", "by a graph"]) {
+                    assert!(bits(other) == bits(whole), "{family}, {world_size} ranks: rank {rank} {how}");
+                }
+            }
+            let error = relative_error(whole, &expected);
+            println!("{family} on {world_size} GPUs: relative error {error:.1e}");
+            assert!(error < 2e-2, "{family} on {world_size} GPUs: relative error {error}");
+        }
+    }
+}
+
+#[test]
+fn a_rank_with_another_plan_is_named_before_any_gpu_waits() {
+    let errors = with_gpus(2, |_, comm| {
+        let plan_hash = comm.rank() as u64;
+        let error = comm.begin_step(shard::comm::StepTag { epoch: 1, seq: 1, plan_hash }).unwrap_err();
+        assert!(!comm.is_lost(), "no GPU has begun");
+        error.to_string()
+    });
+    let Some(errors) = errors else { return };
+    assert!(errors.iter().all(|error| error.contains("rank 1 is at epoch 1, step 1")), "{errors:?}");
+}
+
+#[test]
+fn a_step_that_outlives_its_epoch_is_ended_and_the_rank_with_it() {
+    let ends = with_gpus(2, |device, comm| {
+        comm.begin_step(shard::comm::StepTag { epoch: 1, seq: 1, plan_hash: 0 }).unwrap();
+        let mut x = Tensor::zeros(device, &[1, 8], DType::Bf16).unwrap();
+        if comm.rank() == 1 {
+            // Never comes; the other rank's GPU waits for it.
+            return None;
+        }
+        comm.gpus().unwrap().all_reduce(&mut x).unwrap();
+        comm.abort();
+        let end = device.synchronize().map(|()| comm.finish_step());
+        assert!(comm.is_lost());
+        Some(end.unwrap().unwrap_err().to_string())
+    });
+    let Some(ends) = ends else { return };
+    let end = ends[0].as_ref().unwrap();
+    assert!(end.contains("its GPU"), "{end}");
 }
 
 // --- The demo model ----------------------------------------------------------------------------------------------------

@@ -313,7 +313,7 @@ impl Drop for DeviceMemory {
     }
 }
 
-/// Words of the host that the device copies from by itself.
+/// Words of the host that the device copies by itself.
 pub(crate) struct PinnedWords {
     context: Arc<Context>,
     start: NonNull<u32>,
@@ -347,9 +347,33 @@ impl PinnedWords {
 
     /// All of them.
     pub(crate) fn as_mut_slice(&mut self) -> &mut [u32] {
-        // SAFETY: `len` words that `zeroed` initialised, and `&mut self` is exclusive: the device only reads them, and the caller has
-        // waited for that.
+        // SAFETY: `len` words that `zeroed` initialised, and `&mut self` is exclusive: who asked the device to copy them has waited for
+        // it (`upload` and `download` demand that).
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+
+    /// All of them.
+    pub(crate) fn as_slice(&self) -> &[u32] {
+        // SAFETY: as in `as_mut_slice`.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+
+    /// Copies words of the device into the first of these, once the stream comes to it.
+    ///
+    /// # Safety
+    /// `from` is the address of `words` words of this device; nobody reads or writes these before the stream has passed the copy.
+    pub(crate) unsafe fn download(&mut self, from: u64, words: usize) -> Result<()> {
+        assert!(words <= self.len, "there are as many words");
+        if words == 0 {
+            return Ok(());
+        }
+        self.context.bind()?;
+        // SAFETY: the words are this memory's own (asserted), the rest is the caller's obligation.
+        let copied = unsafe {
+            let to = self.start.as_ptr().cast();
+            sys::cuMemcpyDtoHAsync_v2(to, from, words * size_of::<u32>(), self.context.stream)
+        };
+        check("cuMemcpyDtoHAsync", copied)
     }
 
     /// Copies a range to the same place among words of the device, once the stream comes to it.
@@ -409,6 +433,16 @@ impl Event {
         self.context.bind()?;
         // SAFETY: both handles live as long as `self`.
         check("cuEventRecord", unsafe { sys::cuEventRecord(self.event, self.context.stream) })
+    }
+
+    /// Whether the stream has passed it.
+    pub(crate) fn is_passed(&self) -> Result<bool> {
+        self.context.bind()?;
+        // SAFETY: the handle lives as long as `self`.
+        match unsafe { sys::cuEventQuery(self.event) } {
+            CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            result => check("cuEventQuery", result).map(|()| true),
+        }
     }
 
     /// Waits until the stream has passed it.

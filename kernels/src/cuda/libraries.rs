@@ -130,13 +130,7 @@ impl Search {
         let mut folders: Vec<PathBuf> =
             toolkits.flat_map(|toolkit| self.in_toolkit.iter().map(move |inside| toolkit.join(inside))).collect();
         folders.extend(self.in_machine.iter().map(PathBuf::from));
-        let environments = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(folder);
-        let mut packages: Vec<PathBuf> = environments.flat_map(|environment| python_packages(&environment)).collect();
-        if let Some(paths) = variable("PYTHONPATH") {
-            packages.extend(std::env::split_paths(&paths).filter(|path| path.is_absolute()));
-        }
-        folders
-            .extend(packages.iter().flat_map(|packages| self.in_packages.iter().map(|inside| packages.join(inside))));
+        folders.extend(in_python(self.in_packages, variable));
         let in_folders = folders.iter().flat_map(|folder| self.names.iter().map(|name| folder.join(name)));
         in_folders.chain(self.names.iter().map(PathBuf::from)).collect()
     }
@@ -159,6 +153,22 @@ impl Search {
     fn named(&self, variable: &impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
         variable(self.variable).filter(|file| !file.is_empty()).map(PathBuf::from)
     }
+}
+
+/// Folders in which NCCL is looked for before the system's loader is asked: those of a Python environment's packages.
+pub(crate) fn nccl_folders() -> Vec<PathBuf> {
+    in_python(&["nvidia/nccl/lib"], &|name| std::env::var_os(name))
+}
+
+/// Folders inside the packages of the Python environment that the variables name.
+fn in_python(inside: &[&str], variable: &impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+    let folder = |name: &str| variable(name).map(PathBuf::from).filter(|folder| folder.is_absolute());
+    let environments = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(folder);
+    let mut packages: Vec<PathBuf> = environments.flat_map(|environment| python_packages(&environment)).collect();
+    if let Some(paths) = variable("PYTHONPATH") {
+        packages.extend(std::env::split_paths(&paths).filter(|path| path.is_absolute()));
+    }
+    packages.iter().flat_map(|packages| inside.iter().map(|inside| packages.join(inside))).collect()
 }
 
 /// `lib/python3.11/site-packages` of an environment, for every Python that it has.

@@ -5,6 +5,7 @@
 //! `launch.rs` how operations name and start kernels. An operation's launch stands in its own file, beside its CPU arm.
 
 mod driver;
+mod group;
 mod images;
 mod launch;
 mod libraries;
@@ -14,6 +15,7 @@ use std::sync::{Arc, OnceLock, RwLock};
 
 pub use driver::Graph;
 pub(crate) use driver::{Context, DeviceMemory, Event, PinnedWords};
+pub use group::{GpuGroup, GroupId};
 pub(crate) use launch::{Argument, KernelName};
 
 use self::driver::{Function, Module};

@@ -6,6 +6,7 @@
 
 mod add;
 pub(crate) mod attention;
+mod concat_columns;
 mod embedding;
 mod gather_rows;
 pub(crate) mod linear;
@@ -18,6 +19,7 @@ pub(crate) mod testing;
 
 pub use add::add;
 pub use attention::{AttentionRows, SequenceRows, attention};
+pub use concat_columns::concat_columns;
 pub use embedding::{EmbeddingTable, embedding};
 pub use gather_rows::gather_rows;
 pub use linear::linear;

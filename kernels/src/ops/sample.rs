@@ -7,7 +7,7 @@ use std::cmp::Ordering;
 
 use crate::cuda::{Argument, KernelName};
 use crate::simd::{Isa, Kernel, LANES, Lanes, Simd, exp, load_partial};
-use crate::step_lists::{CudaLists, StepLists};
+use crate::step_lists::{CudaLists, Indices, PendingResults, StepLists};
 use crate::{Device, Error, Result, Tensor};
 
 /// The softmax of a row in two numbers.
@@ -135,15 +135,14 @@ impl SampleRows {
     }
 }
 
-/// Samples from rows of `logits` (`[S, V]` f32) on their GPU, one token each: as [`argmax`] and [`gumbel_argmax`] do. Waits for the
-/// result.
+/// Samples from rows of `logits` (`[S, V]` f32) on their GPU, one token each: as [`argmax`] and [`gumbel_argmax`] do. Does not wait.
 ///
 /// # Errors
 /// [`Error::UnsupportedDevice`] elsewhere; [`Error::Cuda`].
-pub fn sample_rows(logits: &Tensor, rows: &SampleRows, lists: &StepLists) -> Result<Vec<Sampled>> {
+pub fn sample_rows(logits: &Tensor, rows: &SampleRows, lists: &mut StepLists) -> Result<PendingSamples> {
     const OP: &str = "sample_rows";
     crate::contract::expect_f32(OP, &[("logits", logits)])?;
-    let (Device::Cuda(cuda), Some(lists)) = (logits.device(), lists.cuda()) else {
+    let (Device::Cuda(cuda), Some(lists)) = (logits.device(), lists.cuda_mut()) else {
         return Err(Error::UnsupportedDevice { op: OP, arg: "logits", device: logits.device().describe() });
     };
     if rows.logit_rows > logits.rows() {
@@ -165,17 +164,83 @@ pub fn sample_rows(logits: &Tensor, rows: &SampleRows, lists: &StepLists) -> Res
     // SAFETY: sample.cu: a block for every row of the list, which names rows of the logits, and room for as many results
     // (both checked above); all live as long as their stream's work.
     unsafe { cuda.launch(KernelName::plain(OP), [rows.len, 1, 1], CUDA_THREADS, &arguments)? };
-    let mut words = vec![[0u32; SAMPLED_WORDS]; rows.len];
-    // SAFETY: as many results were written.
-    unsafe { cuda.context.download(lists.sampled.address(), bytemuck::cast_slice_mut(&mut words))? };
-    let sampled = |[id, logprob, log_sum_exp, unsound]: [u32; SAMPLED_WORDS]| Sampled {
-        id,
-        logprob: f32::from_bits(logprob),
-        log_sum_exp: f32::from_bits(log_sum_exp),
-        unsound: (unsound != NO_ID).then_some(unsound),
-    };
-    Ok(words.into_iter().map(sampled).collect())
+    lists.copy_results(rows.len * SAMPLED_WORDS).map(PendingSamples)
 }
+
+/// What [`sample_rows`] says, on its way to the host. To be read before another step but one samples.
+#[derive(Debug)]
+pub struct PendingSamples(PendingResults);
+
+impl PendingSamples {
+    /// Whether it has come.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`]: what went wrong meanwhile.
+    pub fn is_ready(&self, lists: &StepLists) -> Result<bool> {
+        lists.cuda().expect("they sampled").has_results(&self.0)
+    }
+
+    /// One result a row, once they have come.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`]: what went wrong meanwhile.
+    pub fn wait(&self, lists: &StepLists) -> Result<Vec<Sampled>> {
+        let words = lists.cuda().expect("they sampled").results(&self.0)?;
+        let sampled = |&[id, logprob, log_sum_exp, unsound]: &[u32; SAMPLED_WORDS]| Sampled {
+            id,
+            logprob: f32::from_bits(logprob),
+            log_sum_exp: f32::from_bits(log_sum_exp),
+            unsound: (unsound != NO_ID).then_some(unsound),
+        };
+        Ok(words.as_chunks().0.iter().map(sampled).collect())
+    }
+}
+
+/// Rows of a step whose tokens are results of the step before, which the host need not know yet.
+#[derive(Clone, Copy, Debug)]
+pub struct ContinuedRows {
+    ids: u64,
+    from: u64,
+    sampled: u64,
+    len: usize,
+}
+
+/// No result: the token of such a row is known.
+pub const NO_RESULT: u32 = u32::MAX;
+
+impl ContinuedRows {
+    pub(crate) fn of(lists: &mut CudaLists, ids: Indices<'_>, from: &[u32]) -> Result<ContinuedRows> {
+        const OP: &str = "continue_rows";
+        crate::contract::expect_entries(OP, "from", from.len(), ids.host().len())?;
+        let unknown = from.iter().filter(|from| **from != NO_RESULT).map(|from| *from as usize);
+        let limit = lists.limits.max_logit_rows;
+        if let Some(index) = unknown.max().filter(|index| *index >= limit) {
+            return Err(Error::Index { op: OP, arg: "from", index, limit });
+        }
+        let (ids, sampled) = (ids.address(OP, "ids")?, lists.sampled.address());
+        Ok(ContinuedRows { ids, from: lists.push(from)?, sampled, len: from.len() })
+    }
+}
+
+/// Replaces ids of a step on its GPU by what the step before has sampled.
+///
+/// # Errors
+/// [`Error::UnsupportedDevice`] elsewhere; [`Error::Cuda`].
+pub fn continue_rows(device: &Device, rows: &ContinuedRows) -> Result<()> {
+    const OP: &str = "continue_rows";
+    let Device::Cuda(cuda) = device else {
+        return Err(Error::UnsupportedDevice { op: OP, arg: "rows", device: device.describe() });
+    };
+    let arguments = [rows.ids, rows.sampled, rows.from].map(Argument::Pointer);
+    let arguments = [&arguments[..], &[Argument::count(rows.len)]].concat();
+    let grid = [rows.len.div_ceil(CONTINUED_THREADS), 1, 1];
+    // SAFETY: sample.cu: lists of as many rows, and results that `sampled` has room for (checked by `of`; what a graph is given later,
+    // whoever launches it answers for). Results are ids of the vocabulary.
+    unsafe { cuda.launch(KernelName::plain(OP), grid, CONTINUED_THREADS, &arguments) }
+}
+
+/// Rows of a block that continues rows.
+const CONTINUED_THREADS: usize = 32;
 
 /// The id of the largest entry; of equal ones the lowest. 0 for an empty row; a NaN is never the largest.
 pub fn argmax(device: &Device, row: &[f32]) -> u32 {

@@ -7,6 +7,7 @@
 mod attention;
 mod element;
 mod linear;
+mod ranks;
 mod rows;
 mod sampling;
 mod simulator;

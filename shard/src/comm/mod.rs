@@ -2,15 +2,21 @@
 //!
 //! The rule that makes ranks agree in every bit: sums run in the order of ranks 0..n−1 in f32, whoever computes them.
 //! A new transport is one file that implements [`Comm`].
+//!
+//! Ranks on GPUs have both: NCCL moves tensors between their GPUs, shared memory holds the processes together.
 
 mod lobby;
+mod nccl;
 mod process;
 mod segment;
 mod shm;
 mod single;
 
+pub use nccl::Nccl;
 pub use shm::{Shm, ShmOptions};
 pub use single::Single;
+
+use kernels::GpuGroup;
 
 use crate::error::Result;
 
@@ -23,7 +29,29 @@ pub trait Comm: Send + Sync {
     fn world_size(&self) -> usize;
 
     /// Names the step to which the following collectives belong. Every rank must name the same one.
-    fn begin_step(&self, tag: StepTag);
+    ///
+    /// # Errors
+    /// As [`Comm::all_reduce`], where ranks meet here already.
+    fn begin_step(&self, tag: StepTag) -> Result<()>;
+
+    /// Asks, when its device has done all of them, whether the collectives of a step were what they should be: a GPU whose peer is gone
+    /// goes on with numbers that mean nothing.
+    ///
+    /// # Errors
+    /// As [`Comm::all_reduce`].
+    fn finish_step(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// The group of the GPUs on which tensors live, if they do: then tensors are summed and gathered there.
+    fn gpus(&self) -> Option<&GpuGroup> {
+        None
+    }
+
+    /// Whether nothing but a new process will make collectives work again.
+    fn is_lost(&self) -> bool {
+        false
+    }
 
     /// Replaces `values` by its element-wise sum over all ranks, added in rank order.
     ///

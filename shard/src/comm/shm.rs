@@ -261,9 +261,10 @@ impl Comm for Shm {
         self.world_size
     }
 
-    fn begin_step(&self, tag: StepTag) {
+    fn begin_step(&self, tag: StepTag) -> Result<()> {
         let mut state = self.state();
         (state.step, state.index) = (tag, 0);
+        Ok(())
     }
 
     fn all_reduce(&self, values: &mut [f32]) -> Result<()> {
@@ -392,7 +393,7 @@ mod tests {
     fn the_rank_with_another_plan_is_named_by_all() {
         let errors = group(3, PATIENT, |comm| {
             let plan_hash = if comm.rank() == 1 { 0xbad } else { 0xcafe };
-            comm.begin_step(StepTag { epoch: 2, seq: 9, plan_hash });
+            comm.begin_step(StepTag { epoch: 2, seq: 9, plan_hash }).unwrap();
             let error = comm.all_reduce(&mut [0.0; 4]).unwrap_err();
             assert!(matches!(comm.barrier(), Err(Error::GroupFailed)), "nothing works after a mismatch");
             error.to_string()

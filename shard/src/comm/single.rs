@@ -16,7 +16,9 @@ impl Comm for Single {
         1
     }
 
-    fn begin_step(&self, _tag: StepTag) {}
+    fn begin_step(&self, _tag: StepTag) -> Result<()> {
+        Ok(())
+    }
 
     fn all_reduce(&self, _values: &mut [f32]) -> Result<()> {
         Ok(())

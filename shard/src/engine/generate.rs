@@ -1,7 +1,5 @@
 //! `Generate`: a completion by hand, over the same slots and steps as a router's.
 
-use std::time::Duration;
-
 use proto::v1::{Chunk, GenerateRequest, GenerateResponse, NewSlot, Plan};
 use proto::{Sample, pack_u32};
 
@@ -95,7 +93,7 @@ impl EngineThread {
             } else {
                 plan.continues = pack_u32([0]);
             }
-            let result = self.step(None, 0, &plan, Duration::ZERO).map_err(|error| match error {
+            let result = self.step(&plan).map_err(|error| match error {
                 StepError::Violation(violation) => GenerateError::Invalid(violation),
                 StepError::Interrupted { .. } => GenerateError::Interrupted,
                 error => GenerateError::Failed(error.to_string()),

@@ -220,6 +220,21 @@ impl Engine {
         answer.await.map_err(|_| EngineGone)
     }
 
+    /// Returns when the engine has ended without having been stopped, and why: only a new process can go on.
+    pub async fn lost(&self) -> String {
+        self.commands.closed().await;
+        if *self.latest.borrow() == StreamId::STOPPED {
+            return std::future::pending().await;
+        }
+        // The thread says why right after it has dropped its queue.
+        loop {
+            match self.heartbeat.check() {
+                Err(stall @ Stall::Ended(_)) => return stall.to_string(),
+                _ => tokio::time::sleep(Duration::from_millis(1)).await,
+            }
+        }
+    }
+
     /// Ends all streams, lets the step in flight finish and ends the thread. False if that took longer than `patience`.
     pub async fn stop(&self, patience: Duration) -> bool {
         self.latest.send_replace(StreamId::STOPPED);

@@ -12,7 +12,6 @@ use crate::error::Result;
 pub struct LmHead {
     /// As many outputs on every rank: those beyond the vocabulary have zero weights and are dropped.
     weight: Arc<LinearWeight>,
-    vocab_size: usize,
     comm: Arc<dyn Comm>,
 }
 
@@ -31,7 +30,7 @@ impl LmHead {
         let ids = loader.partition.vocab(vocab_size);
         let missing = loader.partition.vocab_stride(vocab_size) - ids.len();
         let weight = loader.head_weight(weight.row_slice(ids), missing)?;
-        Ok(LmHead { weight: Arc::new(weight), vocab_size, comm: comm.clone() })
+        Ok(LmHead { weight: Arc::new(weight), comm: comm.clone() })
     }
 
     /// The matrix, which may serve as embedding table too.
@@ -52,21 +51,13 @@ impl LmHead {
         let mut local = arena.tensor(&[x.rows(), stride], DType::F32)?;
         let mut gathered = arena.tensor(&[world_size, x.rows(), stride], DType::F32)?;
         ops::linear(&mut local, x, &self.weight, None)?;
-        if !local.device().is_plan() {
-            self.comm.all_gather(&local.as_f32(), &mut gathered.as_f32_mut())?;
-            self.interleave(&mut logits.as_f32_mut(), &gathered.as_f32(), x.rows());
+        match self.comm.gpus() {
+            _ if local.device().is_plan() => {}
+            Some(gpus) => gpus.all_gather(&local, &mut gathered)?,
+            None => self.comm.all_gather(&local.as_f32(), &mut gathered.as_f32_mut())?,
         }
+        ops::concat_columns(logits, &gathered)?;
         arena.release(mark);
         Ok(())
-    }
-
-    /// `[rank][row][stride]` to `[row][vocab_size]`.
-    fn interleave(&self, logits: &mut [f32], gathered: &[f32], rows: usize) {
-        let stride = self.weight.n();
-        for (row, logits) in logits.chunks_exact_mut(self.vocab_size).enumerate() {
-            for (rank, part) in logits.chunks_mut(stride).enumerate() {
-                part.copy_from_slice(&gathered[(rank * rows + row) * stride..][..part.len()]);
-            }
-        }
     }
 }

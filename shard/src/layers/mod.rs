@@ -30,5 +30,8 @@ fn all_reduce(comm: &dyn Comm, x: &mut Tensor) -> Result<()> {
     if comm.world_size() == 1 || x.device().is_plan() {
         return Ok(());
     }
-    comm.all_reduce(&mut x.as_f32_mut())
+    match comm.gpus() {
+        Some(gpus) => Ok(gpus.all_reduce(x)?),
+        None => comm.all_reduce(&mut x.as_f32_mut()),
+    }
 }

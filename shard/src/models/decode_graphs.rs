@@ -7,6 +7,7 @@
 
 use std::ops::Range;
 
+use kernels::ops::sample::NO_RESULT;
 use kernels::{Arena, DType, Device, Graph, KvCache, NO_SLOT, StepLists, Tensor};
 
 use super::Model;
@@ -29,6 +30,7 @@ struct DecodeGraph {
 /// A step's rows and those that fill it up.
 struct FilledRows {
     input_ids: Vec<u32>,
+    continued: Vec<u32>,
     positions: Vec<u32>,
     slot_mapping: Vec<u32>,
     sample_rows: Vec<u32>,
@@ -128,6 +130,7 @@ impl FilledRows {
     fn new(rows: usize) -> FilledRows {
         FilledRows {
             input_ids: vec![0; rows],
+            continued: vec![NO_RESULT; rows],
             positions: vec![0; rows],
             slot_mapping: vec![NO_SLOT; rows],
             sample_rows: (0..rows as u32).collect(),
@@ -140,12 +143,13 @@ impl FilledRows {
             list[own.len()..].fill(rest);
         };
         fill(&mut self.input_ids, step.input_ids, 0);
+        fill(&mut self.continued, step.continued, NO_RESULT);
         fill(&mut self.positions, step.positions, 0);
         fill(&mut self.slot_mapping, step.slot_mapping, NO_SLOT);
     }
 
     fn as_step<'a>(&'a self, sequences: &'a [super::SequenceRows<'a>]) -> StepRows<'a> {
-        let FilledRows { input_ids, positions, slot_mapping, sample_rows } = self;
-        StepRows { input_ids, positions, slot_mapping, sequences, sample_rows }
+        let FilledRows { input_ids, continued, positions, slot_mapping, sample_rows } = self;
+        StepRows { input_ids, continued, positions, slot_mapping, sequences, sample_rows }
     }
 }

@@ -100,6 +100,9 @@ impl Decoder {
         let mut x = arena.tensor(&[rows, width], dtype)?; // [T, E], normalised
         let mut branch = arena.tensor(&[rows, width], dtype)?; // [T, E], what a block adds to the stream
 
+        if let Some(continued) = &step.continued {
+            ops::sample::continue_rows(residual.device(), continued)?;
+        }
         self.embed_tokens.forward(&mut residual, step.input_ids)?;
         self.layers[0].input_norm.forward(&mut x, &residual)?;
         for (index, layer) in self.layers.iter().enumerate() {
@@ -177,6 +180,7 @@ impl Decoder {
         };
         let step = StepRows {
             input_ids: &vec![0; max_tokens],
+            continued: &[],
             positions: &vec![0; max_tokens],
             slot_mapping: &blocks.iter().map(|block| block * kernels::BLOCK_SIZE as u32).collect::<Vec<_>>(),
             sequences: &(0..max_tokens).map(sequence).collect::<Vec<_>>(),

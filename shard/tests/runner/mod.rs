@@ -95,13 +95,14 @@ impl Runner {
         }
         let step = StepRows {
             input_ids: &input_ids,
+            continued: &[],
             positions: &positions,
             slot_mapping: &slots,
             sequences: &sequences,
             sample_rows: &sample_rows,
         };
         self.steps += 1;
-        self.comm.begin_step(StepTag { epoch: 1, seq: self.steps, plan_hash: 7 });
+        self.comm.begin_step(StepTag { epoch: 1, seq: self.steps, plan_hash: 7 }).unwrap();
         let mark = self.arena.mark();
         let logits = match self.graphs.begin(&step, &mut self.lists).unwrap() {
             Some(step) => {
@@ -117,6 +118,7 @@ impl Runner {
             }
         };
         let rows = logits.to_vec().unwrap().chunks_exact(logits.cols()).map(<[f32]>::to_vec).collect();
+        self.comm.finish_step().unwrap();
         self.arena.release(mark);
         rows
     }

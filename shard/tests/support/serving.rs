@@ -199,9 +199,10 @@ impl Comm for Gate {
         1
     }
 
-    fn begin_step(&self, _tag: StepTag) {
+    fn begin_step(&self, _tag: StepTag) -> shard::error::Result<()> {
         assert!(!self.panics.load(std::sync::atomic::Ordering::SeqCst), "on purpose");
         drop(self.opened.wait_while(self.closed.lock().unwrap(), |closed| *closed).unwrap());
+        Ok(())
     }
 
     fn all_reduce(&self, values: &mut [f32]) -> shard::error::Result<()> {
