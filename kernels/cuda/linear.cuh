@@ -16,6 +16,8 @@
 // instructions over ascending inputs that begins with zero; the parts are added in ascending order, then the bias; the sum is
 // rounded once. The host chooses the number of parts by K, 1 <= parts <= K / 32.
 //
+// Quantised weights keep that order and add their scales to it: "Formats of weights" below, one file each (`linear_int8.cu`).
+//
 // Assumes: K is a multiple of 32; x and the weight lie at multiples of 16 bytes. Outputs from N on are zeros of the weight.
 #pragma once
 
@@ -54,8 +56,58 @@ DEVICE unsigned in_tile(unsigned output, unsigned vector, unsigned pair) {
     return pair / 2 * SQUARE_ELEMENTS + (lane * 4 + output / 8 + pair % 2 * 2) * 2;
 }
 
-// The first tile of a part; of part `parts` the end.
-DEVICE unsigned part_start(unsigned input_tiles, unsigned part, unsigned parts) { return input_tiles * part / parts; }
+// The first unit of a part; of part `parts` the end.
+DEVICE unsigned part_start(unsigned units, unsigned part, unsigned parts) { return units * part / parts; }
+
+// --- Formats of weights ----------------------------------------------------------------------------------------------
+//
+// Kernels take a weight in units, of which a lane reads its own 16 bytes with every access: a unit is TILES tiles along the
+// inputs, and a weight [ceil(N / 16)][K / (32 * TILES)] units, each [ACCESSES][32 lanes] of 16 bytes. Behind them all lie the
+// scales of a weight that has some. `square` makes of a lane's accesses an operand of the matrix instruction. Parts of a sum are
+// cut between units.
+
+// What is multiplied by scales, always sums in f32: nothing, totals, one scale for every output; or the sums of units, each a
+// chain of its own, one scale for every output and unit, which are added to a part in ascending order.
+enum class Scales { NONE, TOTALS, UNITS };
+
+// Elements as they are.
+template <typename T>
+struct Plain {
+    using Element = T;
+    static constexpr unsigned TILES = 1;
+    static constexpr unsigned ACCESSES = TILE_SQUARES;
+    static constexpr Scales SCALES = Scales::NONE;
+
+    static DEVICE RowsOperand square(const RowsOperand (&accesses)[ACCESSES], unsigned square) { return accesses[square]; }
+};
+
+// How many units of inputs a weight has.
+template <typename Format>
+DEVICE unsigned units_of(unsigned k) { return k / (TILE_INPUTS * Format::TILES); }
+
+// Which access of the weight is a unit's first of lane 0.
+template <typename Format>
+DEVICE size_t unit_start(unsigned output_tile, unsigned unit, unsigned units) {
+    return (size_t(output_tile) * units + unit) * (Format::ACCESSES * WARP);
+}
+
+// Where the scales begin.
+template <typename Format, typename Scale>
+DEVICE const Scale* scales_of(const void* weight, unsigned n, unsigned units) {
+    const RowsOperand* accesses = static_cast<const RowsOperand*>(weight);
+    return reinterpret_cast<const Scale*>(accesses + unit_start<Format>(output_tiles_of(n), 0, units));
+}
+
+// Scales of units lie as lanes want them: for a unit [8] pairs of bf16, those of the outputs lane / 4 and eight further on.
+constexpr unsigned UNIT_SCALES = TILE_OUTPUTS / 2;
+
+// Adds a unit's sums, which count in 1 / FACTOR, to those of its part. `scales`: a pair.
+DEVICE void add_unit(Sums& part, const Sums& unit, u32 scales, float factor) {
+    for (unsigned at = 0; at < 4; ++at) {
+        bf16 scale = {static_cast<unsigned short>(at < 2 ? scales : scales >> 16)};
+        part.at[at] = fmaf(to_f32(scale) * factor, unit.at[at], part.at[at]);
+    }
+}
 
 // A total to which nothing was added yet, and a bias that is none: whatever is added to it keeps its bits, a zero its sign.
 constexpr float NOTHING = -0.0f;
@@ -63,6 +115,23 @@ constexpr float NOTHING = -0.0f;
 DEVICE float bias_of(const float* bias, unsigned output, unsigned n) {
     return bias != nullptr && output < n ? bias[output] : NOTHING;
 }
+
+// What a total of an output becomes.
+template <typename Format>
+struct Finish {
+    float addend, scale;
+
+    DEVICE Finish(const float* bias, const void* weight, unsigned output, unsigned n, unsigned units)
+        : addend(bias_of(bias, output, n)), scale(1.0f) {
+        if constexpr (Format::SCALES == Scales::TOTALS) {
+            if (output < n) scale = scales_of<Format, float>(weight, n, units)[output] * Format::FACTOR;
+        }
+    }
+
+    DEVICE float of(float total) const {
+        return Format::SCALES == Scales::TOTALS ? fmaf(total, scale, addend) : total + addend;
+    }
+};
 
 // Logits stay as they are.
 template <>

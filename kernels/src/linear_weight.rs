@@ -80,11 +80,7 @@ impl LinearWeight {
         }
         let n = matrices.iter().map(|matrix| matrix.rows).sum::<usize>();
         if let Device::Cuda(_) = device {
-            let WeightType::Float(dtype) = weight_type else {
-                let reason = "weights on a GPU are not quantised yet: bfloat16 and float16 are there".to_owned();
-                return Err(Error::Unsupported { reason });
-            };
-            squares::expect_shape(dtype, k)?;
+            squares::expect_shape(weight_type, k)?;
         }
         let format = Format::choose(device, weight_type);
         let panels = Memory::new(device, n.div_ceil(LANES) * format.panel_bytes(k), "weights")?;
@@ -93,9 +89,9 @@ impl LinearWeight {
 
     fn pack_panels(mut self, matrices: &[MatrixView<'_>], pages: &dyn SourcePages) -> Result<LinearWeight> {
         let (format, panel_bytes) = (self.format, self.format.panel_bytes(self.k));
-        if let (Device::Cuda(cuda), Format::Squares(dtype)) = (self.device(), format) {
-            // SAFETY: `unpacked` made room for all rows of the matrices, each of k elements.
-            unsafe { squares::pack(cuda, self.address(), dtype, self.k, matrices, pages)? };
+        if let (Device::Cuda(cuda), Format::Squares(weight_type)) = (self.device(), format) {
+            // SAFETY: `unpacked` made room for all rows of the matrices, n of k elements each.
+            unsafe { squares::pack(cuda, self.address(), weight_type, [self.n, self.k], matrices, pages)? };
         }
         let Device::Cpu(cpu) = self.device().clone() else { return Ok(self) };
         let panels_of_turn = (PACKED_BYTES_OF_TURN / panel_bytes.max(1)).max(1);

@@ -138,7 +138,7 @@ pub(crate) fn settings(args: Args, warnings: &mut Vec<String>) -> Result<Setting
     let default_step_tokens = match shards.device {
         DeviceKind::Cpu => DEFAULT_STEP_TOKENS,
         DeviceKind::Cuda => {
-            cuda_takes(quantize, model.kv_cache_dtype, model.dtype)?;
+            cuda_takes(model.kv_cache_dtype, model.dtype)?;
             if model.packed_weights_cache.is_some() {
                 warnings.push("`packed_weights_cache` has no effect on a GPU, which packs weights itself".to_owned());
             }
@@ -230,20 +230,13 @@ fn num_shard(sharded: Option<bool>, num_shard: Option<usize>, gpus: Option<usize
 }
 
 /// What the kernels of a GPU cannot do yet, refused before anything is loaded.
-fn cuda_takes(
-    quantize: Option<Quantize>,
-    kv_cache_dtype: KvCacheDtype,
-    dtype: Option<Dtype>,
-) -> Result<(), LauncherError> {
+fn cuda_takes(kv_cache_dtype: KvCacheDtype, dtype: Option<Dtype>) -> Result<(), LauncherError> {
     let refuse = |sentence: &str| Err(LauncherError::argument(sentence));
-    match (quantize, kv_cache_dtype, dtype) {
-        (Some(_), _, _) => {
-            refuse("`quantize` with `device` cuda is not supported yet: weights are bfloat16 or float16")
-        }
-        (_, KvCacheDtype::F32 | KvCacheDtype::Fp8E4m3fn | KvCacheDtype::Fp8E5m2, _) => {
+    match (kv_cache_dtype, dtype) {
+        (KvCacheDtype::F32 | KvCacheDtype::Fp8E4m3fn | KvCacheDtype::Fp8E5m2, _) => {
             refuse("`kv_cache_dtype` with `device` cuda is `auto`, the type of the weights: bfloat16 or float16")
         }
-        (_, _, Some(Dtype::Float32)) => {
+        (_, Some(Dtype::Float32)) => {
             refuse("`dtype` is float32, which is not computed on a GPU: bfloat16 and float16 are")
         }
         _ => Ok(()),
@@ -336,17 +329,16 @@ mod tests {
     #[test]
     fn a_gpu_is_asked_for_what_it_can_do() {
         assert_eq!(check("--device cuda --num-shard 2").unwrap().num_shard, 2);
+        assert_eq!(check("--device cuda --quantize fp8").unwrap().shard.quantize, Some(Quantize::Fp8));
         let settings = check("--device cuda --cuda-memory-fraction 0.8").unwrap();
         assert_eq!((settings.shard.device, settings.shard.cuda_memory_fraction), (DeviceKind::Cuda, 0.8));
         assert_eq!(settings.shard.step_tokens, DEFAULT_CUDA_STEP_TOKENS);
         assert_eq!(check("--cuda-graphs 1,8").unwrap().shard.cuda_graphs, [1, 8]);
         let settings = check("--cuda-graphs= --cuda-memory-fraction=").unwrap();
         assert_eq!((settings.shard.cuda_graphs, settings.shard.cuda_memory_fraction), (vec![], 1.0));
-        for (words, name) in [
-            ("--quantize fp8", "`quantize`"),
-            ("--kv-cache-dtype fp8_e5m2", "`kv_cache_dtype`"),
-            ("--dtype float32", "`dtype` is float32"),
-        ] {
+        for (words, name) in
+            [("--kv-cache-dtype fp8_e5m2", "`kv_cache_dtype`"), ("--dtype float32", "`dtype` is float32")]
+        {
             assert!(check(&format!("--device cuda {words}")).unwrap_err().contains(name), "{words}");
         }
     }

@@ -39,7 +39,9 @@ impl KernelName {
     /// Whether it may begin while the kernel before it ends (programmatic dependent launch): those that call `wait_for_kernels_before`
     /// before they read what others wrote, or write. The weights that it asks for meanwhile are nobody's to write.
     fn may_overlap(self) -> bool {
-        matches!(self.base, "linear_rows" | "linear_tiles" | "rms_norm" | "add_rms_norm" | "head_rms_norm")
+        self.base.starts_with("linear_")
+            || matches!(self.base, "rms_norm" | "add_rms_norm" | "head_rms_norm")
+            || matches!(self.base, "all_reduce" | "all_reduce_add_rms_norm")
     }
 
     /// The same with f32 results, if `out` is that.
@@ -94,7 +96,7 @@ impl Argument {
     }
 }
 
-/// Parameters of a kernel at most: the longest list has sixteen.
+/// Parameters of a kernel at most: the longest list has eighteen.
 const MAX_PARAMETERS: usize = 20;
 
 impl Cuda {

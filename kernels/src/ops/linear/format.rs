@@ -31,15 +31,15 @@ pub(crate) enum Format {
     Fp8(fp8::Order),
     /// 4-bit levels, looked up for dot products of bytes.
     Nf4,
-    /// On a GPU: squares of this type, as its matrix instruction takes them.
-    Squares(DType),
+    /// On a GPU: squares of this type, as its matrix instruction takes them, or made into them when they are read.
+    Squares(WeightType),
 }
 
 impl Format {
     /// The format of weights of `weight_type` on `device`.
     pub(crate) fn choose(device: &Device, weight_type: WeightType) -> Format {
         match (weight_type, device) {
-            (WeightType::Float(dtype), Device::Cuda(_)) => Format::Squares(dtype),
+            (_, Device::Cuda(_)) => Format::Squares(weight_type),
             #[cfg(target_arch = "x86_64")]
             (WeightType::Float(dtype @ DType::Bf16), Device::Cpu(cpu)) => {
                 match (cpu.isa.tiles(), cpu.isa.bf16_dots()) {
@@ -74,9 +74,12 @@ impl Format {
             #[cfg(target_arch = "x86_64")]
             Format::Fp8(fp8::Order::Pairs(_)) => "fp8-pairs-v1",
             Format::Nf4 => "nf4-v1",
-            Format::Squares(DType::F32) => "squares-f32-v1",
-            Format::Squares(DType::F16) => "squares-f16-v1",
-            Format::Squares(DType::Bf16) => "squares-bf16-v1",
+            Format::Squares(WeightType::Float(DType::F32)) => "squares-f32-v1",
+            Format::Squares(WeightType::Float(DType::F16)) => "squares-f16-v1",
+            Format::Squares(WeightType::Float(DType::Bf16)) => "squares-bf16-v1",
+            Format::Squares(WeightType::Int8) => "squares-int8-v1",
+            Format::Squares(WeightType::Fp8) => "squares-fp8-v1",
+            Format::Squares(WeightType::Nf4) => "squares-nf4-v1",
         }
     }
 
@@ -94,18 +97,19 @@ impl Format {
     /// The type of its elements, if each can be read back as it was packed.
     pub(crate) fn table_dtype(self) -> Option<DType> {
         match self {
-            Format::Squares(dtype) => Some(dtype),
+            Format::Squares(WeightType::Float(dtype)) => Some(dtype),
             _ => self.elements().map(|(dtype, _)| dtype),
         }
     }
 
-    /// The type to which the arm of a float format rounds its inputs.
+    /// The type to which the arm of a float format rounds its inputs. A GPU multiplies quantised weights with inputs of either type.
     pub(crate) fn input_dtype(self) -> DType {
         match self {
             Format::Vectors(_) | Format::Int8 | Format::Fp8(_) | Format::Nf4 => DType::F32,
             #[cfg(target_arch = "x86_64")]
             Format::Pairs(_) | Format::Tiles(_) => DType::Bf16,
-            Format::Squares(dtype) => dtype,
+            Format::Squares(WeightType::Float(dtype)) => dtype,
+            Format::Squares(WeightType::Int8 | WeightType::Fp8 | WeightType::Nf4) => DType::Bf16,
         }
     }
 
@@ -120,7 +124,7 @@ impl Format {
             Format::Int8 => int8::panel_bytes(k),
             Format::Fp8(_) => fp8::panel_bytes(k),
             Format::Nf4 => nf4::panel_bytes(k),
-            Format::Squares(dtype) => squares::panel_bytes(dtype, k),
+            Format::Squares(weight_type) => squares::panel_bytes(weight_type, k),
         }
     }
 
