@@ -90,11 +90,20 @@ async fn two_gpus_serve_as_one_and_outlive_a_dead_shard() {
             "skipped: whether there are two GPUs is not known here; run it with CUDA_VISIBLE_DEVICES naming two"
         );
     }
-    let server = on_gpu().args(&["--num-shard", "2"]).start();
+    let on_two = || on_gpu().args(&["--num-shard", "2"]);
+    let server = on_two().env("CUSIM_PEER_ACCESS", "0").start();
+    assert!(server.log().contains("sums of few rows go over NCCL"), "{}", server.log());
+    let (status, by_nccl) = server.post("/v1/chat/completions", &chat(16)).await;
+    assert_eq!(status, 200, "{by_nccl}");
+    assert_eq!(server.stop().code, Some(0));
+
+    let server = on_two().start();
+    assert!(server.log().contains("sums of few rows go over each other's memory"), "{}", server.log());
     let (status, answer) = server.post("/v1/chat/completions", &chat(16)).await;
     assert_eq!(status, 200, "{answer}");
-    let text = answer["choices"][0]["message"]["content"].as_str().unwrap().to_lowercase();
-    assert!(text.contains("five"), "{text}");
+    let content = |answer: &Value| answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
+    assert!(content(&answer).to_lowercase().contains("five"), "{answer}");
+    assert_eq!(content(&answer), content(&by_nccl));
 
     let parameters = json!({ "max_new_tokens": 24, "details": true, "do_sample": true, "seed": 11 });
     let body = json!({ "inputs": PROMPT, "parameters": parameters });

@@ -47,7 +47,7 @@ fn kernels_compile_without_spills_and_take_what_they_took() {
     );
     let mut line = |name: &str, cells: [&str; 4]| {
         let cells = cells.map(|cell| format!("{cell:>12}")).concat();
-        writeln!(page, "{name:<28}{cells}").unwrap();
+        writeln!(page, "{name:<32}{cells}").unwrap();
     };
     line("", ARCHITECTURES);
     for (kernel, resources) in &table.into_inner().unwrap() {

@@ -73,6 +73,58 @@ DEVICE u32 pair_of(T first, T second) {
     return *reinterpret_cast<const u32*>(&pair);
 }
 
+#ifdef CUSIM
+
+template <typename T>
+u32 multiply_add_pairs(u32 a, u32 b, u32 c) {
+    T sums[2], operands[3][2];
+    const u32 pairs[3] = {a, b, c};
+    std::memcpy(operands, pairs, sizeof(operands));
+    for (unsigned i = 0; i < 2; ++i) {
+        // Rounded once more than on a device, unless f32 holds the sum: of what kernels expand, it does.
+        double product = double(to_f32(operands[0][i])) * double(to_f32(operands[1][i]));
+        sums[i] = round_to<T>(float(product + double(to_f32(operands[2][i]))));
+    }
+    return pair_of(sums[0], sums[1]);
+}
+
+inline u32 permute_bytes(u32 low, u32 high, u32 selectors) {
+    u64 bytes = u64(high) << 32 | low;
+    u32 permuted = 0;
+    for (unsigned i = 0; i < 4; ++i) {
+        u32 selector = selectors >> (i * 4) & 15, byte = u32(bytes >> (selector % 8 * 8)) & 0xff;
+        permuted |= (selector < 8 ? byte : byte < 0x80 ? 0 : 0xff) << (i * 8);
+    }
+    return permuted;
+}
+
+#else
+
+// a * b + c of both elements of pairs, rounded once. Operands below the normal numbers are what they are, none is flushed to
+// zero. PTX ISA, fma (half precision).
+template <typename T>
+DEVICE u32 multiply_add_pairs(u32 a, u32 b, u32 c);
+
+#define MULTIPLY_ADD_PAIRS(T, NAME)                                                                      \
+    template <>                                                                                          \
+    DEVICE u32 multiply_add_pairs<T>(u32 a, u32 b, u32 c) {                                              \
+        u32 sums;                                                                                        \
+        asm("fma.rn." NAME " %0, %1, %2, %3;" : "=r"(sums) : "r"(a), "r"(b), "r"(c));                    \
+        return sums;                                                                                     \
+    }
+MULTIPLY_ADD_PAIRS(bf16, "bf16x2")
+MULTIPLY_ADD_PAIRS(f16, "f16x2")
+
+// Four bytes of the eight of `low` and `high`, each by four bits of `selectors`, of which the lower sixteen count: three bits are
+// a byte's number; with the fourth, it is eight times that byte's highest bit. PTX ISA, prmt.
+DEVICE u32 permute_bytes(u32 low, u32 high, u32 selectors) {
+    u32 permuted;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(permuted) : "r"(low), "r"(high), "r"(selectors));
+    return permuted;
+}
+
+#endif
+
 // --- Memory --------------------------------------------------------------------------------------------------------
 
 // 16 bytes that nobody reads again: they take no place in L1. Volatile, and not ld.global.nc, so that they are requested where
@@ -85,6 +137,17 @@ DEVICE RowsOperand load_once(const RowsOperand* from) {
     asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(loaded.pair[0]), "=r"(loaded.pair[1]), "=r"(loaded.pair[2]), "=r"(loaded.pair[3])
                  : "l"(from));
+    return loaded;
+#endif
+}
+
+// The same of four bytes.
+DEVICE u32 load_once(const u32* from) {
+#ifdef CUSIM
+    return *from;
+#else
+    u32 loaded;
+    asm volatile("ld.global.L1::no_allocate.u32 %0, [%1];" : "=r"(loaded) : "l"(from));
     return loaded;
 #endif
 }
@@ -183,6 +246,55 @@ DEVICE void wait_for_copies() {
     cusim::Copies::of_thread().wait(PENDING);
 #else
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+#endif
+}
+
+// --- Memory that other GPUs write ----------------------------------------------------------------------------------
+
+// Two words, each written and read whole; which of them comes first is anybody's guess.
+struct alignas(16) Words {
+    u64 at[2];
+};
+
+// To memory of any GPU. Its reader needs no fence for what is in the word itself. PTX ISA, st.relaxed: a vector is as many accesses
+// of its elements, each of which is strong, and strong accesses of a scope that has both threads are not torn.
+DEVICE void store_words(Words* to, const Words& words) {
+#ifdef CUSIM
+    // Another process may read them. The second first: nobody should rely on an order.
+    __atomic_store_n(&to->at[1], words.at[1], __ATOMIC_RELEASE);
+    __atomic_store_n(&to->at[0], words.at[0], __ATOMIC_RELEASE);
+#else
+    asm volatile("st.relaxed.sys.global.v2.u64 [%0], {%1, %2};" ::"l"(to), "l"(words.at[0]), "l"(words.at[1]) : "memory");
+#endif
+}
+
+// What is there now, past L1. PTX ISA, ld.relaxed.
+DEVICE Words load_words(const Words* from) {
+    Words words;
+#ifdef CUSIM
+    words.at[0] = __atomic_load_n(&from->at[0], __ATOMIC_ACQUIRE);
+    words.at[1] = __atomic_load_n(&from->at[1], __ATOMIC_ACQUIRE);
+#else
+    asm volatile("ld.relaxed.sys.global.v2.u64 {%0, %1}, [%2];" : "=l"(words.at[0]), "=l"(words.at[1]) : "l"(from) : "memory");
+#endif
+    return words;
+}
+
+// The same of four bytes, which may be memory of the host.
+DEVICE u32 load_word(const u32* from) {
+    u32 word;
+#ifdef CUSIM
+    word = __atomic_load_n(from, __ATOMIC_ACQUIRE);
+#else
+    asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(word) : "l"(from) : "memory");
+#endif
+    return word;
+}
+
+// Between two looks at such memory. A device runs its other threads anyway, and the load itself takes long enough.
+DEVICE void let_others_run() {
+#ifdef CUSIM
+    cusim::spin();
 #endif
 }
 

@@ -1,29 +1,6 @@
 // RMSNorm: alone, fused with the residual addition before it, and per head. `ops/rms_norm.rs` says what they mean.
-//
-// The mean square is summed in f32. What is normalised is rounded before the weight scales it, and a residual after every
-// addition, as transformers' LlamaRMSNorm and its decoder layers do: the order decides the last bit of a logit.
 #include "ptx.cuh"
-#include "reduce.cuh"
-
-// Threads of a row: 256 have two vectors each of 4,096 columns.
-constexpr unsigned ROW_THREADS = 256;
-
-template <typename T>
-DEVICE float square_sum(const Vector<T>& x) {
-    float sum = 0.0f;
-    for (unsigned i = 0; i < VECTOR; ++i) sum = fmaf(to_f32(x.at[i]), to_f32(x.at[i]), sum);
-    return sum;
-}
-
-// weight: VECTOR floats at a multiple of 16 bytes.
-template <typename T>
-DEVICE Vector<T> scaled(const Vector<T>& x, float factor, const float* weight) {
-    Vector<T> out;
-    for (unsigned i = 0; i < VECTOR; ++i) {
-        out.at[i] = round_to<T>(to_f32(round_to<T>(to_f32(x.at[i]) * factor)) * weight[i]);
-    }
-    return out;
-}
+#include "rms_norm.cuh"
 
 // A block per row of out, x: [T, cols]; weight: [cols].
 template <typename T>
@@ -40,26 +17,13 @@ DEVICE void rms_norm(T* out, const T* x, const float* weight, float eps, unsigne
     }
 }
 
-// The same of residual + x, which replaces residual: [T, cols]. Every thread reads back only what it wrote itself.
+// The same of residual + x, which replaces residual: [T, cols].
 template <typename T>
 DEVICE void add_rms_norm(T* out, T* residual, const T* x, const float* weight, float eps, unsigned cols) {
     x += size_t(blockIdx.x) * cols;
-    residual += size_t(blockIdx.x) * cols;
-    out += size_t(blockIdx.x) * cols;
     allow_kernel_behind();
     wait_for_kernels_before();
-    float sum = 0.0f;
-    for (unsigned col = threadIdx.x * VECTOR; col < cols; col += ROW_THREADS * VECTOR) {
-        Vector<T> added = load(residual + col);
-        const Vector<T> addend = load(x + col);
-        for (unsigned i = 0; i < VECTOR; ++i) added.at[i] = round_to<T>(to_f32(added.at[i]) + to_f32(addend.at[i]));
-        store(residual + col, added);
-        sum += square_sum(added);
-    }
-    float factor = rsqrtf(block_sum<ROW_THREADS / WARP>(sum) / float(cols) + eps);
-    for (unsigned col = threadIdx.x * VECTOR; col < cols; col += ROW_THREADS * VECTOR) {
-        store(out + col, scaled(load(residual + col), factor, weight + col));
-    }
+    add_rms_norm_row(out, residual, weight, eps, cols, [&](unsigned col) { return load(x + col); });
 }
 
 // Heads first_head .. first_head + gridDim.y of x: [T, cols], each by itself; weight: [dim]. A warp per row and head.

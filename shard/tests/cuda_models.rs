@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use shard::comm::{Comm, Nccl, Shm, Single};
 use shard::executor::Executor;
 use shard::masks::NoMasks;
-use shard::models::ModelOptions;
+use shard::models::{ModelOptions, Quantization};
 use shard::{Args, start};
 
 /// The simulated GPU: one for all tests, as one process has one. They take turns, since a capture wants its stream for itself.
@@ -244,6 +244,37 @@ fn steps_that_a_graph_computes_have_the_bits_of_others() {
         let (by_graph, graph_steps) = run(load_on(&gpu, &model.0).with_graphs(&[1, 2, 4]));
         assert_eq!(graph_steps, 14, "{family}: every step of single rows is a graph's");
         assert!(by_graph == eager, "{family}: a graph computes other bits");
+    }
+}
+
+// --- Quantised weights -------------------------------------------------------------------------------------------------
+
+#[test]
+fn quantised_models_are_near_those_of_the_processor_and_keep_their_bits() {
+    let gpu = gpu();
+    let ids = tokens(150, 9);
+    for (dtype, family) in [("bfloat16", "llama"), ("float16", "qwen2")] {
+        for mode in [Quantization::Int8, Quantization::Fp8, Quantization::Nf4] {
+            let changes = families().into_iter().find(|(name, _)| *name == family).unwrap().1;
+            let mut changes = changes.as_object().unwrap().clone();
+            changes.insert("torch_dtype".to_owned(), dtype.into());
+            let model = RandomModel::new(family, &changes.into());
+            let options = ModelOptions { quantization: Some(mode), ..ModelOptions::default() };
+            let on = |device: &Device| Runner::load_on(&model.0, device, Arc::new(Single), &options);
+            let expected = chunked(&mut on(&Device::cpu(1)), 0, &ids, &[150]);
+            let whole = chunked(&mut on(&gpu), 0, &ids, &[150]);
+            let context = format!("{family} in {dtype}, {}", mode.name());
+            let mut graphed = on(&gpu).with_graphs(&[1]);
+            for (lengths, runner) in [(&[66, 50, 9, 17, 5][..], &mut on(&gpu)), (&[140, 1], &mut graphed)] {
+                let other = chunked(runner, 0, &ids, lengths);
+                assert!(bits(&other) == bits(&whole), "{context}: chunks of {lengths:?} differ");
+            }
+            assert_eq!(graphed.graph_steps, 10);
+            // The same weights; the processor quantises inputs too, in groups of 64 to a 127th of their largest.
+            let error = relative_error(&whole, &expected);
+            println!("{context}: relative error {error:.1e}");
+            assert!(error < 3e-2, "{context}: relative error {error}");
+        }
     }
 }
 

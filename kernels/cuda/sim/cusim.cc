@@ -1,9 +1,14 @@
 // The simulator: fibers, barriers and shared memory. Who runs kernels with it holds the one `block` there is, and nobody else does.
 #include "cusim.h"
 
-#include <algorithm>
-#include <cstdarg>
+#include <sched.h>
 #include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdarg>
+#include <random>
 
 namespace cusim {
 
@@ -87,7 +92,15 @@ static void release_warp(Warp& warp) {
     warp.exchange ^= 1;
 }
 
+// Has other processes get ahead of a block that is at a barrier, by up to CUSIM_PAUSE_US microseconds.
+static void pause_at_random() {
+    static const char* const longest = std::getenv("CUSIM_PAUSE_US");
+    static auto& random = *new std::minstd_rand(unsigned(getpid()));
+    if (longest != nullptr) usleep(unsigned(random() % (std::strtoul(longest, nullptr, 10) + 1)));
+}
+
 static void release_block() {
+    pause_at_random();
     block.waiting = 0;
     for (Warp& warp : block.warps) {
         warp.ready |= warp.at_barrier;
@@ -116,6 +129,35 @@ void wait_for_block(unsigned line) {
     yield();
 }
 
+void spin() {
+    const Thread& self = *block.current;
+    block.warps[self.warp].spinning |= bit_of(self);
+    yield();
+}
+
+// Whether the process ends, and whether a kernel has found that and stopped for good.
+static std::atomic<bool> is_ending{false}, has_stopped{false};
+
+bool stop_spinning() {
+    is_ending = true;
+    return has_stopped;
+}
+
+// Between two rounds of a block whose threads all spin. Other processes need the processor for what they are waited for; at first not for
+// long, as they come at about the same time.
+static void let_processes_run(unsigned rounds) {
+    constexpr unsigned QUICK_ROUNDS = 20;
+    if (is_ending) {
+        has_stopped = true;
+        while (true) pause();
+    }
+    if (rounds < QUICK_ROUNDS) {
+        sched_yield();
+    } else {
+        usleep(50);
+    }
+}
+
 // The first frame of every fiber.
 static void run_thread() {
     block.body();
@@ -130,7 +172,7 @@ static void run_thread() {
     fail("a thread went on after its end");
 }
 
-// Warp after warp, each until none of its threads may run: what it works with stays in the caches.
+// Warp after warp, each until none of its threads may run, or those that may only spin: what it works with stays in the caches.
 static void run_block() {
     block.live = unsigned(block.threads.size());
     block.waiting = 0;
@@ -138,7 +180,7 @@ static void run_block() {
         unsigned lanes = std::min(32u, block.live - at * 32);
         Warp& warp = block.warps[at];
         warp.live = warp.ready = uint32_t((uint64_t(1) << lanes) - 1);
-        warp.waiting = warp.at_barrier = warp.exchange = 0;
+        warp.waiting = warp.at_barrier = warp.spinning = warp.exchange = 0;
     }
     for (unsigned at = 0; at < block.threads.size(); ++at) {
         // As `cusim_switch` leaves a stack: saved registers, then where to return to. The word above stands for the return address of
@@ -149,19 +191,28 @@ static void run_block() {
         for (size_t i = 0; i < SAVED_REGISTERS; ++i) *--top = nullptr;
         block.threads[at].stack_pointer = top;
     }
+    // Rounds in which threads did nothing but spin.
+    unsigned idle_rounds = 0;
     while (block.live > 0) {
-        bool has_run = false;
+        bool has_run = false, has_advanced = false;
         for (unsigned at = 0; at < block.warps.size(); ++at) {
             Warp& warp = block.warps[at];
+            warp.ready |= warp.spinning;
+            warp.spinning = 0;
             while (warp.ready != 0) {
                 unsigned lane = unsigned(__builtin_ctz(warp.ready));
                 warp.ready &= warp.ready - 1;
                 block.current = &block.threads[at * 32 + lane];
                 cusim_switch(&block.scheduler_stack_pointer, block.current->stack_pointer);
                 has_run = true;
+                has_advanced |= (warp.spinning >> lane & 1) == 0;
             }
         }
-        if (!has_run) {
+        if (has_run && !has_advanced) {
+            let_processes_run(idle_rounds++);
+        } else if (has_run) {
+            idle_rounds = 0;
+        } else {
             fail("%s, block (%u, %u, %u): %u threads wait for others that never come", block.kernel, block.index.x, block.index.y,
                  block.index.z, block.live);
         }

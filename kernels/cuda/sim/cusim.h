@@ -3,9 +3,9 @@
 // `nccl.cc` has several devices work together.
 //
 // One block at a time; each thread is a fiber that runs until it waits. Threads of a warp that exchange values, and threads of a
-// block at a barrier, wait for each other as on a device. What the model is stricter about than a device: shared memory is
-// filled with NaNs before each block; a barrier at which threads arrive from different places, a wait that nobody ends, and a
-// write beyond a buffer end the program with a sentence.
+// block at a barrier, wait for each other as on a device; one that waits for another process says so (`spin`), or nobody else would
+// run. What the model is stricter about than a device: shared memory is filled with NaNs before each block; a barrier at which threads
+// arrive from different places, a wait that nobody of the block ends, and a write beyond a buffer end the program with a sentence.
 //
 // What it cannot show: races that need two threads at the same time, the memory model, bank conflicts, speed, and the
 // rounding of approximate functions (those of the C library stand in, which are nearer to the true values).
@@ -52,10 +52,10 @@ struct Thread {
     void* stack_pointer;
 };
 
-// Sets of lanes: those that have not ended, and of them those that may run, that wait for their warp, that wait for their block. The
-// lane that runs is in none of the last three.
+// Sets of lanes: those that have not ended, and of them those that may run, that wait for their warp, that wait for their block, that wait
+// for another process. The lane that runs is in none of the last four.
 struct Warp {
-    uint32_t live, ready, waiting, at_barrier;
+    uint32_t live, ready, waiting, at_barrier, spinning;
     // What lanes show each other: of this exchange and of the one before, which slower lanes still read.
     unsigned exchange;
     alignas(16) char shown[2][32][64];
@@ -85,6 +85,12 @@ void launch(const char* kernel, dim3 grid, dim3 size, size_t dynamic_shared_byte
 
 void wait_for_warp();
 void wait_for_block(unsigned line);
+
+// Of a thread that looks again and again for what another process writes: all others have their turn before it goes on.
+void spin();
+
+// Of a process that ends: whether the kernel that runs, if one does, is one that spins, and from now on never goes on.
+bool stop_spinning();
 
 // What the lanes of the calling thread's warp pass to an exchange; of lanes that have ended, anything. It is there until the
 // thread takes part in the next one.
@@ -196,11 +202,21 @@ inline unsigned __float_as_uint(float x) {
     return bits;
 }
 
+// To nearest, ties to even; no number is zero.
+inline int __float2int_rn(float x) { return std::isnan(x) ? 0 : int(std::nearbyint(x)); }
+
 // One thread runs at a time.
 template <typename T>
 T atomicAdd(T* at, T x) {
     T before = *at;
     *at += x;
+    return before;
+}
+
+template <typename T>
+T atomicOr(T* at, T x) {
+    T before = *at;
+    *at |= x;
     return before;
 }
 
@@ -212,5 +228,8 @@ inline bool __any_sync(unsigned, bool value) {
 }
 
 inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
+inline unsigned max(unsigned a, unsigned b) { return a > b ? a : b; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __expf(float x) { return std::exp(x); }
+// No addition is contracted with it: for x86-64, compilers do so only where they are told that the machine can.
+inline float __fmul_rn(float a, float b) { return a * b; }

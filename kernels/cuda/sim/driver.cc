@@ -15,15 +15,22 @@
 // as any other; memory is filled with 0xff bytes when it is allocated, and its addresses are not used a second time; a copy beyond an
 // allocation is refused, a kernel that reads or writes there ends the process; handles that are no longer valid are found.
 //
-// The environment, read once by cuInit: CUSIM_DEVICES (1), CUSIM_DEVICE_MEMORY (bytes, 8 GiB), CUSIM_COMPUTE_CAPABILITY ("9.0"), and
-// of CUDA_VISIBLE_DEVICES how many devices it leaves; CUSIM_UNASKED_MS, after so many milliseconds without a question a stream begins
-// by itself, which hosts need that leave a stream alone while others wait for what it does (never); by cuDriverGetVersion
-// CUSIM_DRIVER_VERSION (13000).
+// Memory that a process exports (cuIpcGetMemHandle) moves into a file without a name, which other processes of the user find through
+// /proc: nothing is left of it when the last of them has ended, however it did. A kernel that spins until another process writes something
+// lets it run (`cusim::spin`). Ranks that are threads of one process cannot wait for each other in kernels: a process runs one at a time.
+//
+// The environment, read once by cuInit: CUSIM_DEVICES (1), CUSIM_DEVICE_MEMORY (bytes, 8 GiB), CUSIM_PEER_ACCESS (1: devices reach each
+// other's memory), CUSIM_COMPUTE_CAPABILITY ("9.0"), and of CUDA_VISIBLE_DEVICES how many devices it leaves; CUSIM_UNASKED_MS, after so
+// many milliseconds without a question a stream begins by itself, which hosts need that leave a stream alone while others wait for what
+// it does (never); by cuDriverGetVersion CUSIM_DRIVER_VERSION (13000); by the first kernel CUSIM_PAUSE_US (0), how many microseconds at
+// most a block pauses at each barrier, so that processes meet at other places.
 //
 // NVRTC compiles nothing: its cubin names the file of kernels, and a module has those that this library was built with from that file.
 // A source without text, or with the word CUSIM_COMPILE_ERROR in it, is one with an error.
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -33,6 +40,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <random>
 #include <thread>
 
 #include "cusim.h"
@@ -50,6 +58,7 @@
     X(INVALID_IMAGE, 200, "device kernel image is invalid")                                   \
     X(INVALID_CONTEXT, 201, "invalid device context")                                         \
     X(NO_BINARY_FOR_GPU, 209, "no kernel image is available for execution on the device")     \
+    X(PEER_ACCESS_UNSUPPORTED, 217, "peer access is not supported between these two devices") \
     X(INVALID_HANDLE, 400, "invalid resource handle")                                         \
     X(ILLEGAL_STATE, 401, "the operation cannot be performed in the present state")           \
     X(NOT_FOUND, 500, "named symbol not found")                                               \
@@ -110,6 +119,11 @@ struct CUlaunchConfig {
 };
 static_assert(sizeof(CUlaunchConfig) == 56, "as cuda.h lays it out");
 
+struct CUipcMemHandle {
+    char reserved[64];
+};
+
+constexpr unsigned IPC_MEM_LAZY_ENABLE_PEER_ACCESS = 1;
 constexpr unsigned EVENT_DISABLE_TIMING = 2;
 constexpr unsigned STREAM_NON_BLOCKING = 1;
 constexpr int FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK = 0;
@@ -218,10 +232,23 @@ struct Function {
     size_t max_dynamic_shared_bytes = cusim::STATIC_SHARED_BYTES;
 };
 
+// A file that holds an allocation's pages, if other processes may map them.
+struct Shared {
+    int file = -1;
+    uint64_t id = 0;
+};
+
 struct Allocation {
     size_t bytes;
     char* pages;
     size_t pages_bytes;
+    Shared shared = {};
+};
+
+// An allocation of another process.
+struct Import {
+    Allocation allocation;
+    unsigned opened = 1;
 };
 
 struct Device {
@@ -229,6 +256,7 @@ struct Device {
     // How often the primary context is held. The device has no other.
     unsigned retained = 0;
     std::map<uintptr_t, Allocation> allocations;
+    std::map<uintptr_t, Import> imports;
     size_t used_bytes = 0;
     Stream legacy_stream = {true, nullptr};
     // Those of streams, and those that are closed but not done.
@@ -257,6 +285,7 @@ static auto& devices = *new std::vector<std::unique_ptr<Device>>;
 static bool is_initialized = false;
 static size_t memory_bytes = size_t(8) << 30;
 static unsigned capability_major = 9, capability_minor = 0;
+static bool has_peer_access = true;
 // When a stream begins by itself; 0 is never.
 static std::chrono::milliseconds unasked_time{0};
 // Page-locked memory of the host, by its start.
@@ -328,15 +357,18 @@ API CUresult cuInit(unsigned flags) {
     if (std::sscanf(capability, "%u.%u", &capability_major, &capability_minor) != 2) {
         fail("CUSIM_COMPUTE_CAPABILITY is no version: %s", capability);
     }
+    has_peer_access = number_of("CUSIM_PEER_ACCESS", environment("CUSIM_PEER_ACCESS", "1")) != 0;
     unasked_time = std::chrono::milliseconds(number_of("CUSIM_UNASKED_MS", environment("CUSIM_UNASKED_MS", "0")));
     for (size_t ordinal = 0; ordinal < num_devices; ++ordinal) {
         devices.push_back(std::make_unique<Device>());
         devices.back()->ordinal = int(ordinal);
     }
     // Made after the simulator's block it ends before: after a kernel that runs at the end of the process, and then keeps others from
-    // what is gone. Nothing else waits for work that is pending then.
+    // what is gone. Nothing else waits for work that is pending then, and of kernels none for one that itself waits for other processes.
     static struct AtExit {
-        ~AtExit() { kernel_lock.lock(); }
+        ~AtExit() {
+            while (!kernel_lock.try_lock() && !cusim::stop_spinning()) usleep(50);
+        }
     } at_exit;
     is_initialized = true;
     return CUDA_SUCCESS;
@@ -411,7 +443,7 @@ API CUresult cuDeviceGetAttribute(int* value, int attribute, CUdevice ordinal) {
             case 8: *value = int(cusim::STATIC_SHARED_BYTES); break;
             case 10: *value = 32; break;                        // WARP_SIZE
             case 12: case 82: *value = 64 << 10; break;         // MAX_REGISTERS_PER_BLOCK, ..._PER_MULTIPROCESSOR
-            case 16: *value = 4; break;                         // MULTIPROCESSOR_COUNT
+            case 16: *value = 32; break;                         // MULTIPROCESSOR_COUNT
             case 18: *value = 0; break;                         // INTEGRATED
             case 20: *value = 0; break;                         // COMPUTE_MODE: any number of processes
             case 33: *value = device.ordinal + 1; break;        // PCI_BUS_ID
@@ -430,6 +462,35 @@ API CUresult cuDeviceGetAttribute(int* value, int attribute, CUdevice ordinal) {
     });
 }
 
+// What the ordinals must be: two devices.
+template <typename F>
+static CUresult with_peers(CUdevice first, CUdevice second, F call) {
+    return with_device(first, [&](Device&) {
+        bool is_valid = 0 <= second && size_t(second) < devices.size();
+        return is_valid ? call() : CUDA_ERROR_INVALID_DEVICE;
+    });
+}
+
+API CUresult cuDeviceCanAccessPeer(int* can, CUdevice ordinal, CUdevice peer) {
+    return with_peers(ordinal, peer, [&] {
+        if (can == nullptr) return CUDA_ERROR_INVALID_VALUE;
+        *can = has_peer_access && ordinal != peer;
+        return CUDA_SUCCESS;
+    });
+}
+
+API CUresult cuDeviceGetP2PAttribute(int* value, int attribute, CUdevice ordinal, CUdevice peer) {
+    return with_peers(ordinal, peer, [&] {
+        if (value == nullptr || ordinal == peer) return CUDA_ERROR_INVALID_VALUE;
+        switch (attribute) {
+            case 1: *value = 0; break;                           // PERFORMANCE_RANK
+            case 2: case 3: *value = has_peer_access; break;     // ACCESS_SUPPORTED, NATIVE_ATOMIC_SUPPORTED: NVLink
+            default: return CUDA_ERROR_INVALID_VALUE;
+        }
+        return CUDA_SUCCESS;
+    });
+}
+
 API CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice ordinal) {
     return with_device(ordinal, [&](Device& device) {
         if (context == nullptr) return CUDA_ERROR_INVALID_VALUE;
@@ -440,6 +501,7 @@ API CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice ordinal) {
 }
 
 static void release(Device& device, std::map<uintptr_t, Allocation>::iterator at);
+static void close_import(Device& device, std::map<uintptr_t, Import>::iterator at);
 
 static void wait_for_device(Device& device);
 static void close(const Stream& stream);
@@ -453,6 +515,7 @@ API CUresult cuDevicePrimaryCtxRelease_v2(CUdevice ordinal) {
         if (device.retained > 0) return CUDA_SUCCESS;
         // All that is of the context ends with it.
         while (!device.allocations.empty()) release(device, device.allocations.begin());
+        while (!device.imports.empty()) close_import(device, device.imports.begin());
         for (const auto& [handle, stream] : device.streams.all()) close(*stream);
         device.streams.clear();
         device.events.clear();
@@ -924,11 +987,17 @@ static CUdeviceptr allocate(Device& device, size_t bytes) {
 }
 
 // Gives the memory back, but keeps the addresses, so that whoever still uses them is found.
-static void release(Device& device, std::map<uintptr_t, Allocation>::iterator at) {
-    const Allocation& allocation = at->second;
+static void give_back(const Allocation& allocation) {
     void* kept = mmap(allocation.pages, allocation.pages_bytes + PAGE_BYTES, PROT_NONE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
     if (kept == MAP_FAILED) fail("pages cannot be given back");
+    // Other processes keep what they have mapped.
+    if (allocation.shared.file >= 0) ::close(allocation.shared.file);
+}
+
+static void release(Device& device, std::map<uintptr_t, Allocation>::iterator at) {
+    const Allocation& allocation = at->second;
+    give_back(allocation);
     device.used_bytes -= allocation.bytes;
     counters.live_bytes -= allocation.bytes;
     device.allocations.erase(at);
@@ -947,7 +1016,9 @@ static bool is_within(uintptr_t start, size_t length, uintptr_t address, size_t 
 
 static bool has_range(Device& device, CUdeviceptr address, size_t bytes) {
     auto at = last_before(device.allocations, address);
-    return at != device.allocations.end() && is_within(at->first, at->second.bytes, address, bytes);
+    if (at != device.allocations.end() && is_within(at->first, at->second.bytes, address, bytes)) return true;
+    auto import = last_before(device.imports, address);
+    return import != device.imports.end() && is_within(import->first, import->second.allocation.bytes, address, bytes);
 }
 
 static bool has_pinned_range(const void* start, size_t bytes) {
@@ -963,6 +1034,8 @@ static bool is_host_range(const void* start, size_t bytes) {
     for (const auto& device : devices) {
         auto at = last_before(device->allocations, address + bytes - 1);
         if (at != device->allocations.end() && address < at->first + at->second.bytes) return false;
+        auto import = last_before(device->imports, address + bytes - 1);
+        if (import != device->imports.end() && address < import->first + import->second.allocation.bytes) return false;
     }
     return true;
 }
@@ -1032,15 +1105,152 @@ API CUresult cuMemHostAlloc(void** pointer, size_t bytes, unsigned flags) {
 API CUresult cuMemAllocHost_v2(void** pointer, size_t bytes) { return cuMemHostAlloc(pointer, bytes, 0); }
 
 API CUresult cuMemFreeHost(void* pointer) {
-    return with_context([&](Device&) {
+    return with_context([&](Device& device) {
         if (CUresult error = refuse_in_capture()) return error;
         if (pinned.count(reinterpret_cast<uintptr_t>(pointer)) == 0) return CUDA_ERROR_INVALID_VALUE;
-        // Every device may copy from it.
-        for (const auto& device : devices) wait_for_device(*device);
+        // Not for other devices, though they may copy from it: ranks that are threads of one process could wait for each other.
+        wait_for_device(device);
         auto at = pinned.find(reinterpret_cast<uintptr_t>(pointer));
         if (at == pinned.end()) return CUDA_ERROR_INVALID_VALUE;
         munmap(pointer, at->second);
         pinned.erase(at);
+        return CUDA_SUCCESS;
+    });
+}
+
+// All memory of the host that is page-locked is the device's as well, at the same addresses.
+API CUresult cuMemHostGetDevicePointer_v2(CUdeviceptr* pointer, void* start, unsigned flags) {
+    return with_context([&](Device&) {
+        if (pointer == nullptr || flags != 0 || !has_pinned_range(start, 1)) return CUDA_ERROR_INVALID_VALUE;
+        *pointer = reinterpret_cast<CUdeviceptr>(start);
+        return CUDA_SUCCESS;
+    });
+}
+
+// --- Memory of other processes -------------------------------------------------------------------------------------
+
+// What a handle's bytes are.
+struct IpcHandle {
+    char magic[8];
+    uint64_t id, bytes, pages_bytes;
+    int process, file, ordinal;
+};
+static_assert(sizeof(IpcHandle) <= sizeof(CUipcMemHandle), "a handle holds it");
+constexpr char IPC_MAGIC[8] = {'c', 'u', 's', 'i', 'm', 'i', 'p', 'c'};
+
+// Of the file, by which it is known again: a process's number and those of its files are used a second time.
+static std::string shared_name(uint64_t id) {
+    char name[32];
+    std::snprintf(name, sizeof(name), "cusim-%016llx", static_cast<unsigned long long>(id));
+    return name;
+}
+
+// Maps a file in place of an allocation's pages.
+static bool map_shared(const Allocation& allocation, int file) {
+    return mmap(allocation.pages, allocation.pages_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file, 0) != MAP_FAILED;
+}
+
+// Moves an allocation's pages into a file, where nothing notices. Returns whether there was room for it.
+static bool share(Allocation& allocation) {
+    std::random_device random;
+    uint64_t id = uint64_t(random()) << 32 | random();
+    int file = memfd_create(shared_name(id).c_str(), MFD_CLOEXEC);
+    if (file < 0) return false;
+    size_t written = 0;
+    while (written < allocation.pages_bytes) {
+        ssize_t more = write(file, allocation.pages + written, allocation.pages_bytes - written);
+        if (more <= 0) break;
+        written += size_t(more);
+    }
+    if (written < allocation.pages_bytes || !map_shared(allocation, file)) {
+        ::close(file);
+        return false;
+    }
+    allocation.shared = {file, id};
+    return true;
+}
+
+API CUresult cuIpcGetMemHandle(CUipcMemHandle* handle, CUdeviceptr pointer) {
+    return with_context([&](Device& device) {
+        // Not while its device works with it. What nobody has asked for does not begin.
+        auto is_idle = [&] {
+            for (const auto& queue : device.queues) {
+                if (queue->done < queue->wanted) return false;
+            }
+            return true;
+        };
+        changed.wait(lock, is_idle);
+        auto at = device.allocations.find(pointer);
+        if (handle == nullptr || at == device.allocations.end()) return CUDA_ERROR_INVALID_VALUE;
+        Allocation& allocation = at->second;
+        if (allocation.shared.file < 0 && !share(allocation)) return CUDA_ERROR_OUT_OF_MEMORY;
+        IpcHandle content = {{}, allocation.shared.id, allocation.bytes, allocation.pages_bytes, int(getpid()), allocation.shared.file,
+                             device.ordinal};
+        std::memcpy(content.magic, IPC_MAGIC, sizeof(IPC_MAGIC));
+        *handle = {};
+        std::memcpy(handle, &content, sizeof(content));
+        return CUDA_SUCCESS;
+    });
+}
+
+// The file of a handle, or -1 if it is no longer there.
+static int open_shared(const IpcHandle& handle) {
+    std::string path = "/proc/" + std::to_string(handle.process) + "/fd/" + std::to_string(handle.file);
+    int file = open(path.c_str(), O_RDWR | O_CLOEXEC);
+    if (file < 0) return -1;
+    char target[64] = {};
+    std::string own = "/proc/self/fd/" + std::to_string(file), expected = "/memfd:" + shared_name(handle.id) + " ";
+    bool is_known = readlink(own.c_str(), target, sizeof(target) - 1) > 0 && std::string(target).rfind(expected, 0) == 0;
+    if (is_known) return file;
+    ::close(file);
+    return -1;
+}
+
+API CUresult cuIpcOpenMemHandle_v2(CUdeviceptr* pointer, CUipcMemHandle handle, unsigned flags) {
+    return with_context([&](Device& device) {
+        IpcHandle content;
+        std::memcpy(&content, &handle, sizeof(content));
+        if (pointer == nullptr || flags != IPC_MEM_LAZY_ENABLE_PEER_ACCESS) return CUDA_ERROR_INVALID_VALUE;
+        if (std::memcmp(content.magic, IPC_MAGIC, sizeof(IPC_MAGIC)) != 0) return CUDA_ERROR_INVALID_HANDLE;
+        // As on a device, a process does not open what it has exported itself.
+        if (content.process == getpid()) return CUDA_ERROR_INVALID_CONTEXT;
+        if (CUresult error = refuse_in_capture()) return error;
+        for (auto& [start, import] : device.imports) {
+            if (import.allocation.shared.id != content.id) continue;
+            import.opened++;
+            *pointer = start;
+            return CUDA_SUCCESS;
+        }
+        if (content.ordinal != device.ordinal && !has_peer_access) return CUDA_ERROR_PEER_ACCESS_UNSUPPORTED;
+        int file = open_shared(content);
+        if (file < 0) return CUDA_ERROR_INVALID_HANDLE;
+        // With a page behind it that cannot be touched.
+        void* pages = mmap(nullptr, content.pages_bytes + PAGE_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        Allocation allocation = {content.bytes, static_cast<char*>(pages), content.pages_bytes, {-1, content.id}};
+        bool is_mapped = pages != MAP_FAILED && map_shared(allocation, file);
+        ::close(file);
+        if (!is_mapped) return CUDA_ERROR_OUT_OF_MEMORY;
+        uintptr_t start = reinterpret_cast<uintptr_t>(allocation.pages) + content.pages_bytes - round_up(content.bytes, ALIGNMENT);
+        device.imports.emplace(start, Import{allocation});
+        *pointer = start;
+        return CUDA_SUCCESS;
+    });
+}
+
+static void close_import(Device& device, std::map<uintptr_t, Import>::iterator at) {
+    give_back(at->second.allocation);
+    device.imports.erase(at);
+}
+
+API CUresult cuIpcCloseMemHandle(CUdeviceptr pointer) {
+    return with_context([&](Device& device) {
+        if (CUresult error = refuse_in_capture()) return error;
+        if (device.imports.count(pointer) == 0) return CUDA_ERROR_INVALID_VALUE;
+        // Whatever uses it.
+        wait_for_device(device);
+        auto at = device.imports.find(pointer);
+        if (at == device.imports.end()) return CUDA_ERROR_INVALID_VALUE;
+        if (--at->second.opened == 0) close_import(device, at);
         return CUDA_SUCCESS;
     });
 }

@@ -8,6 +8,7 @@ use std::ffi::{CStr, CString, c_char, c_int};
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 
@@ -302,6 +303,15 @@ impl DeviceMemory {
     pub(crate) fn address(&self) -> u64 {
         self.address
     }
+
+    /// With what another process of this machine maps it.
+    pub(crate) fn export(&self) -> Result<[u8; 64]> {
+        self.context.bind()?;
+        let mut handle = sys::CUipcMemHandle { reserved: [0; 64] };
+        // SAFETY: the address is of an allocation, which is still there; the function writes one handle.
+        check("cuIpcGetMemHandle", unsafe { sys::cuIpcGetMemHandle(&raw mut handle, self.address) })?;
+        Ok(handle.reserved.map(|byte| byte as u8))
+    }
 }
 
 impl Drop for DeviceMemory {
@@ -309,6 +319,95 @@ impl Drop for DeviceMemory {
         if self.address != 0 && self.context.bind().is_ok() {
             // SAFETY: allocated in `zeroed`, and freed only here; the driver waits for what still uses it.
             let _ = unsafe { sys::cuMemFree_v2(self.address) };
+        }
+    }
+}
+
+/// Memory of another process on this machine, of a GPU that this one reaches.
+pub(crate) struct PeerMemory {
+    context: Arc<Context>,
+    address: u64,
+}
+
+impl PeerMemory {
+    /// Maps what another process has [exported](DeviceMemory::export). Whoever touches it knows that the other has not freed it.
+    pub(crate) fn open(context: &Arc<Context>, handle: &[u8; 64]) -> Result<PeerMemory> {
+        context.bind()?;
+        let handle = sys::CUipcMemHandle { reserved: handle.map(|byte| byte as c_char) };
+        let flags = sys::CUipcMem_flags::CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS as u32;
+        let mut address = 0;
+        // SAFETY: the context is bound; the function checks the handle and writes one address.
+        let opened = unsafe { sys::cuIpcOpenMemHandle_v2(&raw mut address, handle, flags) };
+        check("cuIpcOpenMemHandle", opened)?;
+        Ok(PeerMemory { context: context.clone(), address })
+    }
+
+    /// Where it begins.
+    pub(crate) fn address(&self) -> u64 {
+        self.address
+    }
+}
+
+impl Drop for PeerMemory {
+    fn drop(&mut self) {
+        if self.context.synchronize().is_ok() {
+            // SAFETY: mapped in `open`, unmapped only here, and the device is done with it.
+            let _ = unsafe { sys::cuIpcCloseMemHandle(self.address) };
+        }
+    }
+}
+
+/// A word of the host that kernels read while it is written.
+pub(crate) struct MappedWord {
+    context: Arc<Context>,
+    word: NonNull<AtomicU32>,
+    address: u64,
+}
+
+// SAFETY: it owns its word, which is atomic and which no thread is bound to.
+unsafe impl Send for MappedWord {}
+// SAFETY: as above.
+unsafe impl Sync for MappedWord {}
+
+impl MappedWord {
+    /// 0.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`].
+    pub(crate) fn zeroed(context: &Arc<Context>) -> Result<MappedWord> {
+        context.bind()?;
+        let (mut start, mut address) = (std::ptr::null_mut(), 0);
+        // SAFETY: the context is bound; the function writes one pointer.
+        let allocated =
+            unsafe { sys::cuMemHostAlloc(&raw mut start, size_of::<AtomicU32>(), sys::CU_MEMHOSTALLOC_DEVICEMAP) };
+        check("cuMemHostAlloc", allocated)?;
+        let word = NonNull::new(start.cast::<AtomicU32>()).expect("the driver said that it allocated");
+        // SAFETY: a word was allocated, which nobody else knows yet.
+        unsafe { word.write(AtomicU32::new(0)) };
+        // SAFETY: the memory was allocated to be mapped; the function writes one address.
+        let mapped = unsafe { sys::cuMemHostGetDevicePointer_v2(&raw mut address, start, 0) };
+        let mapped_word = MappedWord { context: context.clone(), word, address };
+        check("cuMemHostGetDevicePointer", mapped)?;
+        Ok(mapped_word)
+    }
+
+    /// As the host sees it.
+    pub(crate) fn word(&self) -> &AtomicU32 {
+        // SAFETY: written in `zeroed`, and there as long as `self`.
+        unsafe { self.word.as_ref() }
+    }
+
+    /// Where kernels find it.
+    pub(crate) fn address(&self) -> u64 {
+        self.address
+    }
+}
+
+impl Drop for MappedWord {
+    fn drop(&mut self) {
+        if self.context.synchronize().is_ok() {
+            // SAFETY: allocated in `zeroed`, freed only here, and the device is done with it.
+            let _ = unsafe { sys::cuMemFreeHost(self.word.as_ptr().cast()) };
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Ranks on GPUs of their own: tensors summed and gathered over all of them.
 //!
-//! NCCL moves the parts, our own kernel adds them (`kernels/cuda/ranks.cu`): in the order of the ranks, in f32, rounded once. What NCCL
-//! adds itself it adds in an order that depends on sizes and wiring. Two ways give the same bits: everybody gathers all parts and adds
+//! Parts are added in the order of the ranks, in f32, and rounded once; what NCCL adds itself it adds in an order that depends on sizes
+//! and wiring. Three ways give the same bits. Where ranks have mapped each other's memory, one kernel sums what few rows have
+//! (`peers.rs`). Otherwise NCCL moves the parts and a kernel adds them (`kernels/cuda/ranks.cu`): everybody gathers all parts and adds
 //! all of them, or everybody adds a slice of each and the sums are gathered. The first is one call, the second moves less.
 
 use std::sync::Arc;
@@ -10,8 +11,12 @@ use std::time::Duration;
 use nccl_rs::{Communicator, DataType, Nccl, UniqueId};
 
 use super::libraries::nccl_folders;
+use super::peers::{Handle, MAX_RANKS, MIN_MULTIPROCESSORS, Peers, Region};
 use super::{Argument, Cuda, DeviceMemory, KernelName};
-use crate::contract::{expect_activations, expect_f32, expect_len, expect_on, expect_vectors};
+use crate::contract::{
+    expect_activations, expect_device, expect_f32, expect_len, expect_matrix, expect_on, expect_vectors,
+};
+use crate::ops::add_rms_norm;
 use crate::{DType, Device, Error, Result, Tensor};
 
 /// Bytes of other ranks' parts at a time; more goes in pieces. 32 MiB: a step of 512 rows of 8,192 values from four ranks, and far beyond
@@ -32,6 +37,16 @@ const VECTOR: usize = 8;
 /// Threads of a block, as `ranks.cu` has them.
 const THREADS: usize = 256;
 
+/// Threads and blocks of the kernels over mapped memory, as `all_reduce.cu` has them.
+const MAPPED_THREADS: usize = 128;
+const MAX_MAPPED_BLOCKS: usize = 128;
+const FUSED_THREADS: usize = 256;
+const MAX_FUSED_ROWS: usize = 64;
+
+/// What ranks tell each other when they join: whether something went well, and a handle.
+type Exchanged = [u8; EXCHANGED_BYTES];
+const EXCHANGED_BYTES: usize = 80;
+
 /// The name of a group, made by one rank and handed to the others. It is for nobody else.
 pub type GroupId = [u8; 128];
 
@@ -40,6 +55,8 @@ pub struct GpuGroup {
     cuda: Arc<Cuda>,
     communicator: Communicator,
     workspace: DeviceMemory,
+    /// If all ranks have mapped each other's memory.
+    peers: Option<Peers>,
 }
 
 impl GpuGroup {
@@ -65,7 +82,79 @@ impl GpuGroup {
         // NCCL takes the device that is current.
         cuda.context.bind()?;
         let communicator = Communicator::join(&nccl, &UniqueId(*id), rank, world_size, patience)?;
-        Ok(GpuGroup { cuda: cuda.clone(), communicator, workspace })
+        let mut group = GpuGroup { cuda: cuda.clone(), communicator, workspace, peers: None };
+        group.peers = group.map_peers()?;
+        Ok(group)
+    }
+
+    /// Whether sums of few rows are one kernel over mapped memory, on all ranks.
+    pub fn has_peer_access(&self) -> bool {
+        self.peers.is_some()
+    }
+
+    /// Maps the memory of all ranks, if all of them can.
+    fn map_peers(&self) -> Result<Option<Peers>> {
+        let (rank, ranks) = (self.communicator.rank(), self.communicator.world_size());
+        let context = &self.cuda.context;
+        // Every exchange is made by all, whatever became of the one before.
+        let is_possible = (2..=MAX_RANKS).contains(&ranks) && self.cuda.multiprocessors() >= MIN_MULTIPROCESSORS;
+        let own = if is_possible { Region::new(context, ranks).ok() } else { None };
+        let said = own.as_ref().map_or([0; EXCHANGED_BYTES], |(_, handle)| {
+            let mut said = [1; EXCHANGED_BYTES];
+            said[1..=handle.len()].copy_from_slice(handle);
+            said
+        });
+        let said = self.exchange(said)?;
+        let all_have = |said: &[Exchanged]| said.iter().all(|said| said[0] == 1);
+        let handle = |said: &Exchanged| *said[1..].first_chunk::<64>().expect("what is said is longer");
+        let handles: Vec<Handle> = said.iter().map(handle).collect();
+        let mapped = own.filter(|_| all_have(&said)).and_then(|(own, _)| own.map(context, rank, &handles).ok());
+        if !all_have(&self.exchange([u8::from(mapped.is_some()); EXCHANGED_BYTES])?) {
+            return Ok(None);
+        }
+        // Between some GPUs memory can be mapped, and what is written there does not arrive.
+        let is_right = mapped.as_ref().is_some_and(|peers| self.sums_agree(peers).unwrap_or(false));
+        let is_right = all_have(&self.exchange([u8::from(is_right); EXCHANGED_BYTES])?);
+        Ok(mapped.filter(|_| is_right))
+    }
+
+    /// Every rank's bytes, in the order of ranks.
+    fn exchange(&self, own: Exchanged) -> Result<Vec<Exchanged>> {
+        let ranks = self.communicator.world_size();
+        let mut all = vec![[0; EXCHANGED_BYTES]; ranks];
+        let (context, stream) = (&self.cuda.context, self.stream());
+        let from = self.workspace.address() + (ranks * EXCHANGED_BYTES) as u64;
+        // SAFETY: the workspace has room for one part more than there are ranks, and nobody else uses it now.
+        unsafe { context.upload(from, &own)? };
+        self.communicator.launch(PATIENCE, |group| {
+            // SAFETY: as above.
+            unsafe { group.all_gather(from, self.workspace.address(), EXCHANGED_BYTES, DataType::Uint8, stream) }
+        })?;
+        // SAFETY: as above.
+        unsafe { context.download(self.workspace.address(), all.as_flattened_mut())? };
+        Ok(all)
+    }
+
+    /// Whether a sum over mapped memory is the one of what is gathered.
+    fn sums_agree(&self, peers: &Peers) -> Result<bool> {
+        const VECTORS: usize = 1024;
+        let own: Vec<u8> = (0..VECTORS * VECTOR)
+            .flat_map(|at| half::bf16::from_f32((at * (self.communicator.rank() + 3) % 251) as f32).to_le_bytes())
+            .collect();
+        let context = &self.cuda.context;
+        let [one, other] = [(); 2].map(|()| DeviceMemory::zeroed(context, own.len(), "a sum over ranks"));
+        let (one, other) = (one?, other?);
+        let mut sums = [vec![0; own.len()], vec![0; own.len()]];
+        // SAFETY: both hold as many bytes, whole vectors; `download` waits for what is asked of them.
+        unsafe {
+            context.upload(one.address(), &own)?;
+            context.upload(other.address(), &own)?;
+            self.sum_gathered(one.address(), VECTORS * VECTOR, DType::Bf16)?;
+            self.sum_mapped(peers, other.address(), VECTORS, DType::Bf16)?;
+            context.download(one.address(), &mut sums[0])?;
+            context.download(other.address(), &mut sums[1])?;
+        }
+        Ok(sums[0] == sums[1])
     }
 
     /// Replaces `x` (bfloat16 or float16, rows of whole vectors) by its sum over all ranks: added in their order in f32, rounded once.
@@ -78,6 +167,11 @@ impl GpuGroup {
         expect_activations(OP, &[("x", x)])?;
         expect_vectors(OP, x.cols())?;
         let (ranks, element, dtype) = (self.communicator.world_size(), x.dtype().size_bytes(), x.dtype());
+        let vectors = x.len() / VECTOR;
+        if let Some(peers) = self.peers.as_ref().filter(|peers| peers.have_room(vectors)) {
+            // SAFETY: as many vectors begin there.
+            return unsafe { self.sum_mapped(peers, x.address(), vectors, dtype) };
+        }
         let by_slices = ranks > 2 && x.bytes() * ranks > GATHERED_BYTES;
         let room = WORKSPACE_BYTES / element;
         // Both ways are for whole vectors; slices are for as many of them as there are ranks.
@@ -94,6 +188,41 @@ impl GpuGroup {
             }
         }
         Ok(())
+    }
+
+    /// Sums `x` over all ranks, adds that to `residual` and normalises the result into `out`: as [`all_reduce`](GpuGroup::all_reduce) and
+    /// [`add_rms_norm`](crate::ops::add_rms_norm), with their bits, in one kernel where that is possible. `x` is then undefined.
+    ///
+    /// # Errors
+    /// As those two.
+    pub fn all_reduce_add_rms_norm(
+        &self,
+        out: &mut Tensor,
+        residual: &mut Tensor,
+        x: &mut Tensor,
+        weight: &Tensor,
+        eps: f32,
+    ) -> Result<()> {
+        const OP: &str = "all_reduce_add_rms_norm";
+        let (rows, cols) = (x.rows(), x.cols());
+        let peers = self.peers.as_ref().filter(|peers| rows <= MAX_FUSED_ROWS && peers.have_room(x.len() / VECTOR));
+        let Some(peers) = peers else {
+            self.all_reduce(x)?;
+            return add_rms_norm(out, residual, x, weight, eps);
+        };
+        expect_on(OP, x.device(), "group", &Device::Cuda(self.cuda.clone()))?;
+        expect_activations(OP, &[("x", x), ("out", out), ("residual", residual)])?;
+        expect_f32(OP, &[("weight", weight)])?;
+        expect_device(OP, x.device(), &[("out", out), ("residual", residual), ("weight", weight)])?;
+        expect_matrix(OP, "out", out, rows, cols)?;
+        expect_matrix(OP, "residual", residual, rows, cols)?;
+        expect_len(OP, "weight", weight, cols)?;
+        expect_vectors(OP, cols)?;
+        let pointers = [out.address(), residual.address(), x.address(), weight.address()].map(Argument::Pointer);
+        let arguments = [&pointers[..], &[Argument::F32(eps), Argument::count(cols)], &peers.arguments()].concat();
+        // SAFETY: all_reduce.cu: a block per row, few enough to be resident at a time, whole vectors that fit the regions, shapes alike
+        // (all checked above); tensors live as long as their stream's work, regions as long as the group.
+        unsafe { self.cuda.launch(KernelName::of(OP, x.dtype()), [rows, 1, 1], FUSED_THREADS, &arguments) }
     }
 
     /// `out` (`[ranks, ...]`) becomes every rank's `local`, in the order of the ranks; both f32.
@@ -126,9 +255,22 @@ impl GpuGroup {
     /// Ends what the GPU does for the group: kernels that wait for other ranks return, with results that mean nothing. From then on every
     /// call is an error. Any thread may call it.
     pub fn abort(&self) {
+        self.peers.iter().for_each(Peers::abort);
         if self.cuda.context.bind().is_ok() {
             self.communicator.abort();
         }
+    }
+
+    /// Everybody pushes its part to all others, and adds what comes.
+    ///
+    /// # Safety
+    /// As many vectors begin at `address`, not more than there is room for.
+    unsafe fn sum_mapped(&self, peers: &Peers, address: u64, vectors: usize, dtype: DType) -> Result<()> {
+        let arguments = [&[Argument::Pointer(address), Argument::count(vectors)][..], &peers.arguments()].concat();
+        let grid = [vectors.div_ceil(MAPPED_THREADS).min(MAX_MAPPED_BLOCKS), 1, 1];
+        // SAFETY: all_reduce.cu: as many vectors (the caller's obligation), few enough blocks to be resident at a time; regions live as long
+        // as the group.
+        unsafe { self.cuda.launch(KernelName::of("all_reduce", dtype), grid, MAPPED_THREADS, &arguments) }
     }
 
     /// Everybody gathers all parts and adds them.

@@ -9,6 +9,7 @@ mod group;
 mod images;
 mod launch;
 mod libraries;
+mod peers;
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, RwLock};

@@ -4,9 +4,12 @@
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::unwrap_used, reason = "every function of a test file is part of a test")]
 
+mod all_reduce;
 mod attention;
 mod element;
 mod linear;
+mod process;
+mod quantized;
 mod ranks;
 mod rows;
 mod sampling;

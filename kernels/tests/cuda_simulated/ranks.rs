@@ -11,7 +11,7 @@ fn parts_are_added_in_order_and_rounded_once() {
             for (ranks, len) in [(1, 8), (2, 2056), (3, 40), (8, 4096)] {
                 // Large ones cancel: another order, or a rounding in between, shows.
                 let part = |rank: usize| {
-                    let sign = if rank % 2 == 0 { 1.0 } else { -1.0 };
+                    let sign = if rank.is_multiple_of(2) { 1.0 } else { -1.0 };
                     let values = element.random(30 + rank as u64, len);
                     element.rounded(&values.iter().map(|x| x + sign * 64.0).collect::<Vec<f32>>())
                 };

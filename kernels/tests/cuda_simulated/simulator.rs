@@ -11,6 +11,7 @@ pub(crate) struct Simulator {
 }
 
 /// An argument of a kernel.
+#[derive(Clone, Copy)]
 pub(crate) enum Argument<'a> {
     /// A pointer to a buffer with these bytes.
     Buffer(&'a [u8]),

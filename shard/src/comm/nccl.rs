@@ -59,6 +59,9 @@ impl Nccl {
         let id: Vec<u8> = of_ranks[..own.len()].iter().map(|byte| *byte as u8).collect();
         let id = id.try_into().expect("rank 0 sent as many bytes");
         let gpus = GpuGroup::join(device, &id, rank, world_size, GPU_JOIN_TIMEOUT)?;
+        let way =
+            if gpus.has_peer_access() { "each other's memory" } else { "NCCL, as they do not map each other's memory" };
+        tracing::info!("{world_size} GPUs; sums of few rows go over {way}");
         let group =
             Group { control, gpus, steps: AtomicUsize::new(0), aborted: Mutex::new(None), failure: OnceLock::new() };
         let (group, (watched, ended)) = (Arc::new(group), bounded(0));

@@ -2,7 +2,8 @@
 
 use kernels::{Tensor, ops};
 
-use super::Loader;
+use super::{Loader, all_reduce};
+use crate::comm::Comm;
 use crate::error::Result;
 
 /// A norm over the last dimension.
@@ -35,6 +36,24 @@ impl RmsNorm {
     /// As [`ops::add_rms_norm`].
     pub fn forward_add(&self, out: &mut Tensor, residual: &mut Tensor, x: &Tensor) -> Result<()> {
         Ok(ops::add_rms_norm(out, residual, x, &self.weight, self.eps)?)
+    }
+
+    /// Sums `x` over the ranks of `comm`, then as [`forward_add`](RmsNorm::forward_add); `x` is then undefined.
+    ///
+    /// # Errors
+    /// As [`ops::add_rms_norm`] and [`Comm::all_reduce`].
+    pub fn forward_add_sum(
+        &self,
+        comm: &dyn Comm,
+        out: &mut Tensor,
+        residual: &mut Tensor,
+        x: &mut Tensor,
+    ) -> Result<()> {
+        if let Some(gpus) = comm.gpus().filter(|_| !x.device().is_plan()) {
+            return Ok(gpus.all_reduce_add_rms_norm(out, residual, x, &self.weight, self.eps)?);
+        }
+        all_reduce(comm, x)?;
+        self.forward_add(out, residual, x)
     }
 
     /// Normalises some heads of every row of `x` (`[T, heads · dim]`) in place, each by itself.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kernels::{LinearWeight, Tensor, ops};
 
-use super::{Loader, all_reduce};
+use super::{Loader, RmsNorm};
 use crate::comm::Comm;
 use crate::error::Result;
 
@@ -44,12 +44,20 @@ impl RowParallelLinear {
         })
     }
 
-    /// `out`: `[T, out_features]`, complete and equal on every rank; `x`: `[T, this rank's inputs]`.
+    /// `out`: `[T, out_features]`, this rank's part of the sum; `x`: `[T, this rank's inputs]`.
     ///
     /// # Errors
-    /// As [`ops::linear`] and [`Comm::all_reduce`].
-    pub fn forward(&self, out: &mut Tensor, x: &Tensor) -> Result<()> {
-        ops::linear(out, x, &self.weight, self.bias.as_ref())?;
-        all_reduce(&*self.comm, out)
+    /// As [`ops::linear`].
+    pub fn forward_part(&self, out: &mut Tensor, x: &Tensor) -> Result<()> {
+        Ok(ops::linear(out, x, &self.weight, self.bias.as_ref())?)
+    }
+
+    /// The parts of all ranks, which [`forward_part`](RowParallelLinear::forward_part) made, are added to `residual`, which `norm` then
+    /// normalises into `out`; all `[T, out_features]`. `part` is then undefined.
+    ///
+    /// # Errors
+    /// As [`RmsNorm::forward_add_sum`].
+    pub fn add_to(&self, residual: &mut Tensor, part: &mut Tensor, norm: &RmsNorm, out: &mut Tensor) -> Result<()> {
+        norm.forward_add_sum(&*self.comm, out, residual, part)
     }
 }

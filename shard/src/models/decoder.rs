@@ -98,7 +98,7 @@ impl Decoder {
         let mark = arena.mark();
         let mut residual = arena.tensor(&[rows, width], dtype)?; // [T, E], the residual stream
         let mut x = arena.tensor(&[rows, width], dtype)?; // [T, E], normalised
-        let mut branch = arena.tensor(&[rows, width], dtype)?; // [T, E], what a block adds to the stream
+        let mut branch = arena.tensor(&[rows, width], dtype)?; // [T, E], this rank's part of what a block adds to the stream
 
         if let Some(continued) = &step.continued {
             ops::sample::continue_rows(residual.device(), continued)?;
@@ -107,10 +107,10 @@ impl Decoder {
         self.layers[0].input_norm.forward(&mut x, &residual)?;
         for (index, layer) in self.layers.iter().enumerate() {
             self.attention(&layer.attention, index, arena, &mut branch, &x, kv, step)?;
-            layer.post_attention_norm.forward_add(&mut x, &mut residual, &branch)?;
+            layer.attention.o_proj.add_to(&mut residual, &mut branch, &layer.post_attention_norm, &mut x)?;
             self.mlp(&layer.mlp, arena, &mut branch, &x)?;
             let next_norm = self.layers.get(index + 1).map_or(&self.norm, |next| &next.input_norm);
-            next_norm.forward_add(&mut x, &mut residual, &branch)?;
+            layer.mlp.down_proj.add_to(&mut residual, &mut branch, next_norm, &mut x)?;
         }
         let mut last = arena.tensor(&[sampled, width], dtype)?; // [S, E]
         ops::gather_rows(&mut last, &x, step.sample_rows)?;
@@ -143,7 +143,7 @@ impl Decoder {
         ops::rope_and_store_kv(&mut qkv, num_heads, &self.rope, step.positions, step.slot_mapping, kv, index)?;
         let scale = (head_dim as f32).sqrt().recip();
         ops::attention(&mut attended, &qkv, kv, index, &step.attention, scale, layer.window)?;
-        layer.o_proj.forward(out, &attended)?; // [T, E], summed over ranks
+        layer.o_proj.forward_part(out, &attended)?; // [T, E], to be summed over ranks
 
         arena.release(mark);
         Ok(())
@@ -158,7 +158,7 @@ impl Decoder {
 
         layer.gate_up_proj.forward(&mut gate_up, x)?;
         ops::silu_mul(&mut activated, &gate_up)?;
-        layer.down_proj.forward(out, &activated)?; // [T, E], summed over ranks
+        layer.down_proj.forward_part(out, &activated)?; // [T, E], to be summed over ranks
 
         arena.release(mark);
         Ok(())

@@ -1,0 +1,48 @@
+// Rows that are normalised: what `rms_norm.cu` does, and `all_reduce.cu` with sums that have just arrived. The same bits in both.
+//
+// The mean square is summed in f32. What is normalised is rounded before the weight scales it, and a residual after every
+// addition, as transformers' LlamaRMSNorm and its decoder layers do: the order decides the last bit of a logit.
+#pragma once
+
+#include "reduce.cuh"
+#include "types.cuh"
+
+// Threads of a row: 256 have two vectors each of 4,096 columns.
+constexpr unsigned ROW_THREADS = 256;
+
+template <typename T>
+DEVICE float square_sum(const Vector<T>& x) {
+    float sum = 0.0f;
+    for (unsigned i = 0; i < VECTOR; ++i) sum = fmaf(to_f32(x.at[i]), to_f32(x.at[i]), sum);
+    return sum;
+}
+
+// weight: VECTOR floats at a multiple of 16 bytes.
+template <typename T>
+DEVICE Vector<T> scaled(const Vector<T>& x, float factor, const float* weight) {
+    Vector<T> out;
+    for (unsigned i = 0; i < VECTOR; ++i) {
+        out.at[i] = round_to<T>(to_f32(round_to<T>(to_f32(x.at[i]) * factor)) * weight[i]);
+    }
+    return out;
+}
+
+// Of residual + x, which replaces residual, the row of this block: [T, cols] both, out as well; weight: [cols]. addend_at(col): VECTOR
+// elements of the row of x. Every thread reads back only what it wrote itself.
+template <typename T, typename Addend>
+DEVICE void add_rms_norm_row(T* out, T* residual, const float* weight, float eps, unsigned cols, Addend addend_at) {
+    residual += size_t(blockIdx.x) * cols;
+    out += size_t(blockIdx.x) * cols;
+    float sum = 0.0f;
+    for (unsigned col = threadIdx.x * VECTOR; col < cols; col += ROW_THREADS * VECTOR) {
+        Vector<T> added = load(residual + col);
+        const Vector<T> addend = addend_at(col);
+        for (unsigned i = 0; i < VECTOR; ++i) added.at[i] = round_to<T>(to_f32(added.at[i]) + to_f32(addend.at[i]));
+        store(residual + col, added);
+        sum += square_sum(added);
+    }
+    float factor = rsqrtf(block_sum<ROW_THREADS / WARP>(sum) / float(cols) + eps);
+    for (unsigned col = threadIdx.x * VECTOR; col < cols; col += ROW_THREADS * VECTOR) {
+        store(out + col, scaled(load(residual + col), factor, weight + col));
+    }
+}
