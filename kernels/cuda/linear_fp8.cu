@@ -2,9 +2,7 @@
 // way.
 //
 // A weight is [ceil(n / 16)][k / 32] units of 512 bytes, then [16 * ceil(n / 16)] scales in f32.
-#include "linear_quantized.cuh"
-#include "linear_rows.cuh"
-#include "linear_tiles.cuh"
+#include "linear_bytes.cuh"
 
 // An E4M3 number's bits, moved to where an element has its exponent, are that number times a power of two, which depends on the
 // biases of both. One multiplication takes it away: exact, since elements have more bits of both kinds.
@@ -67,25 +65,5 @@ struct Fp8 {
     }
 };
 
-PACK_KERNEL(pack_fp8, bf16, pack_bytes, Fp8)
-PACK_KERNEL(pack_fp8, f16, pack_bytes, Fp8)
-
-// As in `linear_int8.cu`.
-#define ROWS(T, ROW_TILES, BLOCKS, ...)                                                          \
-    ROWS_KERNEL(linear_fp8_rows_##ROW_TILES##_##T, Fp8, T, T, BLOCKS, ROW_TILES, __VA_ARGS__)    \
-    ROWS_KERNEL(linear_fp8_rows_##ROW_TILES##_##T##_f32, Fp8, T, float, BLOCKS, ROW_TILES, __VA_ARGS__)
-
-#define TILES(T, OUTPUTS, WARPS)                                                      \
-    TILES_KERNEL(linear_fp8_tiles_##OUTPUTS##_##T, Fp8, T, T, 128, OUTPUTS, WARPS)    \
-    TILES_KERNEL(linear_fp8_tiles_##OUTPUTS##_##T##_f32, Fp8, T, float, 128, OUTPUTS, WARPS)
-
-#define LINEAR(T)              \
-    ROWS(T, 1, 2, 1, 16, 8)    \
-    ROWS(T, 2, 2, 2, 8, 2)     \
-    ROWS(T, 4, 2, 2, 6, 1)     \
-    ROWS(T, 8, 1, 4, 4, 1)     \
-    TILES(T, 128, 4)           \
-    TILES(T, 64, 2)
-
-LINEAR(bf16)
-LINEAR(f16)
+LINEAR_BYTES(fp8, Fp8, bf16)
+LINEAR_BYTES(fp8, Fp8, f16)
