@@ -6,13 +6,13 @@
 //! all of them, or everybody adds a slice of each and the sums are gathered. The first is one call, the second moves less.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nccl_rs::{Communicator, DataType, Nccl, UniqueId};
 
 use super::libraries::nccl_folders;
 use super::peers::{Handle, MAX_RANKS, MIN_MULTIPROCESSORS, Peers, Region};
-use super::{Argument, Cuda, DeviceMemory, KernelName};
+use super::{Argument, Cuda, DeviceMemory, Event, KernelName};
 use crate::contract::{
     expect_activations, expect_device, expect_f32, expect_len, expect_matrix, expect_on, expect_vectors,
 };
@@ -30,6 +30,9 @@ const GATHERED_BYTES: usize = 4 << 20;
 /// How long NCCL may take to enqueue a call. The first ones connect the ranks, which takes seconds; a peer that is gone is found by
 /// whoever watches it, long before.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long the first sum over mapped memory may take. Ranks begin it within milliseconds of each other.
+const TRIAL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Elements that a rank's slice of a sum is a multiple of: a vector of the kernel.
 const VECTOR: usize = 8;
@@ -145,12 +148,25 @@ impl GpuGroup {
         let [one, other] = [(); 2].map(|()| DeviceMemory::zeroed(context, own.len(), "a sum over ranks"));
         let (one, other) = (one?, other?);
         let mut sums = [vec![0; own.len()], vec![0; own.len()]];
-        // SAFETY: both hold as many bytes, whole vectors; `download` waits for what is asked of them.
+        // SAFETY: both hold as many bytes, whole vectors, and are freed when what is asked of them is done.
         unsafe {
             context.upload(one.address(), &own)?;
             context.upload(other.address(), &own)?;
             self.sum_gathered(one.address(), VECTORS * VECTOR, DType::Bf16)?;
             self.sum_mapped(peers, other.address(), VECTORS, DType::Bf16)?;
+        }
+        let (summed, started) = (Event::new(context)?, Instant::now());
+        summed.record()?;
+        while !summed.is_passed()? {
+            if started.elapsed() > TRIAL_PATIENCE {
+                // What others wrote does not arrive.
+                peers.abort();
+                return Ok(false);
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        // SAFETY: as above.
+        unsafe {
             context.download(one.address(), &mut sums[0])?;
             context.download(other.address(), &mut sums[1])?;
         }
@@ -339,6 +355,13 @@ impl GpuGroup {
 
     fn stream(&self) -> usize {
         self.cuda.context.stream() as usize
+    }
+}
+
+impl Drop for GpuGroup {
+    fn drop(&mut self) {
+        // Memory is freed when nobody uses it any more, and a kernel that waits for a rank which is gone would do so for ever.
+        self.abort();
     }
 }
 
