@@ -4,7 +4,7 @@
 //! numbers in the folder for temporary files (2.5 and 16 GB) and kept for the next time. Prints the device's copy bandwidth, then decode
 //! steps and prompts with the share of that bandwidth which their bytes are, or their arithmetic; each is the median of at least seven.
 //! Decode steps are graphs, and their weights bfloat16 and quantised. "of ten" is a step's time where ten are asked for before anybody
-//! waits: what is between the two, the host makes.
+//! waits: what is between the two, the host makes. The same numbers are written to `gpu-check.json`, in seconds and bytes.
 //!
 //! The bytes and products are those that the plan device counts, the same for whoever computes them.
 
@@ -15,6 +15,7 @@ use std::time::Instant;
 use kernels::machine::{copy_bandwidth, median_duration};
 use kernels::{Arena, BLOCK_SIZE, Device, StepLists};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
+use serde_json::{Value, json};
 use shard::comm::Single;
 use shard::models::{DecodeGraphs, Model, ModelOptions, Quantization, SequenceRows, StepInput, StepRows};
 
@@ -84,14 +85,19 @@ fn main() -> anyhow::Result<()> {
     let is_tiny = named.iter().all(|name| name == "tiny") && !named.is_empty();
     let copied = copy_bandwidth(&device, if is_tiny { 1 << 20 } else { 4 << 30 })?.unwrap_or(f64::NAN);
     println!("copy: {:.2} TB/s, reads and writes", copied / 1e12);
+    let mut models = Vec::new();
     for shape in SHAPES.iter().filter(is_wanted) {
-        check(shape, &device, copied)?;
+        models.extend(check(shape, &device, copied)?);
     }
+    let report = json!({ "device": device.describe(), "copy_bytes_per_second": copied, "models": models });
+    std::fs::write("gpu-check.json", format!("{report:#}\n"))?;
     Ok(())
 }
 
-fn check(shape: &Shape, device: &Device, bandwidth: f64) -> anyhow::Result<()> {
+/// Measures a shape in every type of weights, prints it, and returns the same as JSON.
+fn check(shape: &Shape, device: &Device, bandwidth: f64) -> anyhow::Result<Vec<Value>> {
     let dir = shape.write()?;
+    let mut models = Vec::new();
     for quantization in [None, Some(Quantization::Int8), Some(Quantization::Fp8), Some(Quantization::Nf4)] {
         let began = Instant::now();
         let options = ModelOptions { quantization, ..ModelOptions::default() };
@@ -103,9 +109,11 @@ fn check(shape: &Shape, device: &Device, bandwidth: f64) -> anyhow::Result<()> {
             "{:>9} {:>9} {:>10} {:>10} {:>12} {:>10} {:>9}",
             "rows", "context", "ms", "of ten", "tokens/s", "TB/s", "of copy"
         );
+        let (mut decode, mut prefill) = (Vec::new(), Vec::new());
         for &rows in shape.batches {
             let step = Step::new(shape, rows, 1, shape.context);
             let cost = step.measure(&model, device)?;
+            decode.push(cost.report(rows));
             let bytes = cost.bytes / cost.seconds;
             println!(
                 "{rows:>9} {:>9} {:>10.3} {:>10.3} {:>12.0} {:>10.3} {:>8.0} %",
@@ -121,12 +129,22 @@ fn check(shape: &Shape, device: &Device, bandwidth: f64) -> anyhow::Result<()> {
         for &rows in shape.prompts {
             let step = Step::new(shape, 1, rows, rows);
             let cost = step.measure(&model, device)?;
+            prefill.push(cost.report(rows));
             let (flops, tokens) = (cost.flops / cost.seconds / 1e12, rows as f64 / cost.seconds);
             let [ms, of_ten] = [cost.seconds, cost.seconds_of_ten].map(|seconds| seconds * 1e3);
             println!("{rows:>9} {:>9} {ms:>10.3} {of_ten:>10.3} {tokens:>12.0} {flops:>10.1}", "");
         }
+        models.push(json!({
+            "shape": shape.name,
+            "weights": mode,
+            "weights_bytes": model.weights_bytes(),
+            "loading_seconds": loading.as_secs_f64(),
+            "context": shape.context,
+            "decode": decode,
+            "prefill": prefill,
+        }));
     }
-    Ok(())
+    Ok(models)
 }
 
 /// Sequences that compute their last rows.
@@ -144,6 +162,13 @@ struct Cost {
     seconds_of_ten: f64,
     bytes: f64,
     flops: f64,
+}
+
+impl Cost {
+    fn report(&self, rows: usize) -> Value {
+        let Cost { seconds, seconds_of_ten, bytes, flops } = self;
+        json!({ "rows": rows, "seconds": seconds, "seconds_of_ten": seconds_of_ten, "bytes": bytes, "flops": flops })
+    }
 }
 
 impl Step {
@@ -221,7 +246,7 @@ impl Shape {
         }
         std::fs::create_dir_all(&dir)?;
         self.write_weights(&dir.join("model.safetensors"))?;
-        let config = serde_json::json!({
+        let config = json!({
             "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": self.hidden,
             "intermediate_size": self.intermediate, "num_hidden_layers": self.layers, "num_attention_heads": self.heads,
             "num_key_value_heads": self.kv_heads, "head_dim": self.head_dim, "vocab_size": self.vocab,

@@ -1,7 +1,7 @@
 //! GPUs: a device whose operations are kernels of `kernels/cuda/` on one stream.
 //!
 //! Everything about CUDA is found at run time (`libraries.rs`), so one executable serves machines with and without a GPU. Machine
-//! code is embedded by a build that found nvcc, or compiled at the first start (`images.rs`). `driver.rs` has the driver's calls,
+//! code is embedded by a build that found nvcc, or compiled at the first start (`images.rs`). `driver.rs` and `memory.rs` have the driver's calls,
 //! `launch.rs` how operations name and start kernels. An operation's launch stands in its own file, beside its CPU arm.
 
 mod driver;
@@ -9,15 +9,17 @@ mod group;
 mod images;
 mod launch;
 mod libraries;
+mod memory;
 mod peers;
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, RwLock};
 
 pub use driver::Graph;
-pub(crate) use driver::{Context, DeviceMemory, Event, PinnedWords};
+pub(crate) use driver::{Context, Event};
 pub use group::{GpuGroup, GroupId};
 pub(crate) use launch::{Argument, KernelName};
+pub(crate) use memory::{DeviceMemory, PinnedWords};
 
 use self::driver::{Function, Module};
 pub use self::images::{CudaArchitecture, CudaCode, CudaSource};

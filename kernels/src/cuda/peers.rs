@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::driver::{MappedWord, PeerMemory};
+use super::memory::{MappedWord, PeerMemory};
 use super::{Argument, Context, DeviceMemory};
 use crate::Result;
 
