@@ -1,7 +1,7 @@
 //! Every way a plan can contradict the slots, and what a legal plan computes.
 
 use proto::pack_u32;
-use proto::v1::{SamplingParams, TokenSequence};
+use proto::v1::{Chunk, SamplingParams, TokenSequence};
 
 use super::Prediction::Row;
 use super::*;
