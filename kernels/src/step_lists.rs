@@ -76,8 +76,8 @@ impl StepLimits {
         let per_row = 3 + 3 + 1;
         let per_sequence = 4;
         let per_logit_row = 1 + SAMPLE_ROW_WORDS;
-        // Every list begins at a multiple of ALIGNED_WORDS.
-        let lists = 16 + groups;
+        // Every list begins at a multiple of ALIGNED_WORDS: eleven of a step, and two of every launch.
+        let lists = 11 + 2 * groups;
         per_row * self.max_rows
             + per_sequence * self.max_sequences
             + per_logit_row * self.max_logit_rows

@@ -268,8 +268,8 @@ impl GpuGroup {
         Ok(self.communicator.check()?)
     }
 
-    /// Ends what the GPU does for the group: kernels that wait for other ranks return, with results that mean nothing. From then on every
-    /// call is an error. Any thread may call it.
+    /// Ends what the GPU does for the group: kernels that wait for other ranks return, with results that mean nothing. From then on NCCL's
+    /// calls are errors, and sums over mapped memory mean nothing either. Any thread may call it.
     pub fn abort(&self) {
         self.peers.iter().for_each(Peers::abort);
         if self.cuda.context.bind().is_ok() {

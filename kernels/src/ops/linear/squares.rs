@@ -67,31 +67,19 @@ impl Kernel {
     /// there is one for every second multiprocessor, or fewer. Of more, some multiprocessor would compute two halves of a block,
     /// which takes longer than the whole.
     fn of(weight_type: WeightType, m: usize, n: usize, multiprocessors: usize) -> Kernel {
-        if weight_type == WeightType::Nf4 {
-            return Kernel::of_nf4(m);
-        }
-        let rows = TILE_ROWS;
         let leaves_half_idle = |outputs: usize| m.div_ceil(TILE_ROWS) * n.div_ceil(outputs) <= multiprocessors / 2;
-        match m {
-            0..=8 => Kernel::Rows { tiles: 1, outputs: 16 },
-            9..=16 => Kernel::Rows { tiles: 2, outputs: 32 },
-            17..=32 => Kernel::Rows { tiles: 4, outputs: 32 },
-            33..=64 => Kernel::Rows { tiles: 8, outputs: 64 },
-            _ if !leaves_half_idle(128) => Kernel::Tiles { rows, outputs: 128 },
-            _ if !leaves_half_idle(64) => Kernel::Tiles { rows, outputs: 64 },
+        match (m, weight_type) {
+            (0..=8, _) => Kernel::Rows { tiles: 1, outputs: 16 },
+            (9..=16, _) => Kernel::Rows { tiles: 2, outputs: 32 },
+            (17..=32, _) => Kernel::Rows { tiles: 4, outputs: 32 },
+            // The sums of units with scales of their own take registers: blocks are half as large.
+            (33..=64, WeightType::Nf4) => Kernel::Rows { tiles: 8, outputs: 32 },
+            (_, WeightType::Nf4) => Kernel::Tiles { rows: NF4_TILE_ROWS, outputs: 128 },
+            (33..=64, _) => Kernel::Rows { tiles: 8, outputs: 64 },
+            _ if !leaves_half_idle(128) => Kernel::Tiles { rows: TILE_ROWS, outputs: 128 },
+            _ if !leaves_half_idle(64) => Kernel::Tiles { rows: TILE_ROWS, outputs: 64 },
             // Halves along the rows: 64 x 64.
             _ => Kernel::Rows { tiles: 8, outputs: 64 },
-        }
-    }
-
-    /// The same with NF4, whose scales take registers.
-    fn of_nf4(m: usize) -> Kernel {
-        match m {
-            0..=8 => Kernel::Rows { tiles: 1, outputs: 16 },
-            9..=16 => Kernel::Rows { tiles: 2, outputs: 32 },
-            17..=32 => Kernel::Rows { tiles: 4, outputs: 32 },
-            33..=64 => Kernel::Rows { tiles: 8, outputs: 32 },
-            _ => Kernel::Tiles { rows: NF4_TILE_ROWS, outputs: 128 },
         }
     }
 }
