@@ -8,7 +8,7 @@
 //   bans, grammar mask:  -inf
 // Shapes:  logits [rows, vocab_size], of which every entry has one of its own; tables [slots, vocab_size rounded up to GROUP], so
 //          that each begins at a multiple of 16 bytes; entries [S]; ids, of_rows [T].
-// Grid:    one thread per group of four ids, and blocks along y per entry or slot; note_tokens: one thread per row.
+// Grid:    one thread per group of four ids, and blocks along y per entry or slot; count_tokens: one thread per row.
 // Order:   a token's bias is one thread's, and behind a barrier all the rest another's. Nobody adds to what others add to.
 // Traffic: a row's table and mask once, and of its logits those groups in which something changes, once each way.
 #include "sample.cuh"
@@ -24,9 +24,9 @@ constexpr unsigned RANGE = THREADS * GROUP;
 // count; the sixteenth takes what the rows of one launch add beyond them, each having seen a number that others were still adding
 // to. So an addition is all it takes, which never carries into the other half; whoever reads the number cuts it.
 constexpr u32 MAX_COUNT = 0x7fff;
-// Rows of a launch of note_tokens.
-constexpr u32 MAX_NOTED_ROWS = 0x8000;
-static_assert(MAX_COUNT - 1 + MAX_NOTED_ROWS <= 0xffff, "a half holds what a launch adds to the last number that it adds to");
+// Rows of a launch of count_tokens.
+constexpr u32 MAX_COUNTED_ROWS = 0x8000;
+static_assert(MAX_COUNT - 1 + MAX_COUNTED_ROWS <= 0xffff, "a half holds what a launch adds to the last number that it adds to");
 
 constexpr unsigned PROMPT_SHIFT = 16;
 
@@ -46,17 +46,17 @@ KERNEL __launch_bounds__(THREADS) forget_slots(u32* tables, const u32* slots, u3
 EXPORT(forget_slots)
 
 // Counts the tokens of a step's rows, behind continue_rows. of_rows: twice the slot, and one more if the token is part of the
-// reply; NONE where nobody reads the counts. At most MAX_NOTED_ROWS rows.
-KERNEL __launch_bounds__(WARP) note_tokens(u32* tables, const u32* ids, const u32* of_rows, u32 num_rows, u32 vocab_size) {
+// reply; NONE where nobody reads the counts. At most MAX_COUNTED_ROWS rows.
+KERNEL __launch_bounds__(WARP) count_tokens(u32* tables, const u32* ids, const u32* of_rows, u32 num_rows, u32 vocab_size) {
     u32 row = blockIdx.x * WARP + threadIdx.x;
     u32 of_row = row < num_rows ? of_rows[row] : NONE;
     if (of_row == NONE) return;
     u32 shift = of_row & 1 ? 0 : PROMPT_SHIFT;
     u32* word = tables + (of_row >> 1) * table_stride(vocab_size) + ids[row];
-    // The number may be older than this moment, but no older than the launch, which is what MAX_NOTED_ROWS allows for.
+    // The number may be older than this moment, but no older than the launch, which is what MAX_COUNTED_ROWS allows for.
     if ((*word >> shift & 0xffff) < MAX_COUNT) atomicAdd(word, 1u << shift);
 }
-EXPORT(note_tokens)
+EXPORT(count_tokens)
 
 // --- Scores --------------------------------------------------------------------------------------------------------
 

@@ -9,13 +9,6 @@
 // Source:  Gumbel-max, arXiv:1411.0030 section 2; Philox-4x32-10, Salmon et al., SC 2011.
 #include "sample.cuh"
 
-// unsound: the lowest id whose logit is NaN or +inf, or NO_ID.
-struct Sampled {
-    u32 id;
-    float logprob, log_sum_exp;
-    u32 unsound;
-};
-
 struct Noise {
     u32 bits[GROUP];
 };
@@ -143,6 +136,7 @@ KERNEL __launch_bounds__(THREADS, 1) sample_rows(Sampled* out, const float* logi
     if (threadIdx.x > 0) return;
     // Where nothing is a number there is none, or one behind the last.
     u32 id = drawn.id < vocab_size ? drawn.id : 0;
+    if (entry.known != NO_ID) id = entry.known;
     out[blockIdx.x] = {id, row[id] / entry.temperature - log_sum_exp, log_sum_exp, unsound};
 }
 EXPORT(sample_rows)

@@ -11,7 +11,8 @@ constexpr unsigned BATCH = 4;
 
 // What an entry asks for. draws: whether it wants a draw from the softmax (1) or the best (0). Scores are logits / temperature. Of
 // them those stay that are among the first in descending order, equal ones by ascending id, up to a bound: the last one's key and
-// id. `truncate_rows` finds the bound for top_k, top_p and min_p; where nobody asks for any it lies behind all.
+// id; and of these what is no farther from the entropy than max_distance. `truncate_rows` finds both for top_k, top_p, min_p and
+// typical_p; where nobody asks for any they lie behind all.
 struct SampleRow {
     u64 seed;
     u32 row, position, draws;
@@ -22,10 +23,23 @@ struct SampleRow {
     float top_p;
     // The logarithm of the least probability as a part of the largest one; -inf: all.
     float log_min_p;
-    u32 bound_key, bound_id, padding;
+    u32 bound_key, bound_id;
+    // The probability that those hold together which are the nearest to the entropy; 1: all.
+    float typical_p;
+    // Of those that typical_p chooses among: the logarithm of the sum of their exponentials, and their entropy.
+    float normalizer, entropy, max_distance;
+    // A token that is scored instead of what would be sampled, or NO_ID.
+    u32 known;
 };
 
 constexpr u32 NO_LIMIT = 0xffffffff;
+
+// What comes of it. unsound: the lowest id whose logit is NaN or +inf, or NO_ID.
+struct Sampled {
+    u32 id;
+    float logprob, log_sum_exp;
+    u32 unsound;
+};
 
 struct Scored {
     float score;
@@ -87,7 +101,12 @@ DEVICE u32 key_of(float score) {
     return bits >> 31 ? ~bits : bits | 0x80000000;
 }
 
+// How far the information of a token is from the entropy.
+DEVICE float distance_of(float score, float normalizer, float entropy) { return fabsf((normalizer - score) - entropy); }
+
 DEVICE bool is_kept(const SampleRow& entry, float score, u32 id) {
     u32 key = key_of(score);
-    return key > entry.bound_key || (key == entry.bound_key && id <= entry.bound_id);
+    bool is_within = key > entry.bound_key || (key == entry.bound_key && id <= entry.bound_id);
+    // What is no number stays, to be seen.
+    return is_within && !(distance_of(score, entry.normalizer, entry.entropy) > entry.max_distance);
 }

@@ -11,17 +11,17 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kernels::ops::sample::{PendingSamples, Sampled};
-use kernels::{Arena, Device, KvCache, Mark, StepLists, Tensor};
+use kernels::ops::sample::{PendingSamples, Sampled, count_earlier_tokens, count_tokens, forget_slots};
+use kernels::{Arena, Device, Indices, KvCache, Mark, StepLists, Tensor};
 use prost::Message;
 use proto::Sample;
-use proto::v1::{Plan, RowError, StepResult, Timings};
+use proto::v1::{Plan, RowError, StepResult, Timings, TopTokens};
 
-use self::row_samplers::RowSamplers;
+use self::row_samplers::{RowSamplers, wire};
 use crate::comm::{Comm, StepTag};
 use crate::logits::{DeviceRows, StepLogits};
 use crate::masks::{MaskError, MaskSource, StepMasks};
-use crate::models::{DecodeGraphs, Model, SequenceRows, StepInput, StepRows};
+use crate::models::{DecodeGraphs, GraphStep, Model, SequenceRows, StepInput, StepRows};
 use crate::sampling::Choice;
 use crate::slots::{Rows, SlotLimits, Slots};
 use crate::violation::Violation;
@@ -86,6 +86,23 @@ pub struct StepInFlight {
     lists: StepRowLists,
     /// `None` if it has no rows.
     computed: Option<Computed>,
+}
+
+/// What computes it.
+#[allow(clippy::large_enum_variant, reason = "there is one at a time, and none is moved")]
+enum Asked<'a> {
+    Graph(GraphStep<'a>),
+    Eager(StepInput<'a>),
+}
+
+impl<'a> Asked<'a> {
+    /// The tokens of its rows, and maybe others behind them.
+    fn input_ids(&self) -> Indices<'a> {
+        match self {
+            Asked::Graph(graph) => graph.input_ids(),
+            Asked::Eager(input) => input.input_ids(),
+        }
+    }
 }
 
 /// Its rows.
@@ -309,14 +326,11 @@ impl Executor {
                 self.collect_device(seq, &lists, &sampled, &mut result);
             }
             Some(computed) => {
-                let StepRowLists { rows, device_rows } = &lists;
-                let Computed { logits, samples, .. } = &computed;
-                let logits = StepLogits::read(logits, device_rows, samples.as_ref(), rows, &self.lists);
-                let logits = logits.map_err(failed)?;
+                self.kv.device().synchronize().map_err(|error| failed(error.into()))?;
                 self.comm.finish_step().map_err(failed)?;
                 timings.forward_ns = nanos(began.elapsed());
-                self.sample(seq, &logits, rows, masks, &mut timings)?;
-                self.samplers.collect(rows, &mut self.slots, &mut result);
+                self.sample(seq, &lists, computed, masks, &mut timings)?;
+                self.samplers.collect(&lists.rows, &mut self.slots, &mut result);
             }
         }
         result.draft_tokens = std::mem::take(&mut lists.rows.draft_tokens).into();
@@ -340,7 +354,10 @@ impl Executor {
 
     /// Asks for the logits of the rows, and for what the device samples from them.
     fn compute(&mut self, StepRowLists { rows, device_rows }: &mut StepRowLists) -> Result<Computed, crate::Error> {
-        let Executor { model, kv, arena, lists, graphs, slots, .. } = self;
+        let Executor { model, kv, arena, lists, graphs, slots, masks, .. } = self;
+        let opened = slots.take_opened();
+        let forgotten: Vec<u32> = opened.iter().map(|opened| opened.slot).collect();
+        let device = kv.device().clone();
         let sequences = rows.spans.iter().map(|span| SequenceRows {
             first_row: span.first_row,
             num_rows: span.num_rows,
@@ -356,41 +373,56 @@ impl Executor {
             sequences: &sequences,
             sample_rows: &rows.logit_rows,
         };
-        let logits = match graphs.begin(&step_rows, lists)? {
-            Some(step) => {
-                device_rows.choose(rows, slots, lists)?;
-                lists.send()?;
-                step.forward(model, arena)?
-            }
+        let asked = match graphs.begin(&step_rows, lists)? {
+            Some(graph) => Asked::Graph(graph),
             None => {
                 lists.begin()?;
-                let step = StepInput::new(&step_rows, lists)?;
-                device_rows.choose(rows, slots, lists)?;
-                lists.send()?;
-                model.forward(arena, kv, &step)?
+                Asked::Eager(StepInput::new(&step_rows, lists)?)
             }
         };
-        let samples = device_rows.sample(&logits, lists)?;
+        device_rows.choose(rows, slots, &model.spec().eos_token_ids, lists)?;
+        let counted = lists.counted(&forgotten, asked.input_ids(), &rows.counted)?;
+        lists.send()?;
+        if let Some(tokens) = &counted {
+            forget_slots(&device, tokens, lists)?;
+            opened.iter().try_for_each(|opened| count_earlier_tokens(&device, &opened.earlier, lists))?;
+        }
+        let logits = match asked {
+            Asked::Graph(graph) => graph.forward(model, arena)?,
+            Asked::Eager(input) => model.forward(arena, kv, &input)?,
+        };
+        if let Some(tokens) = &counted {
+            count_tokens(&device, tokens, lists)?;
+        }
+        let samples = match device_rows.wait_for_masks() {
+            true => None,
+            false => device_rows.sample(&logits, masks, lists)?,
+        };
         Ok(Computed { logits, samples, is_on_device: device_rows.are_all(rows) })
     }
 
-    /// Samples from the logits of the rows, and scores the prompt tokens that are asked for.
+    /// Samples what the device has not yet, and scores the prompt tokens that are asked for. The forward pass is over.
     fn sample(
         &mut self,
         seq: u64,
-        logits: &StepLogits<'_>,
-        rows: &Rows,
+        StepRowLists { rows, device_rows }: &StepRowLists,
+        Computed { logits, mut samples, .. }: Computed,
         source: &mut dyn MaskSource,
         timings: &mut Timings,
     ) -> Result<(), StepError> {
-        let Executor { model, slots, samplers, masks, .. } = self;
+        let Executor { model, lists, slots, samplers, masks, .. } = self;
+        let failed = |source| StepError::Forward { seq, source };
         // Only now: the masks may have been on their way while the forward pass ran.
         let masked = rows.sampled.iter().map(|row| row.slot).filter(|&slot| slots.get(slot).params.masked);
         let masked: Vec<u32> = masked.collect();
         *masks = take_masks(source, seq, &masked)?;
 
         let started = Instant::now();
-        samplers.sample(rows, logits, masks, slots, &model.spec().eos_token_ids);
+        if device_rows.wait_for_masks() {
+            samples = device_rows.sample(&logits, masks, lists).map_err(failed)?;
+        }
+        let logits = StepLogits::read(&logits, device_rows, samples.as_ref(), rows, lists).map_err(failed)?;
+        samplers.sample(rows, &logits, masks, slots, &model.spec().eos_token_ids);
         timings.sample_ns = nanos(started.elapsed());
         Ok(())
     }
@@ -399,9 +431,14 @@ impl Executor {
     fn collect_device(&mut self, seq: u64, lists: &StepRowLists, sampled: &[Sampled], result: &mut StepResult) {
         let mut samples = Vec::with_capacity(sampled.len());
         for (row, index) in lists.rows.sampled.iter().zip(lists.device_rows.results()) {
-            let slot = row.slot;
-            match self.slots.arrive(row, seq, Choice::of_device(&sampled[index], row.position)) {
-                Ok(Choice { token_id, logprob }) => samples.push(Sample { slot, token_id, logprob }),
+            let (slot, sampled) = (row.slot, &sampled[index]);
+            match self.slots.arrive(row, seq, Choice::of_device(sampled, row.position)) {
+                Ok(Choice { token_id, logprob }) => {
+                    samples.push(Sample { slot, token_id, logprob });
+                    if !sampled.top.is_empty() {
+                        result.top_tokens.push(TopTokens { slot, ..wire(&sampled.top) });
+                    }
+                }
                 Err(reason) => result.row_errors.push(RowError { slot, reason: reason.to_string() }),
             }
         }

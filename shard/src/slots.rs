@@ -3,7 +3,7 @@
 //! A plan is checked whole before anything changes ([`Slots::check`]), so applying it cannot fail. Whatever a check
 //! refuses is a disagreement between router and shard about the state; there is nothing to repair, the epoch ends.
 
-use kernels::ops::sample::NO_RESULT;
+use kernels::ops::sample::{NO_RESULT, NOT_COUNTED, Sampled, counted_as};
 use proto::unpack_u32;
 use proto::v1::{NewSlot, Plan, SlotState};
 
@@ -33,6 +33,8 @@ pub struct SlotLimits {
     pub max_logit_rows: usize,
     /// Token ids are below this.
     pub vocab_size: usize,
+    /// Whether the device of this rank samples what it can.
+    pub device_samples: bool,
 }
 
 /// All slots of this rank.
@@ -49,6 +51,17 @@ pub struct Slots {
     scratch: Vec<Shape>,
     /// The draft of the row at hand.
     draft: Vec<u32>,
+    /// Slots whose tokens the device counts, opened since the last step with rows.
+    opened: Vec<OpenedSlot>,
+}
+
+/// A slot whose tokens the device counts, from nothing on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenedSlot {
+    /// Which.
+    pub slot: u32,
+    /// Its tokens whose KV was in the cache, each with how it is [counted](counted_as).
+    pub earlier: Vec<(u32, u32)>,
 }
 
 /// One live row.
@@ -58,16 +71,17 @@ pub struct Slot {
     pub request_id: u64,
     /// How its tokens are chosen.
     pub params: Params,
+    /// Whether the device of this rank samples its tokens; the processor does otherwise.
+    pub on_device: bool,
     /// KV blocks in order of position.
     pub block_table: Vec<u32>,
-    /// The tokens whose KV is computed, as far as the parameters need them. While a row is being sampled: those before the
+    /// The tokens whose KV is computed, as far as the parameters need them and the processor samples. While a row is being sampled: those before the
     /// token at hand.
     pub history: History,
     /// The same tokens, all of them, if it speculates.
     lookup: PromptLookup,
-    /// The logits of the last row, while it predicts a prompt token that has not come yet and whose log-probability is
-    /// wanted; else empty.
-    pub kept_logits: Vec<f32>,
+    /// What the last row says, while it predicts a prompt token that has not come yet and whose log-probability is wanted.
+    pub kept: Option<KeptLogits>,
     /// What `Continue` computes next.
     pub last_token: u32,
     /// Where that token is instead, if the device has it and this processor not yet.
@@ -79,6 +93,15 @@ pub struct Slot {
     /// Why its sampling failed. Such a row goes on computing until the router frees it, because all ranks must run the
     /// same rows; it just has no samples any more.
     pub failure: Option<RowFailure>,
+}
+
+/// The logits of a row that predicts a token which is not known yet.
+#[derive(Clone, Debug)]
+pub struct KeptLogits {
+    /// Of the whole vocabulary.
+    pub logits: Vec<f32>,
+    /// What the device says of them, if it scores the slot's prompt.
+    pub of_device: Option<Sampled>,
 }
 
 /// A token that is on its way from the device.
@@ -117,6 +140,8 @@ pub struct Rows {
     pub positions: Vec<u32>,
     /// `block_id · block_size + offset` of each token's KV, `[T]`.
     pub slot_mapping: Vec<u32>,
+    /// How the device [counts](counted_as) the row's token, [`NOT_COUNTED`] where it does not; none behind the last that it counts.
+    pub counted: Vec<u32>,
     /// Which rows belong to which slot.
     pub spans: Vec<Span>,
     /// Rows whose logits are wanted, `[S]`, ascending.
@@ -192,15 +217,22 @@ impl Slots {
             last_seq: 0,
             scratch: Vec::with_capacity(limits.max_slots),
             draft: Vec::new(),
+            opened: Vec::new(),
         }
     }
 
     /// Frees every slot and expects plan 1 next: the start of an epoch.
     pub fn clear(&mut self) {
         self.shapes.fill(Shape::default());
-        self.slots.iter_mut().for_each(|slot| slot.kept_logits = Vec::new());
+        self.slots.iter_mut().for_each(|slot| slot.kept = None);
         self.continues.clear();
+        self.opened.clear();
         self.last_seq = 0;
+    }
+
+    /// Those whose tokens the device counts, opened since this was asked last.
+    pub fn take_opened(&mut self) -> Vec<OpenedSlot> {
+        std::mem::take(&mut self.opened)
     }
 
     /// Number of the last plan that was applied.
@@ -258,7 +290,7 @@ impl Slots {
     pub fn apply(&mut self, plan: &Plan, rows: &mut Rows) {
         for slot in packed(&plan.freed_slots) {
             self.shapes[slot as usize] = Shape::default();
-            self.slots[slot as usize].kept_logits = Vec::new();
+            self.slots[slot as usize].kept = None;
         }
         plan.new_slots.iter().for_each(|new| self.open(new, plan.seq));
         for (slot, block_id) in pairs(&plan.appended_blocks) {
@@ -326,12 +358,20 @@ impl Slots {
         (slot.opened, slot.expected, slot.continued_early) = (seq, None, false);
         slot.request_id = new.request_id;
         slot.params = Params::new(new.params.clone().unwrap_or_default(), new.prompt_tokens, new.masked);
+        slot.on_device = self.limits.device_samples && slot.params.is_for_device();
         slot.block_table.clear();
         slot.block_table.extend(packed(&new.block_table));
         slot.history.clear();
         slot.lookup.clear();
         for (position, id) in (0..).zip(packed(&new.cached_ids)) {
             slot.note(position, id, new.speculates);
+        }
+        // Another may have had the number since the last step with rows.
+        self.opened.retain(|opened| opened.slot != new.slot);
+        if slot.counts_on_device() {
+            let earlier =
+                (0..).zip(packed(&new.cached_ids)).map(|(position, id)| (id, slot.counted(new.slot, position)));
+            self.opened.push(OpenedSlot { slot: new.slot, earlier: earlier.collect() });
         }
         slot.last_token = 0;
         slot.failure = None;
@@ -355,12 +395,13 @@ impl Slots {
             slot.note(start_position as u32, last_token, shape.speculates);
         }
         self.draft.clear();
-        if draft_limit > 0 {
+        // Counts on the device are those before a row; of a draft each row would need others.
+        if draft_limit > 0 && !slot.counts_on_device() {
             slot.lookup.propose(draft_limit.into(), &mut self.draft);
         }
         let (draft_tokens, logits) = (self.draft.len(), rows.logit_rows.len());
         for id in std::iter::once(last_token).chain(self.draft.iter().copied()) {
-            rows.push(id, shape.length, slot, self.limits.block_size);
+            rows.push(id, shape.length, slot_id, slot, self.limits.block_size);
             rows.want_logits();
             shape.length += 1;
         }
@@ -378,13 +419,13 @@ impl Slots {
         let (first_row, start_position) = (rows.input_ids.len(), shape.length);
         rows.spans.push(Span { slot: slot_id, first_row, num_rows: ids.len(), start_position });
         // What predicts the token at hand, if that is known.
-        let mut prediction = (!slot.kept_logits.is_empty()).then_some(Prediction::Kept);
+        let mut prediction = slot.kept.is_some().then_some(Prediction::Kept);
         for id in ids {
             let position = shape.length as u32;
             if let Some(predicted_by) = prediction.take().filter(|_| shape.length < shape.scored_tokens) {
                 rows.scored.push(ScoredToken { slot: slot_id, position, token_id: id, predicted_by });
             }
-            rows.push(id, shape.length, slot, self.limits.block_size);
+            rows.push(id, shape.length, slot_id, slot, self.limits.block_size);
             shape.length += 1;
             slot.note(position, id, shape.speculates);
             if shape.length < shape.scored_tokens {
@@ -409,10 +450,22 @@ impl Slots {
 impl Slot {
     /// Remembers a token whose KV is computed, for whoever needs it.
     fn note(&mut self, position: u32, token_id: u32, speculates: bool) {
-        self.history.push(&self.params, position, token_id);
+        if !self.on_device {
+            self.history.push(&self.params, position, token_id);
+        }
         if speculates {
             self.lookup.push(token_id);
         }
+    }
+
+    /// Whether the device counts its tokens.
+    fn counts_on_device(&self) -> bool {
+        self.on_device && self.params.counts_tokens()
+    }
+
+    /// How the device counts its token at `position`.
+    fn counted(&self, slot_id: u32, position: u32) -> u32 {
+        counted_as(slot_id, position >= self.params.prompt_tokens)
     }
 }
 
@@ -423,8 +476,12 @@ impl Rows {
     }
 
     /// One row: a token of `slot` at `position`.
-    fn push(&mut self, token_id: u32, position: usize, slot: &Slot, block_size: usize) {
+    fn push(&mut self, token_id: u32, position: usize, slot_id: u32, slot: &Slot, block_size: usize) {
         let block_id = slot.block_table[position / block_size] as usize;
+        if slot.counts_on_device() {
+            self.counted.resize(self.input_ids.len(), NOT_COUNTED);
+            self.counted.push(slot.counted(slot_id, position as u32));
+        }
         self.input_ids.push(token_id);
         if !self.continued.is_empty() {
             self.continued.push(NO_RESULT);
@@ -442,6 +499,7 @@ impl Rows {
     fn clear(&mut self) {
         self.input_ids.clear();
         self.continued.clear();
+        self.counted.clear();
         self.positions.clear();
         self.slot_mapping.clear();
         self.spans.clear();

@@ -117,7 +117,7 @@ fn start_on(args: &Args, device: Device, comm: Arc<dyn Comm>) -> Result<Started,
     let max_logit_rows = max_slots.max(MIN_LOGIT_ROWS).min(max_step_tokens);
     let arena_bytes = model.arena_bytes(max_step_tokens, max_rows, max_logit_rows);
     let longest = args.max_total_tokens.unwrap_or(usize::MAX).min(model.spec().max_position_embeddings);
-    let list_limits = model.step_limits(max_step_tokens, max_rows, max_logit_rows, longest);
+    let list_limits = model.step_limits(max_step_tokens, max_slots, max_logit_rows, longest);
     let capacity = capacity(&CapacityInput {
         block_size: BLOCK_SIZE,
         bytes_per_block: model.kv_bytes_per_block(),
@@ -143,6 +143,7 @@ fn start_on(args: &Args, device: Device, comm: Arc<dyn Comm>) -> Result<Started,
         max_step_tokens,
         max_logit_rows,
         vocab_size: spec.vocab_size,
+        device_samples: args.device == DeviceKind::Cuda,
     };
     let info = InfoResponse {
         protocol_version: proto::PROTOCOL_VERSION,

@@ -5,7 +5,7 @@
 
 mod runner;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,14 +13,14 @@ use std::time::Duration;
 use clap::Parser;
 use half::bf16;
 use kernels::{DType, Device, Tensor};
-use proto::pack_u32;
-use proto::v1::{Chunk, NewSlot, Plan, SamplingParams, StepResult};
+use proto::v1::{Chunk, NewSlot, Plan, SamplingParams, StepResult, TokenBias, TokenSequence, TopTokens, Watermark};
+use proto::{Sample, pack_u32};
 use runner::{Piece, Runner, Wanted, arg_max, bits, unique_name};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::{Value, json};
 use shard::comm::{Comm, Nccl, Shm, Single};
-use shard::executor::Executor;
-use shard::masks::NoMasks;
+use shard::executor::{Executor, StepInFlight};
+use shard::masks::{MaskError, MaskSource, NoMasks, StepMasks};
 use shard::models::{ModelOptions, Quantization};
 use shard::{Args, start};
 
@@ -347,6 +347,250 @@ fn steps_in_flight_sample_what_steps_one_by_one_do() {
         answers.push(answer(pipelined.finish(step, &mut NoMasks).unwrap()));
     }
     assert_eq!(answers, expected);
+}
+
+// --- Penalties, biases, bans and masks ---------------------------------------------------------------------------------
+
+/// What the requests of [`processed_plans`] ask for, slot by slot; the last begins in a slot that another has left.
+fn processed_requests() -> Vec<SamplingParams> {
+    let off = SamplingParams::default;
+    let bias = |token_id, bias| TokenBias { token_id, bias };
+    let word = |id| TokenSequence { ids: vec![id] };
+    vec![
+        SamplingParams {
+            do_sample: true,
+            seed: Some(3),
+            repetition_penalty: Some(1.7),
+            frequency_penalty: Some(20.0),
+            top_p: Some(0.9),
+            top_n_tokens: Some(3),
+            ..off()
+        },
+        SamplingParams {
+            presence_penalty: Some(1.5),
+            occurrence_penalty: Some(0.7),
+            logit_bias: vec![bias(7, 4.0), bias(9, 4.5), bias(150, f32::NEG_INFINITY)],
+            ..off()
+        },
+        // It would end at once.
+        SamplingParams {
+            min_tokens: Some(4),
+            logit_bias: vec![bias(EOS, 100.0)],
+            repetition_penalty: Some(1.1),
+            ..off()
+        },
+        SamplingParams {
+            do_sample: true,
+            seed: Some(5),
+            typical_p: Some(0.7),
+            top_n_tokens: Some(128),
+            bad_words: (0..50).map(word).collect(),
+            ..off()
+        },
+        SamplingParams { repetition_penalty: Some(100.0), ..off() },
+    ]
+}
+
+const EOS: u32 = 1;
+
+/// Plans of such requests, of which `change` makes others: the third has its beginning in the cache, the fourth has a grammar.
+fn processed_plans(change: impl Fn(SamplingParams) -> SamplingParams) -> Vec<Plan> {
+    let requests: Vec<SamplingParams> = processed_requests().into_iter().map(change).collect();
+    let open = |slot: u32, request: usize, prompt_tokens| NewSlot {
+        slot,
+        params: Some(requests[request].clone()),
+        prompt_tokens,
+        block_table: pack_u32(slot * 4..slot * 4 + 2),
+        ..NewSlot::default()
+    };
+    let prompt = |slot, start_position, len, seed| Chunk {
+        slot,
+        start_position,
+        ids: pack_u32(tokens(len, seed)),
+        sample: true,
+    };
+    let mut plans = vec![Plan {
+        new_slots: vec![open(0, 0, 9), open(1, 1, 5)],
+        chunks: vec![prompt(0, 0, 9, 21), prompt(1, 0, 5, 22)],
+        ..Plan::default()
+    }];
+    plans.extend((0..3).map(|_| Plan { continues: pack_u32([0, 1]), ..Plan::default() }));
+    let cached = NewSlot { cached_tokens: 16, cached_ids: pack_u32(tokens(16, 23)), ..open(2, 2, 16) };
+    // Two of its tokens belong to the reply: it was interrupted.
+    plans.push(Plan {
+        new_slots: vec![cached],
+        continues: pack_u32([1, 0]),
+        chunks: vec![prompt(2, 16, 2, 24)],
+        ..Plan::default()
+    });
+    plans.extend((0..3).map(|_| Plan { continues: pack_u32([2, 0, 1]), ..Plan::default() }));
+    plans.push(Plan {
+        new_slots: vec![NewSlot { masked: true, ..open(3, 3, 6) }],
+        continues: pack_u32([0, 1]),
+        chunks: vec![prompt(3, 0, 6, 25)],
+        ..Plan::default()
+    });
+    plans.extend((0..4).map(|_| Plan { continues: pack_u32([0, 1, 2, 3]), ..Plan::default() }));
+    // Opened before it has a row.
+    plans.push(Plan { freed_slots: pack_u32([0, 3]), new_slots: vec![open(0, 4, 5)], ..Plan::default() });
+    plans.push(Plan { continues: pack_u32([1]), chunks: vec![prompt(0, 0, 5, 26)], ..Plan::default() });
+    plans.extend((0..4).map(|_| Plan { continues: pack_u32([1, 0]), ..Plan::default() }));
+    for (seq, plan) in (1..).zip(&mut plans) {
+        plan.seq = seq;
+    }
+    plans
+}
+
+/// Every step allows other tokens.
+struct Grammar;
+
+impl MaskSource for Grammar {
+    fn take(&mut self, seq: u64, slots: &[u32]) -> Result<StepMasks, MaskError> {
+        let words = |slot: u32| pack_u32((0..4).map(|word| 0x9249_2492u32.rotate_left(slot + word + seq as u32)));
+        Ok(slots.iter().map(|slot| (*slot, words(*slot))).collect())
+    }
+}
+
+/// What a step says.
+struct Answer {
+    samples: Vec<Sample>,
+    /// By slot, the ids with their log-probabilities.
+    top: Vec<(u32, Vec<(u32, f32)>)>,
+}
+
+/// The samples of all plans, with the likeliest tokens where they are reported, as many as possible in flight, and how many steps were.
+fn run(executor: &mut Executor, plans: &[Plan]) -> (Vec<Answer>, usize) {
+    let (mut in_flight, mut answers, mut overlapped) = (VecDeque::<StepInFlight>::new(), Vec::new(), 0);
+    let mut finish = |executor: &mut Executor, step| {
+        let result = executor.finish(step, &mut Grammar).unwrap();
+        assert_eq!(result.row_errors, []);
+        let top = |top: TopTokens| {
+            let logprobs = proto::unpack_f32(&top.logprobs).unwrap();
+            (top.slot, proto::unpack_u32(&top.ids).unwrap().zip(logprobs).collect())
+        };
+        let samples = Sample::unpack(&result.samples).unwrap().collect();
+        answers.push(Answer { samples, top: result.top_tokens.into_iter().map(top).collect() });
+    };
+    for plan in plans {
+        while in_flight.len() == 2 || in_flight.back().is_some_and(|newest| !executor.can_follow(newest, plan)) {
+            finish(executor, in_flight.pop_front().unwrap());
+        }
+        overlapped += in_flight.len();
+        in_flight.push_back(executor.submit(1, plan, Duration::ZERO).unwrap());
+    }
+    in_flight.into_iter().for_each(|step| finish(executor, step));
+    (answers, overlapped)
+}
+
+#[test]
+fn a_device_samples_what_the_processor_samples_from_its_logits() {
+    let _gpu = gpu();
+    let model = RandomModel::new("llama", &json!({}));
+    // A watermark is the processor's; this one changes nothing.
+    let watermark = Some(Watermark { gamma: 0.5, delta: 0.0 });
+    let by_processor = processed_plans(|params| SamplingParams { watermark, ..params });
+    let (expected, overlapped) = run(&mut executor(&model.0, "0"), &by_processor);
+    assert_eq!(overlapped, 0);
+
+    for graphs in ["0", "1,4"] {
+        let (actual, overlapped) = run(&mut executor(&model.0, graphs), &processed_plans(|params| params));
+        assert!(overlapped >= 8, "{overlapped} steps were asked for while others were in flight");
+        assert_eq!(actual.len(), expected.len());
+        for (step, (actual, expected)) in actual.iter().zip(&expected).enumerate() {
+            let samples = |answer: &Answer| answer.samples.iter().map(|s| (s.slot, s.token_id)).collect::<Vec<_>>();
+            assert_eq!(samples(actual), samples(expected), "step {step}");
+            let top = |answer: &Answer| {
+                let ids = |(slot, tokens): &(u32, Vec<(u32, f32)>)| {
+                    (*slot, tokens.iter().map(|(id, _)| *id).collect::<Vec<u32>>())
+                };
+                answer.top.iter().map(ids).collect::<Vec<_>>()
+            };
+            assert_eq!(top(actual), top(expected), "step {step}");
+            let logprobs = |answer: &Answer| {
+                let top = answer.top.iter().flat_map(|(_, tokens)| tokens.iter().map(|(_, logprob)| *logprob));
+                answer.samples.iter().map(|sample| sample.logprob).chain(top).collect::<Vec<f32>>()
+            };
+            for (actual, expected) in logprobs(actual).into_iter().zip(logprobs(expected)) {
+                let difference = (actual - expected).abs();
+                assert!(difference <= 1e-5 * expected.abs().max(1.0), "step {step}: {actual} instead of {expected}");
+            }
+        }
+    }
+
+    // What was asked for is in it.
+    let of_slot =
+        |slot: u32| expected.iter().flat_map(|answer| &answer.samples).filter(move |sample| sample.slot == slot);
+    let ends: Vec<bool> = of_slot(2).map(|sample| sample.token_id == EOS).collect();
+    assert_eq!(ends[..3], [false, false, true], "two tokens of the reply came back, two more have to come");
+    assert!(of_slot(3).all(|sample| sample.token_id >= 50));
+    let last: Vec<u32> = of_slot(0).map(|sample| sample.token_id).collect();
+    let last: BTreeSet<u32> = last[last.len() - 5..].iter().copied().collect();
+    assert_eq!(last.len(), 5, "a token that came is a hundred times less likely");
+    assert!(expected[1].top.iter().any(|(slot, tokens)| *slot == 0 && (1..=11).contains(&tokens.len())));
+}
+
+/// What a request says of its prompt of tokens, cut into chunks of such lengths: per token its log-probability and the likeliest ones.
+fn prompt_scores(
+    executor: &mut Executor,
+    ids: &[u32],
+    chunks: &[usize],
+    params: &SamplingParams,
+) -> Vec<(f32, Vec<(u32, f32)>)> {
+    executor.clear();
+    let (mut scores, mut start) = (Vec::new(), 0);
+    for (seq, len) in (1..).zip(chunks) {
+        let opens = NewSlot {
+            params: Some(SamplingParams { prompt_logprobs: true, ..params.clone() }),
+            prompt_tokens: ids.len() as u32,
+            block_table: pack_u32(0..ids.len().div_ceil(16) as u32),
+            ..NewSlot::default()
+        };
+        let chunk = Chunk {
+            slot: 0,
+            start_position: start as u32,
+            ids: pack_u32(ids[start..start + len].iter().copied()),
+            sample: start + len == ids.len(),
+        };
+        let new_slots = if start == 0 { vec![opens] } else { Vec::new() };
+        let plan = Plan { seq, new_slots, chunks: vec![chunk], ..Plan::default() };
+        let result = executor.step(1, &plan, Duration::ZERO, &mut NoMasks).unwrap();
+        assert_eq!(result.row_errors, []);
+        for scored in &result.prompt_logprobs {
+            let top = |top: &TopTokens| {
+                let logprobs = proto::unpack_f32(&top.logprobs).unwrap();
+                proto::unpack_u32(&top.ids).unwrap().zip(logprobs).collect::<Vec<_>>()
+            };
+            scores.extend(proto::unpack_f32(&scored.logprobs).unwrap().zip(scored.top_tokens.iter().map(top)));
+        }
+        start += len;
+    }
+    assert_eq!((start, scores.len()), (ids.len(), ids.len() - 1));
+    scores
+}
+
+#[test]
+fn prompts_are_scored_by_the_device_with_the_same_bits_in_all_chunks() {
+    let _gpu = gpu();
+    let model = RandomModel::new("llama", &json!({}));
+    let (mut executor, ids) = (executor(&model.0, "0"), tokens(60, 31));
+    let params = SamplingParams { top_n_tokens: Some(3), ..SamplingParams::default() };
+    let whole = prompt_scores(&mut executor, &ids, &[60], &params);
+    for chunks in [&[1, 59][..], &[20, 7, 33], &[30, 29, 1]] {
+        assert_eq!(prompt_scores(&mut executor, &ids, chunks, &params), whole, "chunks of {chunks:?}");
+    }
+    // A watermark is the processor's.
+    let watermark = Some(Watermark { gamma: 0.5, delta: 0.0 });
+    let expected = prompt_scores(&mut executor, &ids, &[60], &SamplingParams { watermark, ..params });
+    let flat = |(logprob, top): &(f32, Vec<(u32, f32)>)| {
+        let (ids, logprobs): (Vec<u32>, Vec<f32>) = top.iter().copied().unzip();
+        (ids, [vec![*logprob], logprobs].concat())
+    };
+    for (position, (actual, expected)) in whole.iter().map(flat).zip(expected.iter().map(flat)).enumerate() {
+        assert_eq!(actual.0, expected.0, "position {position}");
+        for (actual, expected) in actual.1.iter().zip(&expected.1) {
+            assert!((actual - expected).abs() <= 1e-5 * expected.abs().max(1.0), "position {position}");
+        }
+    }
 }
 
 // --- Several GPUs ------------------------------------------------------------------------------------------------------

@@ -202,6 +202,12 @@ inline unsigned __float_as_uint(float x) {
     return bits;
 }
 
+inline float __uint_as_float(unsigned x) {
+    float value;
+    std::memcpy(&value, &x, sizeof(value));
+    return value;
+}
+
 // To nearest, ties to even; no number is zero.
 inline int __float2int_rn(float x) { return std::isnan(x) ? 0 : int(std::nearbyint(x)); }
 

@@ -5,13 +5,20 @@
 //! have a fixed order, ties go to the lowest id, and noise is a function of (seed, position, token id).
 
 mod device;
+mod process;
 
 use std::cmp::Ordering;
 
 pub use self::device::{
-    ContinuedRows, Draw, NO_RESULT, PendingSamples, SampleRow, SampleRows, Sampled, continue_rows, sample_rows,
+    ContinuedRows, Draw, MAX_TOPS, NO_RESULT, PendingSamples, SampleRow, SampleRows, Sampled, Top, continue_rows,
+    sample_rows,
 };
-pub(crate) use self::device::{SAMPLE_ROW_WORDS, SAMPLED_WORDS};
+pub(crate) use self::device::{SAMPLE_ROW_WORDS, SAMPLED_WORDS, TOP_ROW_WORDS, TOP_WORDS};
+pub use self::process::{
+    CountedTokens, NOT_COUNTED, Penalties, ProcessRows, ProcessedRows, count_earlier_tokens, count_tokens, counted_as,
+    forget_slots, process_rows,
+};
+pub(crate) use self::process::{MAX_COUNTED_ROWS, PROCESS_ROW_WORDS, table_words};
 use crate::Device;
 use crate::simd::{Isa, Kernel, LANES, Lanes, Simd, exp, load_partial};
 

@@ -12,8 +12,8 @@ const THREADS: usize = 512;
 const RANGE: usize = 4 * THREADS;
 
 /// Rows of a block that notes tokens, and of a launch at most.
-const NOTED_THREADS: usize = 32;
-const MAX_NOTED_ROWS: usize = 0x8000;
+const COUNTED_THREADS: usize = 32;
+const MAX_COUNTED_ROWS: usize = 0x8000;
 
 const MAX_COUNT: u32 = 0x7fff;
 const NONE: u32 = u32::MAX;
@@ -47,11 +47,11 @@ fn forget_slots(simulator: &Simulator, tables: &[u32], slots: &[u32], vocab_size
 }
 
 /// `of_rows`: twice the slot, and one more for a token of the reply; or [`NONE`].
-fn note_tokens(simulator: &Simulator, tables: &[u32], ids: &[u32], of_rows: &[u32], vocab_size: usize) -> Vec<u32> {
-    let grid = [ids.len().div_ceil(NOTED_THREADS), 1, 1];
+fn count_tokens(simulator: &Simulator, tables: &[u32], ids: &[u32], of_rows: &[u32], vocab_size: usize) -> Vec<u32> {
+    let grid = [ids.len().div_ceil(COUNTED_THREADS), 1, 1];
     let [tables, id_bytes, of_rows] = [tables, ids, of_rows].map(u32_bytes);
     let arguments = [Buffer(&tables), Buffer(&id_bytes), Buffer(&of_rows), U32(ids.len()), U32(vocab_size)];
-    words(&simulator.run("note_tokens", grid, NOTED_THREADS, &arguments)[0])
+    words(&simulator.run("count_tokens", grid, COUNTED_THREADS, &arguments)[0])
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn tokens_are_counted_by_slot_in_prompt_and_reply() {
                         *counts.entry((slot, id, in_reply)).or_insert(0) += 1;
                     }
                 }
-                tables = note_tokens(simulator, &tables, &ids, &of_rows, vocab_size);
+                tables = count_tokens(simulator, &tables, &ids, &of_rows, vocab_size);
             }
             for (slot, table) in tables.chunks(stride(vocab_size)).enumerate() {
                 for (id, word) in table.iter().enumerate() {
@@ -90,10 +90,10 @@ fn tokens_are_counted_by_slot_in_prompt_and_reply() {
 #[test]
 fn counts_end_without_a_carry() {
     // Half of the rows each, three times: 16384, 32768 and 49152 of them.
-    let (ids, of_rows) = (vec![1; MAX_NOTED_ROWS], [0, 1].repeat(MAX_NOTED_ROWS / 2));
+    let (ids, of_rows) = (vec![1; MAX_COUNTED_ROWS], [0, 1].repeat(MAX_COUNTED_ROWS / 2));
     let mut tables = vec![0; stride(3)];
     for (times, count) in [(1, 0x4000), (2, MAX_COUNT), (3, MAX_COUNT)] {
-        tables = note_tokens(&SIMULATORS[0], &tables, &ids, &of_rows, 3);
+        tables = count_tokens(&SIMULATORS[0], &tables, &ids, &of_rows, 3);
         assert_eq!(tables, [0, count << 16 | count, 0, 0], "{times} times");
     }
 }

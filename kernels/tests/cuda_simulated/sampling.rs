@@ -1,5 +1,6 @@
 //! The token of a row, the best or a drawn one, and its log-probability.
 
+use kernels::ops::sample::Scored;
 use kernels::{Device, ops};
 
 use crate::element::{ELEMENTS, f32_bytes};
@@ -10,14 +11,16 @@ use crate::simulator::{SIMULATORS, Simulator};
 const THREADS: usize = 512;
 
 /// A row to sample from, as the kernels read it: the seed in two halves, the row, the position, whether to draw; temperature, top-k, top-p
-/// and the logarithm of min-p; key and id of the last one that stays, padding.
-type Entry = [u32; 12];
+/// and the logarithm of min-p; key and id of the last one that stays; typical-p; the normaliser, the entropy and the largest distance
+/// from it; a token that is known.
+type Entry = [u32; 16];
 
 const NO_LIMIT: u32 = u32::MAX;
 
 fn entry(row: u32, seed: u64, position: u32, draws: bool) -> Entry {
-    let [one, all] = [1.0, f32::NEG_INFINITY].map(f32::to_bits);
-    [seed as u32, (seed >> 32) as u32, row, position, u32::from(draws), one, NO_LIMIT, one, all, 0, NO_LIMIT, 0]
+    let [one, all, any] = [1.0, f32::NEG_INFINITY, f32::INFINITY].map(f32::to_bits);
+    let (seed, draws) = ([seed as u32, (seed >> 32) as u32], u32::from(draws));
+    [seed[0], seed[1], row, position, draws, one, NO_LIMIT, one, all, 0, NO_LIMIT, one, 0, 0, any, u32::MAX]
 }
 
 /// What comes of it.
@@ -30,17 +33,49 @@ struct Sampled {
 }
 
 fn sample_rows(simulator: &Simulator, rows: &[Vec<f32>], entries: &[Entry]) -> Vec<Sampled> {
+    sample_rows_with_top(simulator, rows, entries, &[]).0
+}
+
+/// A row of which tokens are reported: its entry, how many, and how many with those that tie, padding.
+type TopRow = [u32; 4];
+
+/// What is sampled, and the most likely tokens of `tops`.
+fn sample_rows_with_top(
+    simulator: &Simulator,
+    rows: &[Vec<f32>],
+    entries: &[Entry],
+    tops: &[TopRow],
+) -> (Vec<Sampled>, Vec<Vec<(u32, f32)>>) {
     let (out, logits) = (vec![0xff; 16 * entries.len()], f32_bytes(&rows.concat()));
     let entry_bytes = bytemuck::cast_slice::<u32, u8>(entries.as_flattened());
     let arguments = [Buffer(entry_bytes), Buffer(&logits), U32(rows[0].len())];
     let entry_bytes = simulator.run("truncate_rows", [entries.len(), 1, 1], THREADS, &arguments).swap_remove(0);
     let arguments = [Buffer(&out), Buffer(&logits), Buffer(&entry_bytes), U32(rows[0].len())];
     let out = simulator.run("sample_rows", [entries.len(), 1, 1], THREADS, &arguments).swap_remove(0);
+    let width = tops.iter().map(|[_, _, most, _]| *most as usize).max().unwrap_or(0);
+    let room = vec![0; 8 * width * tops.len()];
+    let lists = [Buffer(bytemuck::cast_slice::<u32, u8>(tops.as_flattened())), Buffer(&entry_bytes), Buffer(&out)];
+    let arguments = [&[Buffer(&room)], &lists[..], &[Buffer(&logits), U32(rows[0].len()), U32(width)]].concat();
+    let found = match tops.len() {
+        0 => Vec::new(),
+        len => simulator.run("top_rows", [len, 1, 1], THREADS, &arguments).swap_remove(0),
+    };
+    let token = |bytes: &[u8; 8]| {
+        let [id, logprob]: [u32; 2] = bytemuck::pod_read_unaligned(bytes);
+        (id, f32::from_bits(logprob))
+    };
+    let tokens = |of_row: &[u8]| {
+        let tokens: Vec<(u32, f32)> = of_row.as_chunks().0.iter().map(token).collect();
+        let len = tokens.iter().position(|(id, _)| *id == u32::MAX).unwrap_or(width);
+        assert!(tokens[len..].iter().all(|token| *token == (u32::MAX, 0.0)), "nothing comes behind the last");
+        tokens[..len].to_vec()
+    };
+    let found = found.chunks(8 * width.max(1)).map(tokens).collect();
     let words = |bytes: &[u8; 16]| {
         let [id, logprob, log_sum_exp, unsound]: [u32; 4] = bytemuck::pod_read_unaligned(bytes);
         Sampled { id, logprob: f32::from_bits(logprob), log_sum_exp: f32::from_bits(log_sum_exp), unsound }
     };
-    out.as_chunks::<16>().0.iter().map(words).collect()
+    (out.as_chunks::<16>().0.iter().map(words).collect(), found)
 }
 
 /// 1e-5: the sum of up to 10,000 terms in f32, and approximate exponentials.
@@ -94,6 +129,55 @@ fn rows_are_sampled_as_by_the_operations() {
     }
 }
 
+#[test]
+fn a_known_token_is_scored_instead() {
+    let device = Device::cpu(1);
+    let mut row = ELEMENTS[1].random(80, 3001);
+    row[7] = f32::NEG_INFINITY;
+    let known = |id: u32| {
+        let mut entry = entry(0, 1, 1, false);
+        entry[15] = id;
+        entry
+    };
+    let log_sum_exp = ops::sample::row_stats(&device, &row).log_sum_exp;
+    let ids = [0, 7, 1500, 3000];
+    for simulator in &*SIMULATORS {
+        let scored = sample_rows(simulator, std::slice::from_ref(&row), &ids.map(known));
+        for (id, scored) in ids.iter().zip(&scored) {
+            assert_eq!(scored.id, *id);
+            assert_alike(scored.logprob, row[*id as usize] - log_sum_exp, &format!("token {id}"));
+        }
+    }
+}
+
+/// Of rows that are no distribution nothing is reported, of short ones what there is; more than are reported may tie.
+#[test]
+fn the_likeliest_tokens_are_reported() {
+    let mut rows: Vec<Vec<f32>> = (0..5).map(|row| ELEMENTS[1].random(70 + row, 7000)).collect();
+    rows[0].fill(1.5);
+    rows[1].fill(f32::NEG_INFINITY);
+    rows[1][4001] = -3.0;
+    rows[1][17] = -3.0;
+    rows[2].fill(f32::NEG_INFINITY);
+    rows[3][5] = f32::NAN;
+    let entries: Vec<Entry> = (0..5).map(|row| entry(row, 1, 1, false)).collect();
+    let tops = [[0, 5, 8, 0], [1, 128, 136, 0], [2, 1, 9, 0], [3, 2, 2, 0], [4, 128, 136, 0], [0, 1, 1, 0]];
+    let mut order: Vec<u32> = (0..7000).collect();
+    order.sort_by(|a, b| rows[4][*b as usize].total_cmp(&rows[4][*a as usize]).then(a.cmp(b)));
+    let last = rows[4][order[127] as usize];
+    let len = order.iter().filter(|id| rows[4][**id as usize] >= last).count().min(136);
+    let expected = [(0..8).collect(), vec![17, 4001], vec![], vec![], order[..len].to_vec(), vec![0]];
+    for simulator in &*SIMULATORS {
+        let (sampled, tokens) = sample_rows_with_top(simulator, &rows, &entries, &tops);
+        for ((tokens, expected), top) in tokens.iter().zip(&expected).zip(&tops) {
+            let ids: Vec<u32> = tokens.iter().map(|(id, _)| *id).collect();
+            assert_eq!(ids, *expected, "{top:?}");
+            let (row, log_sum_exp) = (&rows[top[0] as usize], sampled[top[0] as usize].log_sum_exp);
+            assert!(tokens.iter().all(|(id, logprob)| *logprob == row[*id as usize] - log_sum_exp), "{top:?}");
+        }
+    }
+}
+
 /// Many draws of one row: the candidates that are skipped would not have won.
 #[test]
 fn draws_are_those_of_the_operation() {
@@ -109,8 +193,17 @@ fn draws_are_those_of_the_operation() {
     }
 }
 
+/// What a draw is limited to.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    top_k: Option<usize>,
+    top_p: Option<f32>,
+    min_p: Option<f32>,
+    typical_p: Option<f32>,
+}
+
 /// What stays, by sorting: ids ascending.
-fn kept(scores: &[f32], top_k: Option<usize>, top_p: Option<f32>, min_p: Option<f32>) -> Vec<u32> {
+fn kept(scores: &[f32], Limits { top_k, top_p, min_p, typical_p }: Limits) -> Vec<u32> {
     let mut order: Vec<u32> = (0..scores.len() as u32).filter(|id| scores[*id as usize] > f32::NEG_INFINITY).collect();
     order.sort_by(|a, b| scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b)));
     let score = |id: &u32| scores[*id as usize];
@@ -132,11 +225,31 @@ fn kept(scores: &[f32], top_k: Option<usize>, top_p: Option<f32>, min_p: Option<
     if let Some(min_p) = min_p {
         order.retain(|id| score(id) >= max + min_p.ln());
     }
+    if let Some(p) = typical_p {
+        let normalizer = order.iter().map(|id| f64::from(score(id)).exp()).sum::<f64>().ln();
+        let probability = |id: &u32| (f64::from(score(id)) - normalizer).exp();
+        let entropy: f64 = order.iter().map(|id| probability(id) * (normalizer - f64::from(score(id)))).sum();
+        // As floats, so that equal scores are equally far.
+        let distance = |id: &u32| ((normalizer as f32 - score(id)) - entropy as f32).abs();
+        order.sort_by(|a, b| distance(a).total_cmp(&distance(b)));
+        let mut sum = 0.0;
+        let last = order.iter().position(|id| {
+            sum += probability(id);
+            sum >= f64::from(p)
+        });
+        if let Some(farthest) = last.map(|last| distance(&order[last])) {
+            order.retain(|id| distance(id) <= farthest);
+        }
+    }
     order.sort_unstable();
     order
 }
 
-/// Draws from what top-k, top-p and min-p leave, at some temperature: the token and its log-probability among them.
+/// Tokens that are reported, and beyond them those that tie.
+const TOP_N: usize = 6;
+const TOP_TIES: usize = 3;
+
+/// Draws from what top-k, top-p, min-p and typical-p leave, at some temperature: the token and its log-probability among them.
 #[test]
 fn draws_are_from_those_that_stay() {
     let device = Device::cpu(1);
@@ -145,40 +258,58 @@ fn draws_are_from_those_that_stay() {
     rows[0].iter_mut().for_each(|x| *x = (*x * 4.0).round());
     rows[1].iter_mut().for_each(|x| *x *= 6.0);
     rows[2].iter_mut().enumerate().for_each(|(id, x)| *x = if id % 3 == 0 { *x * 3.0 } else { f32::NEG_INFINITY });
+    let none = Limits { top_k: None, top_p: None, min_p: None, typical_p: None };
     let limits = [
-        (None, None, None),
-        (Some(1), None, None),
-        (Some(7), None, None),
-        (Some(5000), Some(0.3), None),
-        (None, Some(0.9), None),
-        (None, Some(0.013), None),
-        (Some(40), Some(0.777), Some(0.05)),
-        (None, None, Some(1.0)),
+        none,
+        Limits { top_k: Some(1), ..none },
+        Limits { top_k: Some(7), ..none },
+        Limits { top_k: Some(5000), top_p: Some(0.3), ..none },
+        Limits { top_p: Some(0.9), ..none },
+        Limits { top_p: Some(0.013), ..none },
+        Limits { top_k: Some(40), top_p: Some(0.777), min_p: Some(0.05), ..none },
+        Limits { min_p: Some(1.0), ..none },
+        Limits { typical_p: Some(0.2), ..none },
+        Limits { typical_p: Some(0.95), ..none },
+        Limits { top_k: Some(300), top_p: Some(0.97), typical_p: Some(0.6), ..none },
     ];
-    let (mut entries, mut wanted) = (Vec::new(), Vec::new());
+    let (mut entries, mut wanted, mut tops, mut wanted_tops) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (row, logits) in rows.iter().enumerate() {
-        for (temperature, (top_k, top_p, min_p)) in [1.0, 0.7].iter().flat_map(|t| limits.map(|limit| (*t, limit))) {
+        for (temperature, limits) in [1.0, 0.7].iter().flat_map(|t| limits.map(|limits| (*t, limits))) {
             let scores: Vec<f32> = logits.iter().map(|x| x / temperature).collect();
-            let ids = kept(&scores, top_k, top_p, min_p);
+            let ids = kept(&scores, limits);
             let scores: Vec<f32> = ids.iter().map(|id| scores[*id as usize]).collect();
             for position in 0..4 {
                 let mut entry = entry(row as u32, 11, position, true);
                 entry[5] = f32::to_bits(temperature);
-                entry[6] = top_k.map_or(NO_LIMIT, |k| k as u32);
-                entry[7] = top_p.unwrap_or(1.0).to_bits();
-                entry[8] = min_p.map_or(f32::NEG_INFINITY, f32::ln).to_bits();
+                entry[6] = limits.top_k.map_or(NO_LIMIT, |k| k as u32);
+                entry[7] = limits.top_p.unwrap_or(1.0).to_bits();
+                entry[8] = limits.min_p.map_or(f32::NEG_INFINITY, f32::ln).to_bits();
+                entry[11] = limits.typical_p.unwrap_or(1.0).to_bits();
                 entries.push(entry);
                 let index = ops::sample::gumbel_argmax(&device, &scores, Some(&ids), 11, position) as usize;
                 let stats = ops::sample::row_stats(&device, &scores);
-                wanted.push((ids[index], scores[index] - stats.log_sum_exp, (row, temperature, top_k, top_p, min_p)));
+                wanted.push((ids[index], scores[index] - stats.log_sum_exp, (row, temperature, limits)));
+                let most = TOP_N + TOP_TIES;
+                let (mut scratch, mut best) = (Vec::new(), Vec::new());
+                ops::sample::top_n(&scores, TOP_N, most, &mut scratch, &mut best);
+                tops.push([tops.len() as u32, TOP_N as u32, most as u32, 0]);
+                let token = |best: &Scored| (ids[best.id as usize], best.score - stats.log_sum_exp);
+                wanted_tops.push(best.iter().map(token).collect::<Vec<_>>());
             }
         }
     }
     for simulator in &*SIMULATORS {
-        let sampled = sample_rows(simulator, &rows, &entries);
+        let (sampled, top_tokens) = sample_rows_with_top(simulator, &rows, &entries, &tops);
         for (sampled, (id, logprob, context)) in sampled.iter().zip(&wanted) {
             assert_eq!(sampled.id, *id, "{context:?}: {sampled:?}");
             assert_alike(sampled.logprob, *logprob, &format!("{context:?}"));
+        }
+        for ((tokens, expected), (.., context)) in top_tokens.iter().zip(&wanted_tops).zip(&wanted) {
+            let ids = |tokens: &[(u32, f32)]| tokens.iter().map(|(id, _)| *id).collect::<Vec<_>>();
+            assert_eq!(ids(tokens), ids(expected), "{context:?}");
+            for ((_, logprob), (_, expected)) in tokens.iter().zip(expected) {
+                assert_alike(*logprob, *expected, &format!("{context:?}"));
+            }
         }
     }
 }

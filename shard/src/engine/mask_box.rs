@@ -150,6 +150,7 @@ mod tests {
     /// Two slots, 40 tokens, and no patience.
     fn serving() -> MaskBox {
         let limits = SlotLimits {
+            device_samples: false,
             max_slots: 2,
             num_blocks: 1,
             block_size: 1,

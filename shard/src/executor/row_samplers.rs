@@ -1,5 +1,6 @@
 //! What the processor samples and scores in a step: rows, dealt out over its threads.
 
+use std::any::Any;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
@@ -13,7 +14,7 @@ use super::panic_message;
 use crate::logits::StepLogits;
 use crate::masks::StepMasks;
 use crate::sampling::{Choice, History, Row, RowFailure, Sampler, TopTokens};
-use crate::slots::{Prediction, Rows, ScoredToken, Slot, Slots};
+use crate::slots::{KeptLogits, Prediction, Rows, ScoredToken, Slot, Slots};
 
 /// The samplers of all threads, and what they have made of a step.
 pub(super) struct RowSamplers {
@@ -57,6 +58,14 @@ enum Scores<'a> {
     Logits(&'a [f32]),
     /// The device's choices, `[1 + draft tokens]`.
     Sampled(&'a [Sampled]),
+}
+
+/// What a prompt token is scored by.
+enum PredictedToken<'a> {
+    /// What the device says of it.
+    Known(&'a Sampled),
+    /// Logits, and what the device says of them if it did not know the token.
+    Logits(&'a [f32], Option<&'a Sampled>),
 }
 
 /// What became of one sampled token.
@@ -120,20 +129,23 @@ impl RowSamplers {
                 };
                 sampler.run(run, &drafted);
             }
-            for token in rows.scored.iter().skip(thread).step_by(threads) {
+            for (index, token) in rows.scored.iter().enumerate().skip(thread).step_by(threads) {
                 let slot = all_slots.get(token.slot);
-                let logits = match token.predicted_by {
-                    Prediction::Row(index) => logits.rows(index, 1),
-                    Prediction::Kept => &slot.kept_logits[..],
+                let prediction = match (token.predicted_by, logits.scored(index), &slot.kept) {
+                    (Prediction::Row(_), Some(sampled), _) => PredictedToken::Known(sampled),
+                    (Prediction::Row(row), None, _) => PredictedToken::Logits(logits.rows(row, 1), None),
+                    (Prediction::Kept, _, Some(kept)) => PredictedToken::Logits(&kept.logits, kept.of_device.as_ref()),
+                    (Prediction::Kept, _, None) => unreachable!("a slot that keeps nothing predicts nothing"),
                 };
-                sampler.score(slot, logits, token);
+                sampler.score(slot, prediction, token);
             }
         });
         for span in &rows.spans {
-            slots.get_mut(span.slot).kept_logits = Vec::new();
+            slots.get_mut(span.slot).kept = None;
         }
-        for &(slot, index) in &rows.kept {
-            slots.get_mut(slot).kept_logits.extend_from_slice(logits.rows(index, 1));
+        for (index, &(slot, row)) in rows.kept.iter().enumerate() {
+            let (logits, of_device) = (logits.rows(row, 1).to_vec(), logits.kept(index).cloned());
+            slots.get_mut(slot).kept = Some(KeptLogits { logits, of_device });
         }
     }
 
@@ -242,17 +254,34 @@ impl RowSampler {
         };
         let token_id = choice.as_ref().ok().map(|choice| choice.token_id);
         let wanted = params.sampling.top_n_tokens() > 0 && choice.is_ok();
+        let top = match scores {
+            Scores::Sampled(sampled) => &sampled[index].top,
+            Scores::Logits(_) => top.tokens(),
+        };
         outcomes.push(RowOutcome { choice, top_tokens: wanted.then(|| wire(top)) });
         token_id
     }
 
     /// Scores one prompt token; whatever goes wrong is the outcome of its slot alone.
-    fn score(&mut self, slot: &Slot, logits: &[f32], token: &ScoredToken) {
+    fn score(&mut self, slot: &Slot, predicted: PredictedToken<'_>, token: &ScoredToken) {
         let RowSampler { sampler, top, scores, .. } = self;
         let &ScoredToken { token_id, position, .. } = token;
         let top_n_tokens = slot.params.sampling.top_n_tokens();
-        let score = AssertUnwindSafe(|| sampler.score(logits, token_id, position, top_n_tokens, top));
-        let logprob = catch_unwind(score).unwrap_or_else(|panic| Err(RowFailure::Panic(panic_message(&*panic))));
+        let (logprob, top) = match predicted {
+            PredictedToken::Known(sampled) => {
+                (Choice::of_device(sampled, position).map(|choice| choice.logprob), &sampled.top[..])
+            }
+            // As the device would have said it, had it known the token.
+            PredictedToken::Logits(logits, Some(sampled)) => {
+                let choice = Choice::of_device(sampled, position);
+                (choice.map(|_| logits[token_id as usize] - sampled.log_sum_exp), &sampled.top[..])
+            }
+            PredictedToken::Logits(logits, None) => {
+                let score = AssertUnwindSafe(|| sampler.score(logits, token_id, position, top_n_tokens, top));
+                let panicked = |panic: Box<dyn Any + Send>| Err(RowFailure::Panic(panic_message(&*panic)));
+                (catch_unwind(score).unwrap_or_else(panicked), top.tokens())
+            }
+        };
         let wanted = top_n_tokens > 0 && logprob.is_ok();
         scores.push(TokenScore { logprob, top_tokens: wanted.then(|| wire(top)) });
     }
@@ -264,10 +293,10 @@ fn idle(sampler: &mut Mutex<RowSampler>) -> &mut RowSampler {
 }
 
 /// As a message, whose slot is still to be filled in.
-fn wire(top: &TopTokens) -> WireTopTokens {
+pub(super) fn wire(top: &[(u32, f32)]) -> WireTopTokens {
     WireTopTokens {
         slot: 0,
-        ids: pack_u32(top.tokens().iter().map(|&(token_id, _)| token_id)),
-        logprobs: pack_f32(top.tokens().iter().map(|&(_, logprob)| logprob)),
+        ids: pack_u32(top.iter().map(|&(token_id, _)| token_id)),
+        logprobs: pack_f32(top.iter().map(|&(_, logprob)| logprob)),
     }
 }

@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use kernels::ops::sample::NO_RESULT;
-use kernels::{Arena, DType, Device, Graph, KvCache, NO_SLOT, StepLists, Tensor};
+use kernels::{Arena, DType, Device, Graph, Indices, KvCache, NO_SLOT, StepLists, Tensor};
 
 use super::Model;
 use super::step::{StepInput, StepRows};
@@ -87,7 +87,7 @@ impl DecodeGraphs {
     ///
     /// # Errors
     /// [`kernels::Error::Cuda`].
-    pub fn begin<'g>(&'g mut self, step: &StepRows<'_>, lists: &mut StepLists) -> Result<Option<GraphStep<'g>>> {
+    pub fn begin<'g>(&'g mut self, step: &StepRows<'g>, lists: &mut StepLists) -> Result<Option<GraphStep<'g>>> {
         let rows = step.input_ids.len();
         let is_decode = step.sequences.iter().all(|sequence| sequence.num_rows == 1)
             && step.sample_rows.iter().enumerate().all(|(at, row)| at == *row as usize)
@@ -98,19 +98,26 @@ impl DecodeGraphs {
         };
         lists.begin_fixed(graph.rows)?;
         graph.filled.fill(step);
-        // The lists are the graph's input; nobody needs the handles.
-        StepInput::new(&graph.filled.as_step(step.sequences), lists)?;
-        Ok(Some(GraphStep { graph, sampled: 0..rows }))
+        let graph = &*graph;
+        // The lists are the graph's input, by their places.
+        let input = StepInput::new(&graph.filled.as_step(step.sequences), lists)?;
+        Ok(Some(GraphStep { graph, input_ids: input.input_ids(), sampled: 0..rows }))
     }
 }
 
 /// A step whose lists are a graph's input.
 pub struct GraphStep<'g> {
     graph: &'g DecodeGraph,
+    input_ids: Indices<'g>,
     sampled: Range<usize>,
 }
 
-impl GraphStep<'_> {
+impl<'g> GraphStep<'g> {
+    /// The tokens of the rows, and behind them of those that fill it up.
+    pub fn input_ids(&self) -> Indices<'g> {
+        self.input_ids
+    }
+
     /// Computes it, after its lists were sent: as [`Model::forward`]. The slots of the step were checked against the cache, its positions
     /// against the model.
     ///

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use kernels::ops::{self, RopeTable, SequenceRows};
 use kernels::{AlwaysThere, Arena, DType, Device, KvCache, KvDType, StepLimits, Tensor};
+use proto::{MAX_BAD_WORDS, MAX_LOGIT_BIASES};
 
 use super::step::{StepInput, StepPlan, StepRows};
 use crate::comm::Comm;
@@ -22,6 +23,7 @@ use crate::error::Result;
 use crate::layers::{
     ColumnParallelLinear, LmHead, Loader, Partition, Projection, RmsNorm, RowParallelLinear, VocabParallelEmbedding,
 };
+use crate::limits::{MAX_TOP_N_TOKENS, MAX_TOP_TIES};
 use crate::weights::{Checkpoint, PackedWeights, ReadAhead};
 
 /// This rank's part of a decoder.
@@ -203,12 +205,26 @@ impl Decoder {
     pub(super) fn step_limits(
         &self,
         max_rows: usize,
-        max_sequences: usize,
+        max_slots: usize,
         max_logit_rows: usize,
         max_context: usize,
     ) -> StepLimits {
         let RankShape { num_heads, num_kv_heads, head_dim, .. } = self.shape;
-        StepLimits { max_rows, max_sequences, max_logit_rows, max_context, num_heads, num_kv_heads, head_dim }
+        let DecoderSpec { vocab_size, ref eos_token_ids, .. } = self.spec;
+        StepLimits {
+            max_rows,
+            // A sequence has a row at least.
+            max_sequences: max_slots.min(max_rows),
+            max_slots,
+            max_logit_rows,
+            vocab_size,
+            max_tops: MAX_TOP_N_TOKENS as usize + MAX_TOP_TIES,
+            max_list_words: 2 * MAX_LOGIT_BIASES + MAX_BAD_WORDS + eos_token_ids.len(),
+            max_context,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+        }
     }
 
     /// See [`Model::new_kv_cache`](super::Model::new_kv_cache).

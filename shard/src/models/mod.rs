@@ -16,7 +16,7 @@ use std::sync::Arc;
 use kernels::{Arena, Device, KvCache, StepLimits, Tensor};
 
 pub use crate::config::{DecoderSpec, ModelOptions, Quantization, RopeKind, RopeOverride};
-pub use decode_graphs::DecodeGraphs;
+pub use decode_graphs::{DecodeGraphs, GraphStep};
 pub use step::{SequenceRows, StepInput, StepPlan, StepRows};
 
 use crate::comm::Comm;
@@ -75,15 +75,15 @@ impl Model {
         self.decoder.kv_bytes_per_block()
     }
 
-    /// What the lists of steps with up to so many rows, sequences, rows with logits and positions have to hold.
+    /// What the lists of steps with up to so many rows, slots, rows with logits and positions have to hold.
     pub fn step_limits(
         &self,
         max_rows: usize,
-        max_sequences: usize,
+        max_slots: usize,
         max_logit_rows: usize,
         max_context: usize,
     ) -> StepLimits {
-        self.decoder.step_limits(max_rows, max_sequences, max_logit_rows, max_context)
+        self.decoder.step_limits(max_rows, max_slots, max_logit_rows, max_context)
     }
 
     /// An empty KV cache for this rank's heads.

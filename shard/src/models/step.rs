@@ -61,6 +61,11 @@ impl<'a> StepInput<'a> {
         })
     }
 
+    /// The tokens of the rows.
+    pub fn input_ids(&self) -> Indices<'a> {
+        self.input_ids
+    }
+
     /// The rows as the processor reads them.
     pub fn of_host(rows: &StepRows<'a>) -> StepInput<'a> {
         StepInput {

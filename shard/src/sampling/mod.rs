@@ -13,10 +13,11 @@
 //! 5. the draw, or the mode. Log-probabilities are the log-softmax of the processed scores.
 //!
 //! Steps 1 to 3 hold for greedy rows too. A new parameter is one file here, which defines its [`Processor`], and one line in
-//! [`PROCESSORS`] or [`WARPERS`].
+//! [`PROCESSORS`] or [`WARPERS`]; `device.rs` says what devices with kernels of their own do of it.
 
 mod bad_words;
 mod candidates;
+mod device;
 mod frequency_penalty;
 mod grammar_mask;
 mod history;
@@ -72,14 +73,6 @@ const WARPERS: &[Processor] = &[
     typical_p::PROCESSOR,
 ];
 
-/// Of [`WARPERS`] those that devices with kernels of their own do not know (`kernels/cuda/truncate.cu` has the others).
-const HOST_WARPERS: &[Processor] = &[typical_p::PROCESSOR];
-
-/// Those of [`processors`] that only the processor runs.
-fn host_processors(params: &Params) -> impl Iterator<Item = &'static Processor> + use<> {
-    PROCESSORS.iter().chain(if params.sampling.do_sample { HOST_WARPERS } else { &[] })
-}
-
 /// All processors for a row with these parameters, active or not.
 fn processors(params: &Params) -> impl Iterator<Item = &'static Processor> + use<> {
     PROCESSORS.iter().chain(if params.sampling.do_sample { WARPERS } else { &[] })
@@ -130,7 +123,7 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// The token at `position` that a device has chosen for a row which is [plain](Params::is_plain).
+    /// The token at `position` that a device has chosen.
     ///
     /// # Errors
     /// As [`Sampler::sample`].
@@ -141,6 +134,9 @@ impl Choice {
                 value: "not finite".to_owned(),
                 position,
             });
+        }
+        if sampled.log_sum_exp == f32::NEG_INFINITY {
+            return Err(RowFailure::NothingAllowed { position });
         }
         if !sampled.log_sum_exp.is_finite() {
             return Err(RowFailure::NoCandidate { position, sum: sampled.log_sum_exp.to_string() });

@@ -1,10 +1,10 @@
 //! Sampling parameters as a slot keeps them: with what follows from them, worked out once, when the slot is made.
 
-use kernels::ops::sample::Draw;
 use proto::v1::SamplingParams;
 
+use super::device::DeviceLists;
 use super::processor::Needs;
-use super::{host_processors, processors};
+use super::processors;
 
 /// How a row's tokens are chosen.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -19,6 +19,8 @@ pub struct Params {
     pub(super) needs: Needs,
     /// Whether there are active processors, at one position of the reply at least.
     is_processed: bool,
+    /// What a device that samples is told of it.
+    pub(super) lists: DeviceLists,
 }
 
 impl Params {
@@ -31,28 +33,8 @@ impl Params {
                 params.is_processed = true;
             }
         }
+        params.lists = DeviceLists::new(&params);
         params
-    }
-
-    /// Whether a device with kernels of its own samples its rows: nothing but what [`device_draw`](Params::device_draw) says ever changes
-    /// their scores, and nobody asks for others than the chosen token. For the whole reply or not at all: a log-probability has other
-    /// last bits on the processor, and which of them computes it must not depend on the step that a position falls into.
-    pub(crate) fn is_for_device(&self) -> bool {
-        let first = self.prompt_tokens;
-        let is_processed = self.is_processed && host_processors(self).any(|known| (known.is_active)(self, first));
-        !is_processed && self.sampling.top_n_tokens() == 0
-    }
-
-    /// How a device draws from it; `None` if it takes the best.
-    pub(crate) fn device_draw(&self) -> Option<Draw> {
-        let sampling = &self.sampling;
-        sampling.do_sample.then(|| Draw {
-            seed: sampling.seed(),
-            temperature: sampling.temperature.unwrap_or(1.0),
-            top_k: sampling.top_k.map(i32::unsigned_abs),
-            top_p: sampling.top_p.filter(|p| *p < 1.0),
-            min_p: sampling.min_p.filter(|min_p| *min_p > 0.0),
-        })
     }
 
     /// Whether the processed scores at `position` are the logits as they are.
@@ -120,36 +102,6 @@ mod tests {
         assert_eq!([4, 5, 6].map(|position| short.is_plain(position)), [false, false, true], "it may end from there");
         let greedy = SamplingParams { min_p: Some(0.5), temperature: Some(0.5), ..SamplingParams::default() };
         assert!(Params::new(greedy, 4, false).is_plain(4), "greedy rows have no warpers");
-    }
-
-    #[test]
-    fn a_device_draws_what_it_knows_and_no_more() {
-        let drawing = |sampling| Params::new(SamplingParams { do_sample: true, ..sampling }, 4, false);
-        let off = SamplingParams::default;
-        let known = SamplingParams {
-            temperature: Some(0.7),
-            top_k: Some(5),
-            top_p: Some(0.9),
-            min_p: Some(0.1),
-            seed: Some(3),
-            ..off()
-        };
-        let params = drawing(known.clone());
-        assert!(params.is_for_device() && !params.is_plain(4));
-        let draw = Draw { seed: 3, temperature: 0.7, top_k: Some(5), top_p: Some(0.9), min_p: Some(0.1) };
-        assert_eq!(params.device_draw(), Some(draw));
-        for sampling in neutral() {
-            let seed = sampling.seed();
-            assert_eq!(drawing(sampling).device_draw(), Some(Draw::plain(seed)));
-        }
-        assert!(!drawing(SamplingParams { typical_p: Some(0.5), ..known.clone() }).is_for_device());
-        assert!(!drawing(SamplingParams { repetition_penalty: Some(1.1), ..known.clone() }).is_for_device());
-        assert!(!Params::new(SamplingParams { do_sample: true, ..known }, 4, true).is_for_device(), "under a grammar");
-        assert!(!drawing(SamplingParams { top_n_tokens: Some(2), ..off() }).is_for_device());
-        let short = drawing(SamplingParams { min_tokens: Some(2), ..off() });
-        assert!(short.is_plain(6) && !short.is_for_device(), "a reply has one place");
-        let greedy = Params::new(SamplingParams { typical_p: Some(0.5), ..off() }, 4, false);
-        assert!(greedy.is_for_device() && greedy.device_draw().is_none());
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::Prediction::Row;
 use super::*;
 
 const LIMITS: SlotLimits = SlotLimits {
+    device_samples: false,
     max_slots: 4,
     num_blocks: 8,
     block_size: 4,
@@ -141,6 +142,54 @@ fn the_history_holds_cached_computed_and_sampled_tokens() {
 }
 
 #[test]
+fn a_device_that_counts_is_told_of_every_token() {
+    let mut slots = Slots::new(SlotLimits { device_samples: true, max_logit_rows: 9, ..LIMITS });
+    let mut rows = Rows::default();
+    let penalised = SamplingParams { presence_penalty: Some(1.0), ..SamplingParams::default() };
+    let watermark = Some(proto::v1::Watermark { gamma: 0.5, delta: 2.0 });
+    let open = |slot, blocks: &[u32], params: SamplingParams| NewSlot {
+        params: Some(params),
+        prompt_tokens: 5,
+        ..new_slot(slot, blocks)
+    };
+    let cached = NewSlot {
+        cached_tokens: 4,
+        cached_ids: packed_u32(&[7, 8, 7, 9]),
+        speculates: true,
+        ..open(2, &[0, 1], penalised.clone())
+    };
+    let apply = |slots: &mut Slots, rows: &mut Rows, seq, plan: Plan| {
+        let plan = Plan { seq, ..plan };
+        slots.check(&plan).unwrap();
+        slots.apply(&plan, rows);
+    };
+    // Opened and freed before a step has rows, then opened again; and two whose tokens nobody counts, or the processor.
+    let plan = Plan { new_slots: vec![open(2, &[3], penalised.clone())], ..Plan::default() };
+    apply(&mut slots, &mut rows, 1, plan);
+    let by_processor = SamplingParams { watermark, ..penalised };
+    let plan = Plan {
+        freed_slots: packed_u32(&[2]),
+        new_slots: vec![new_slot(0, &[2]), cached, open(1, &[4], by_processor)],
+        chunks: vec![chunk(0, 0, &[1], true), chunk(2, 4, &[8, 8], true), chunk(1, 0, &[5], true)],
+        ..Plan::default()
+    };
+    apply(&mut slots, &mut rows, 2, plan);
+    let [prompt, reply] = [false, true].map(|is_reply| counted_as(2, is_reply));
+    assert_eq!(rows.counted, [NOT_COUNTED, prompt, reply], "what comes behind the last is not counted either");
+    let earlier = [7, 8, 7, 9].map(|id| (id, prompt)).to_vec();
+    assert_eq!(slots.take_opened(), [OpenedSlot { slot: 2, earlier }]);
+    assert_eq!([0, 1, 2].map(|slot| slots.get(slot).on_device), [true, false, true]);
+    assert_eq!([1, 2].map(|slot| slots.get(slot).history == History::default()), [false, true]);
+
+    // Drafts would need counts of their own.
+    slots.get_mut(2).last_token = 7;
+    let plan = Plan { continues: packed_u32(&[2, 0]), draft_limits: vec![2, 0].into(), ..Plan::default() };
+    apply(&mut slots, &mut rows, 3, plan);
+    assert_eq!((&rows.draft_tokens[..], &rows.counted[..]), (&[0, 0][..], &[reply][..]));
+    assert_eq!(slots.take_opened(), []);
+}
+
+#[test]
 fn prompt_tokens_are_scored_by_the_row_before_them() {
     let params = SamplingParams { prompt_logprobs: true, ..SamplingParams::default() };
     let (mut slots, mut rows) = (Slots::new(LIMITS), Rows::default());
@@ -160,7 +209,7 @@ fn prompt_tokens_are_scored_by_the_row_before_them() {
     assert_eq!(logit_rows, [0, 1, 2]);
     assert_eq!(scored, [(1, 11, Row(0)), (2, 12, Row(1))]);
     assert_eq!(kept, [(0, 2)]);
-    slots.get_mut(0).kept_logits = vec![0.0; 100];
+    slots.get_mut(0).kept = Some(KeptLogits { logits: vec![0.0; 100], of_device: None });
     // The prompt ends: its last row is sampled, and no row of the reply is scored.
     let (logit_rows, scored, kept, samples) = apply(&mut slots, chunk(0, 3, &[13, 14, 15, 16], true), vec![]);
     assert_eq!(logit_rows, [0, 1, 3]);
@@ -173,11 +222,11 @@ fn prompt_tokens_are_scored_by_the_row_before_them() {
     assert_eq!((logit_rows, scored), (vec![0, 1], vec![(5, 15, Row(0))]));
     assert!(kept.is_empty());
     // What was kept goes with its slot.
-    slots.get_mut(0).kept_logits = vec![0.0; 100];
+    slots.get_mut(0).kept = Some(KeptLogits { logits: vec![0.0; 100], of_device: None });
     let plan = Plan { seq: 4, freed_slots: packed_u32(&[0]), new_slots: vec![new], ..Plan::default() };
     slots.check(&plan).unwrap();
     slots.apply(&plan, &mut Rows::default());
-    assert!(slots.get(0).kept_logits.is_empty());
+    assert!(slots.get(0).kept.is_none());
 }
 
 #[test]

@@ -14,11 +14,27 @@ pub struct SampleRow {
     pub position: u32,
     /// How it is drawn; `None` takes the largest.
     pub draw: Option<Draw>,
+    /// A token that is known: it is scored instead of what would be sampled.
+    pub known: Option<u32>,
+    /// The most likely tokens that are to be reported.
+    pub top: Top,
 }
+
+/// So many tokens, best first, equal ones by ascending id; and what equals the last of them, up to `most` altogether.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Top {
+    /// How many; none is 0.
+    pub n: usize,
+    /// No fewer than `n`.
+    pub most: usize,
+}
+
+/// Tokens that may be reported of a row, as `top.cu` has it.
+pub const MAX_TOPS: usize = 160;
 
 /// A draw from the softmax of logits / temperature, of those that stay: the `top_k` largest and what equals the last of them; of those
 /// the fewest that hold `top_p` of the probability, equal ones by ascending id; of those what is at least `min_p` times as likely as the
-/// likeliest.
+/// likeliest; of those, by distance from their entropy, the fewest that hold `typical_p`, and what is as far as the last of them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Draw {
     /// The seed of its noise.
@@ -31,22 +47,24 @@ pub struct Draw {
     pub top_p: Option<f32>,
     /// Above 0, at most 1.
     pub min_p: Option<f32>,
+    /// Above 0, below 1.
+    pub typical_p: Option<f32>,
 }
 
 impl Draw {
     /// From all logits as they are.
     pub fn plain(seed: u64) -> Draw {
-        Draw { seed, temperature: 1.0, top_k: None, top_p: None, min_p: None }
+        Draw { seed, temperature: 1.0, top_k: None, top_p: None, min_p: None, typical_p: None }
     }
 
     /// Whether some do not stay.
     fn truncates(&self) -> bool {
-        self.top_k.is_some() || self.top_p.is_some() || self.min_p.is_some()
+        self.top_k.is_some() || self.top_p.is_some() || self.min_p.is_some() || self.typical_p.is_some()
     }
 }
 
 /// What sampling says of a row.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Sampled {
     /// The token.
     pub id: u32,
@@ -56,6 +74,8 @@ pub struct Sampled {
     pub log_sum_exp: f32,
     /// The lowest id whose logit is NaN or infinite, if there is one: the others then mean nothing.
     pub unsound: Option<u32>,
+    /// The most likely tokens with their log-probabilities, if they were asked for and there is a distribution.
+    pub top: Vec<(u32, f32)>,
 }
 
 /// Rows to sample from, where their device has them.
@@ -66,11 +86,20 @@ pub struct SampleRows {
     logit_rows: usize,
     /// Whether some are not drawn from all logits.
     truncates: bool,
+    /// Which of them have tokens to report, and where the device has their list.
+    tops: Vec<usize>,
+    tops_address: u64,
+    /// Room for the tokens of each.
+    tops_width: usize,
 }
 
 /// Words of a row to sample from, and of what comes of it, as `sample.cuh` has them.
-pub(crate) const SAMPLE_ROW_WORDS: usize = 12;
+pub(crate) const SAMPLE_ROW_WORDS: usize = 16;
 pub(crate) const SAMPLED_WORDS: usize = 4;
+
+/// Words of a row that reports tokens, and of such a token, as `top.cu` has them.
+pub(crate) const TOP_ROW_WORDS: usize = 4;
+pub(crate) const TOP_WORDS: usize = 2;
 
 /// Threads of a row, as `sample.cuh` has them.
 const CUDA_THREADS: usize = 512;
@@ -96,13 +125,39 @@ impl SampleRows {
                 draw.min_p.map_or(f32::NEG_INFINITY, f32::ln).to_bits(),
                 0,
                 NO_LIMIT,
+                draw.typical_p.unwrap_or(1.0).to_bits(),
                 0,
+                0,
+                f32::INFINITY.to_bits(),
+                row.known.unwrap_or(NO_ID),
             ]
         };
         let words: Vec<[u32; SAMPLE_ROW_WORDS]> = rows.iter().map(words).collect();
+        if let Some(id) = rows.iter().filter_map(|row| row.known).find(|id| *id as usize >= lists.limits.vocab_size) {
+            let (index, limit) = (id as usize, lists.limits.vocab_size);
+            return Err(Error::Index { op: "sample_rows", arg: "known", index, limit });
+        }
         let logit_rows = rows.iter().map(|row| row.row as usize + 1).max().unwrap_or(0);
         let truncates = rows.iter().any(|row| row.draw.is_some_and(|draw| draw.truncates()));
-        Ok(SampleRows { address: lists.push(words.as_flattened())?, len: rows.len(), logit_rows, truncates })
+        let (mut tops, mut top_words, mut tops_width) = (Vec::new(), Vec::new(), 0);
+        for (at, Top { n, most }) in rows.iter().map(|row| row.top).enumerate().filter(|(_, top)| top.n > 0) {
+            let limit = lists.limits.max_tops.min(MAX_TOPS);
+            if most > limit || n > most {
+                return Err(Error::Index { op: "sample_rows", arg: "top", index: n.max(most), limit: limit + 1 });
+            }
+            tops.push(at);
+            top_words.extend([at, n, most, 0].map(|word| word as u32));
+            tops_width = tops_width.max(most);
+        }
+        Ok(SampleRows {
+            address: lists.push(words.as_flattened())?,
+            len: rows.len(),
+            logit_rows,
+            truncates,
+            tops,
+            tops_address: lists.push(&top_words)?,
+            tops_width,
+        })
     }
 }
 
@@ -135,12 +190,27 @@ pub fn sample_rows(logits: &Tensor, rows: &SampleRows, lists: &mut StepLists) ->
     // SAFETY: sample.cu: a block for every row of the list, which names rows of the logits, and room for as many results
     // (both checked above); all live as long as their stream's work.
     unsafe { cuda.launch(KernelName::plain(OP), [rows.len, 1, 1], CUDA_THREADS, &arguments)? };
-    lists.copy_results(rows.len * SAMPLED_WORDS).map(PendingSamples)
+    let sampled_words = rows.len * SAMPLED_WORDS;
+    // Behind what was sampled.
+    let tops = lists.sampled.address() + (sampled_words * size_of::<u32>()) as u64;
+    let pointers = [tops, rows.tops_address, rows.address, lists.sampled.address(), logits.address()];
+    let arguments =
+        [&pointers.map(Argument::Pointer)[..], &[logits.cols(), rows.tops_width].map(Argument::count)].concat();
+    // SAFETY: top.cu: a block for every row of the list, which names entries of the other, and room for as many tokens behind the
+    // results of all rows (checked by `of` and above); all live as long as their stream's work.
+    unsafe { cuda.launch(KernelName::plain("top_rows"), [rows.tops.len(), 1, 1], CUDA_THREADS, &arguments)? };
+    let results = lists.copy_results(sampled_words + rows.tops.len() * rows.tops_width * TOP_WORDS)?;
+    Ok(PendingSamples { results, rows: rows.len, tops: rows.tops.clone(), tops_width: rows.tops_width })
 }
 
 /// What [`sample_rows`] says, on its way to the host. To be read before another step but one samples.
 #[derive(Debug)]
-pub struct PendingSamples(PendingResults);
+pub struct PendingSamples {
+    results: PendingResults,
+    rows: usize,
+    tops: Vec<usize>,
+    tops_width: usize,
+}
 
 impl PendingSamples {
     /// Whether it has come.
@@ -148,7 +218,7 @@ impl PendingSamples {
     /// # Errors
     /// [`Error::Cuda`]: what went wrong meanwhile.
     pub fn is_ready(&self, lists: &StepLists) -> Result<bool> {
-        lists.cuda().expect("they sampled").has_results(&self.0)
+        lists.cuda().expect("they sampled").has_results(&self.results)
     }
 
     /// One result a row, once they have come.
@@ -156,14 +226,22 @@ impl PendingSamples {
     /// # Errors
     /// [`Error::Cuda`]: what went wrong meanwhile.
     pub fn wait(&self, lists: &StepLists) -> Result<Vec<Sampled>> {
-        let words = lists.cuda().expect("they sampled").results(&self.0)?;
+        let words = lists.cuda().expect("they sampled").results(&self.results)?;
+        let (words, tops) = words.split_at(self.rows * SAMPLED_WORDS);
         let sampled = |&[id, logprob, log_sum_exp, unsound]: &[u32; SAMPLED_WORDS]| Sampled {
             id,
             logprob: f32::from_bits(logprob),
             log_sum_exp: f32::from_bits(log_sum_exp),
             unsound: (unsound != NO_ID).then_some(unsound),
+            top: Vec::new(),
         };
-        Ok(words.as_chunks().0.iter().map(sampled).collect())
+        let mut sampled: Vec<Sampled> = words.as_chunks().0.iter().map(sampled).collect();
+        for (row, tokens) in self.tops.iter().zip(tops.chunks((self.tops_width * TOP_WORDS).max(1))) {
+            let (tokens, _) = tokens.as_chunks::<TOP_WORDS>();
+            let tokens = tokens.iter().take_while(|[id, _]| *id != NO_ID);
+            sampled[*row].top.extend(tokens.map(|&[id, logprob]| (id, f32::from_bits(logprob))));
+        }
+        Ok(sampled)
     }
 }
 
