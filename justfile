@@ -49,9 +49,9 @@ bench-step *args:
 bench-quality *args:
     cargo run --release -p shard --example quality -- {{ args }}
 
-# What a GPU does with models of 1B and 8B (random weights; `tiny` for a try).
+# On a machine with a GPU: tests, steps, peers, the server, compute-sanitizer, each against its goal (`--help`; pieces of 9 minutes at most).
 gpu-check *args:
-    cargo run --release -p shard --example gpu_check -- {{ args }}
+    python3 integration-tests/gpu-check/run.py {{ args }}
 
 # Each operation against the machine's bandwidth and arithmetic.
 bench-ops *args:

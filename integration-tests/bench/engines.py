@@ -29,6 +29,7 @@ ANSWER_SECONDS = 300
 # What both the shard and the server may compute in a step, and hold: the default, and enough for every measurement.
 STEP_TOKENS = 512
 TOTAL_TOKENS = 16384
+SERVER_FLAGS = ("--max-total-tokens", 4096, "--max-batch-total-tokens", TOTAL_TOKENS)
 
 
 class Failure(Exception):
@@ -198,19 +199,19 @@ class Shard(Engine):
 class Server(Engine):
     """The whole server. `ready_seconds` is the time from its start to its ready line."""
 
-    def __init__(self, programs: "Programs", model: Path | None) -> None:
+    def __init__(self, programs: "Programs", model: Path | None, flags: tuple = SERVER_FLAGS, seconds: float = START_SECONDS) -> None:
         self.programs = programs
         self.port = free_port()
         self.home = tempfile.mkdtemp(prefix="bench-")
         argv = [programs.launcher, "--hostname", "127.0.0.1", "--port", self.port]
         if model is not None:
-            argv += ["--model-id", model, "--max-total-tokens", 4096, "--max-batch-total-tokens", TOTAL_TOKENS]
+            argv += ["--model-id", model, *flags]
         # A home of its own: what an earlier server has kept there would make this one faster.
         env = {"HOME": self.home, "TMPDIR": self.home}
         start = time.monotonic()
         super().__init__(argv, env)
         while "Ready: " not in self.written():
-            if self.process.poll() is not None or time.monotonic() - start > START_SECONDS:
+            if self.process.poll() is not None or time.monotonic() - start > seconds:
                 words = self.last_words()
                 self.close()
                 raise Failure(words)
@@ -267,13 +268,13 @@ class Programs:
     def about(self) -> str:
         return f"this server {self.version}"
 
-    def benchmark_point(self, flags: list) -> dict:
+    def benchmark_point(self, flags: list, seconds: float = ANSWER_SECONDS) -> dict:
         argv = [str(word) for word in [self.benchmark, *flags, "--output", "json"]]
         env = os.environ | {"LOG_LEVEL": "error"}
         try:
-            run = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=ANSWER_SECONDS)
+            run = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=seconds)
         except subprocess.TimeoutExpired:
-            raise Failure(f"no answer within {ANSWER_SECONDS} s") from None
+            raise Failure(f"no answer within {seconds:.0f} s") from None
         if run.returncode:
             raise Failure((run.stderr.strip() or "no output").splitlines()[-1])
         return json.loads(run.stdout)["points"][0]
