@@ -47,20 +47,7 @@ impl Simulation {
         if std::env::var_os(TEST_VARIABLE).is_some_and(|gpu| gpu == "real") {
             return Simulation { folder: None };
         }
-        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-        let _one = ONE_AT_A_TIME.lock().expect("whoever failed to compile has said so");
-        let sources = Sources::find();
-        let all = target_folder().join("tmp").join("cusim");
-        let folder = all.join(format!("{:016x}", sources.hash()));
-        if !folder.exists() {
-            // Of other sources.
-            let _ = fs::remove_dir_all(&all);
-            let unfinished = all.join(format!("unfinished-{}", std::process::id()));
-            fs::create_dir_all(&unfinished).expect("the target folder can be written");
-            sources.compile(&unfinished);
-            fs::rename(&unfinished, &folder).expect("both are in one folder");
-        }
-        Simulation { folder: Some(folder) }
+        Simulation { folder: Some(compiled(&Sources::find())) }
     }
 
     /// Whether it is simulated: then its driver obeys the variables `CUSIM_...`.
@@ -91,11 +78,62 @@ impl Simulation {
     }
 }
 
+/// The objects of all kernels and of what runs them, for a program of a test's own.
+///
+/// # Panics
+/// If they do not compile.
+pub fn kernel_objects() -> Vec<PathBuf> {
+    let sources = Sources::find();
+    let folder = compiled(&sources);
+    sources.kernels.iter().chain([&sources.runtime]).map(|unit| object(&folder, unit)).collect()
+}
+
+/// Compiles files with these flags, as many at a time as there are processors. Their objects, in `folder`.
+///
+/// # Panics
+/// If they do not compile.
+pub fn compile(units: &[PathBuf], flags: &[&str], folder: &Path) -> Vec<PathBuf> {
+    let sources = Sources::folder();
+    let queue = Mutex::new(units.to_vec());
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, |cores| cores.get()) {
+            scope.spawn(|| {
+                loop {
+                    let Some(unit) = queue.lock().expect("nobody panics with it").pop() else { return };
+                    let mut compiler = Command::new("c++");
+                    compiler.args(FLAGS).args(flags).arg("-I").arg(sources.join("sim")).arg("-I").arg(&sources);
+                    compiler.arg("-c").args(["-x", "c++"]).arg(&unit).arg("-o").arg(object(folder, &unit));
+                    run(compiler);
+                }
+            });
+        }
+    });
+    units.iter().map(|unit| object(folder, unit)).collect()
+}
+
+/// The folder of what is compiled from these sources, once.
+fn compiled(sources: &Sources) -> PathBuf {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _one = ONE_AT_A_TIME.lock().expect("whoever failed to compile has said so");
+    let all = target_folder().join("tmp").join("cusim");
+    let folder = all.join(format!("{:016x}", sources.hash()));
+    if !folder.exists() {
+        // Of other sources.
+        let _ = fs::remove_dir_all(&all);
+        let unfinished = all.join(format!("unfinished-{}", std::process::id()));
+        fs::create_dir_all(&unfinished).expect("the target folder can be written");
+        sources.compile(&unfinished);
+        fs::rename(&unfinished, &folder).expect("both are in one folder");
+    }
+    folder
+}
+
 /// What the libraries are made of.
 struct Sources {
-    folder: PathBuf,
-    /// Those of the driver and the compiler, compiled one by one.
-    units: Vec<PathBuf>,
+    /// The kernels, what runs them, and the driver and the compiler around both.
+    kernels: Vec<PathBuf>,
+    runtime: PathBuf,
+    driver: PathBuf,
     /// NCCL's, a library of its own.
     nccl: PathBuf,
     headers: Vec<PathBuf>,
@@ -118,8 +156,12 @@ const FLAGS: [&str; 11] = [
 ];
 
 impl Sources {
+    fn folder() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("it lies in kernels/").join("cuda")
+    }
+
     fn find() -> Sources {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("it lies in kernels/").join("cuda");
+        let folder = Sources::folder();
         let files = |folder: &Path, extensions: &[&str]| {
             let entries = fs::read_dir(folder).expect("it is part of the repository");
             let paths = entries.map(|entry| entry.expect("it can be listed").path());
@@ -130,49 +172,38 @@ impl Sources {
             paths
         };
         let sim = folder.join("sim");
-        let mut units = files(&folder, &["cu"]);
-        units.extend(["driver.cc", "cusim.cc"].map(|name| sim.join(name)));
+        let [runtime, driver, nccl] = ["cusim.cc", "driver.cc", "nccl.cc"].map(|name| sim.join(name));
         let headers = [files(&folder, &["cuh"]), files(&sim, &["h"])].concat();
-        Sources { folder, units, nccl: sim.join("nccl.cc"), headers }
+        Sources { kernels: files(&folder, &["cu"]), runtime, driver, nccl, headers }
     }
 
     fn hash(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         FLAGS.hash(&mut hasher);
-        for path in self.units.iter().chain([&self.nccl]).chain(&self.headers) {
+        for path in self.units().iter().chain([&self.nccl]).chain(&self.headers) {
             path.file_name().hash(&mut hasher);
             fs::read(path).expect("it was listed").hash(&mut hasher);
         }
         hasher.finish()
     }
 
+    /// Those of the driver's library.
+    fn units(&self) -> Vec<PathBuf> {
+        [&self.kernels[..], &[self.runtime.clone(), self.driver.clone()]].concat()
+    }
+
     fn compile(&self, folder: &Path) {
-        let queue = Mutex::new([self.units.as_slice(), std::slice::from_ref(&self.nccl)].concat());
-        std::thread::scope(|scope| {
-            for _ in 0..std::thread::available_parallelism().map_or(1, |cores| cores.get()) {
-                scope.spawn(|| {
-                    loop {
-                        let Some(unit) = queue.lock().expect("nobody panics with it").pop() else { return };
-                        let mut compiler = Command::new("c++");
-                        compiler.args(FLAGS).arg("-I").arg(self.folder.join("sim")).arg("-I").arg(&self.folder);
-                        compiler.arg("-c").args(["-x", "c++"]).arg(&unit).arg("-o").arg(object(folder, &unit));
-                        run(compiler);
-                    }
-                });
-            }
-        });
+        let units = self.units();
+        compile(&[&units[..], std::slice::from_ref(&self.nccl)].concat(), &[], folder);
         let link = |file: &str, units: &[PathBuf], libraries: &[&str]| {
-            let objects: Vec<PathBuf> = units.iter().map(|unit| object(folder, unit)).collect();
+            let objects = units.iter().map(|unit| object(folder, unit));
             let mut linker = Command::new("c++");
             linker.args(["-shared", "-pthread"]).arg(format!("-Wl,-soname,{file}")).arg("-o").arg(folder.join(file));
-            linker.args(&objects).args(libraries);
+            linker.args(objects).args(libraries);
             run(linker);
-            for object in objects {
-                fs::remove_file(object).expect("it was linked");
-            }
         };
         // The name by which whoever looks for the driver looks first.
-        link("libcuda.so", &self.units, &[]);
+        link("libcuda.so", &units, &[]);
         link(NCCL_FILE, std::slice::from_ref(&self.nccl), &["-ldl", "-lrt"]);
         // The same library under the other name: its symbols are those of both.
         std::os::unix::fs::symlink("libcuda.so", folder.join("libnvrtc.so.13")).expect("the folder is new");

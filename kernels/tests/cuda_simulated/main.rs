@@ -20,7 +20,7 @@ use std::sync::LazyLock;
 
 use element::{f32_bytes, u32_bytes};
 use simulator::Argument::{Buffer, U32};
-use simulator::{Argument, Simulator};
+use simulator::{Argument, SANITIZED, Simulator};
 
 /// Where the matrix instruction's 16 x 16 operand has an element: 32 lanes of four pairs. Lane `4 r + c` holds of the rows r and r + 8
 /// the columns 2 c, 2 c + 1 and 2 c + 8, 2 c + 9 (PTX ISA, fragments of mma.m16n8k16).
@@ -43,7 +43,7 @@ pub(crate) fn in_square(row: usize, col: usize) -> usize {
 fn the_simulator_finds_mistakes() {
     let mistakes = [Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cuda_simulated/mistakes.cu")];
     let plain = Simulator::build("mistakes", &[], &mistakes);
-    let sanitized = Simulator::build("mistakes-sanitized", &["-g", "-fsanitize=address"], &mistakes);
+    let sanitized = Simulator::build("mistakes-sanitized", SANITIZED, &mistakes);
     let says = |simulator: &Simulator, kernel: &str, arguments: &[Argument<'_>], sentence: &str| {
         let output = simulator.try_run(kernel, [1, 1, 1], 64, arguments);
         let stderr = String::from_utf8_lossy(&output.stderr);

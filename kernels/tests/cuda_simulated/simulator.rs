@@ -25,37 +25,34 @@ pub(crate) enum Argument<'a> {
 
 /// Plain, and with AddressSanitizer, which also sees what is read beyond a buffer.
 pub(crate) static SIMULATORS: LazyLock<[Simulator; 2]> = LazyLock::new(|| {
-    let kernels = Simulator::kernels();
-    std::thread::scope(|scope| {
-        let sanitized = scope.spawn(|| Simulator::build("sanitized", &["-g", "-fsanitize=address"], &kernels));
-        [Simulator::build("plain", &[], &kernels), sanitized.join().expect("it compiles")]
-    })
+    let plain = Simulator::link("plain", &[], cusim::kernel_objects());
+    [plain, Simulator::build("sanitized", SANITIZED, &Simulator::kernels())]
 });
+
+/// What compiles with AddressSanitizer.
+pub(crate) const SANITIZED: &[&str] = &["-g", "-O1", "-fsanitize=address"];
 
 impl Simulator {
     /// Compiles files of kernels.
     pub(crate) fn build(name: &str, flags: &[&str], kernels: &[PathBuf]) -> Simulator {
-        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda");
+        let units = [&[sources().join("sim/cusim.cc")], kernels].concat();
+        Simulator::link(name, flags, cusim::compile(&units, flags, &objects_of(name)))
+    }
+
+    /// Makes a program of kernels and what runs them, which are compiled.
+    fn link(name: &str, flags: &[&str], mut objects: Vec<PathBuf>) -> Simulator {
+        objects.extend(cusim::compile(&[sources().join("sim/program.cc")], flags, &objects_of(name)));
         let executable = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cusim-{name}"));
-        let mut compiler = Command::new("c++");
-        compiler
-            .args(["-std=c++17", "-O1", "-fno-strict-aliasing", "-DCUSIM"])
-            .args(["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"])
-            .args(flags);
-        for folder in [sources.join("sim"), sources.clone()] {
-            compiler.arg("-I").arg(folder);
-        }
-        compiler.arg("-o").arg(&executable).args(["-x", "c++"]);
-        compiler.args(["sim/cusim.cc", "sim/program.cc"].map(|file| sources.join(file))).args(kernels);
-        let run = compiler.output().expect("the C++ compiler that the README asks for");
+        let mut linker = Command::new("c++");
+        let run = linker.args(flags).arg("-pthread").arg("-o").arg(&executable).args(objects).output();
+        let run = run.expect("the C++ compiler that the README asks for");
         assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
         Simulator { executable }
     }
 
     /// Every file of kernels of this crate.
     fn kernels() -> Vec<PathBuf> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda");
-        let files = std::fs::read_dir(folder).expect("it is part of the crate");
+        let files = std::fs::read_dir(sources()).expect("it is part of the crate");
         let paths = files.map(|file| file.expect("it is there").path());
         paths.filter(|path| path.extension().is_some_and(|extension| extension == "cu")).collect()
     }
@@ -115,4 +112,15 @@ impl Simulator {
         let _ = process.stdin.take().expect("it is a pipe").write_all(&launch);
         process.wait_with_output().expect("it is a child of this process")
     }
+}
+
+fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda")
+}
+
+/// A folder for the objects of a program.
+fn objects_of(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cusim-{name}-objects"));
+    std::fs::create_dir_all(&folder).expect("the target folder can be written");
+    folder
 }
