@@ -7,6 +7,8 @@ constexpr unsigned THREADS = 128;
 template <typename T>
 DEVICE void embedding(
     T* out, const unsigned* ids, const T* table, unsigned first_id, unsigned num_rows, unsigned cols) {
+    allow_kernel_behind();
+    wait_for_kernels_before();
     // An id below the first wraps round to one beyond the last.
     unsigned row = ids[blockIdx.x] - first_id;
     out += size_t(blockIdx.x) * cols;
@@ -21,6 +23,8 @@ DEVICE void embedding(
 // eight neighbours are four places in a tile. cols is a multiple of 32.
 template <typename T>
 DEVICE void embedding_head(T* out, const u32* ids, const T* weight, u32 first_id, u32 num_rows, u32 cols) {
+    allow_kernel_behind();
+    wait_for_kernels_before();
     u32 row = ids[blockIdx.x] - first_id;
     out += size_t(blockIdx.x) * cols;
     for (unsigned col = threadIdx.x * VECTOR; col < cols; col += THREADS * VECTOR) {

@@ -8,6 +8,8 @@ constexpr unsigned THREADS = 128;
 
 template <typename T>
 DEVICE void gather_rows(T* out, const T* x, const u32* rows, u32 cols) {
+    allow_kernel_behind();
+    wait_for_kernels_before();
     x += size_t(rows[blockIdx.x]) * cols;
     out += size_t(blockIdx.x) * cols;
     for (u32 col = threadIdx.x * VECTOR; col < cols; col += THREADS * VECTOR) store(out + col, load(x + col));

@@ -297,21 +297,3 @@ DEVICE void let_others_run() {
     cusim::spin();
 #endif
 }
-
-// --- Kernels that overlap ------------------------------------------------------------------------------------------
-
-// Programmatic dependent launch: until the kernels before this one have ended and their writes can be seen. Returns at once
-// where the launch does not ask for the overlap. Everything that such a kernel wrote is read, and everything that it reads is
-// written, behind this. PTX ISA, griddepcontrol.
-DEVICE void wait_for_kernels_before() {
-#if !defined(CUSIM) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-// The kernel behind this one may begin as soon as all blocks have come here or ended, and there is room for it.
-DEVICE void allow_kernel_behind() {
-#if !defined(CUSIM) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}

@@ -2,10 +2,12 @@
 // to the lowest id, a NaN is never the best, and noise is a function of (seed, position, token id).
 //   scores = logits / temperature, of those that stay (sample.cuh)
 //   log_sum_exp = max + ln sum_i exp(scores[i] - max);  logprob = scores[id] - log_sum_exp
-// Shapes:  out, entries [S]; logits [rows, vocab_size], any of whose rows an entry may name.
-// Grid:    one block per entry; a thread has every THREADS-th group of four ids, as Philox makes noise for four at once.
-// Order:   a thread's terms by ascending id, then lanes as a tree, then warps ascending: bits depend on the row alone.
-// Traffic: a row twice, of which the second time is likely to find it in L2: the largest logit first, then everything below it.
+// Shapes:  out, entries [S]; parts [S, PARTS]; logits [rows, vocab_size], any of whose rows an entry may name.
+// Grid:    sample_parts: a block per part of an entry's row, the entry along y; a thread has every THREADS-th group of four ids, as
+//          Philox makes noise for four at once. sample_rows: one thread per entry puts its parts together.
+// Order:   of a part a thread's terms by ascending id, then lanes as a tree, then warps ascending; parts ascending. Where parts
+//          begin depends on the vocabulary alone, so bits depend on the row alone.
+// Traffic: a row twice, the second time from the first-level cache or L2: the largest logit first, then everything below it.
 // Source:  Gumbel-max, arXiv:1411.0030 section 2; Philox-4x32-10, Salmon et al., SC 2011.
 #include "sample.cuh"
 
@@ -41,6 +43,7 @@ DEVICE float gumbel(u32 bits) {
 
 // Logits into scores: impossible where they do not stay.
 DEVICE void warp_batch(Logits (&batch)[BATCH], const SampleRow& entry, u32 first_group) {
+    if (is_plain(entry)) return;
 #pragma unroll
     for (unsigned at = 0; at < BATCH; ++at) {
         for (unsigned i = 0; i < GROUP; ++i) {
@@ -51,20 +54,33 @@ DEVICE void warp_batch(Logits (&batch)[BATCH], const SampleRow& entry, u32 first
     }
 }
 
-KERNEL __launch_bounds__(THREADS, 1) sample_rows(Sampled* out, const float* logits, const SampleRow* entries, u32 vocab_size) {
+// Of a row, so that a single one occupies several multiprocessors.
+constexpr unsigned PARTS = 8;
+
+// What a part says: its best as it is and with noise, the sum of its exponentials below its best, and what is unsound in it.
+struct alignas(16) Part {
+    Scored best, drawn;
+    float sum;
+    u32 unsound;
+};
+
+KERNEL __launch_bounds__(THREADS, 1)
+    sample_parts(Part* parts, const float* logits, const SampleRow* entries, u32 vocab_size) {
     SHARED(Scored, of_warps, WARPS);
     SHARED(Scored, of_warps_with_noise, WARPS);
     SHARED(u32, unsound_of_warps, WARPS);
-    SampleRow entry = entries[blockIdx.x];
+    allow_kernel_behind();
+    SampleRow entry = entries[blockIdx.y];
     const float* row = logits + size_t(entry.row) * vocab_size;
-    u32 groups = (vocab_size + GROUP - 1) / GROUP;
+    u32 groups = (vocab_size + GROUP - 1) / GROUP, of_part = (groups + PARTS - 1) / PARTS;
+    u32 start = blockIdx.x * of_part, end_group = min(start + of_part, groups), end = min(end_group * GROUP, vocab_size);
     Logits batch[BATCH];
 
     // The best as it is, and the first that is unsound.
     Scored best = nothing();
     u32 unsound = NO_ID;
-    for (u32 first = threadIdx.x; first < groups; first += BATCH * THREADS) {
-        load_batch(batch, row, first, vocab_size);
+    for (u32 first = start + threadIdx.x; first < end_group; first += BATCH * THREADS) {
+        load_batch(batch, row, first, vocab_size, end);
 #pragma unroll
         for (unsigned at = 0; at < BATCH; ++at) {
             for (unsigned i = 0; i < GROUP; ++i) {
@@ -76,7 +92,8 @@ KERNEL __launch_bounds__(THREADS, 1) sample_rows(Sampled* out, const float* logi
         for (unsigned at = 0; at < BATCH; ++at) {
             for (unsigned i = 0; i < GROUP; ++i) {
                 Scored candidate = {batch[at].at[i], (first + at * THREADS) * GROUP + i};
-                if (is_better(candidate, best)) best = candidate;
+                // What lies behind the part is impossible here, and may be possible there.
+                if (candidate.id < end && is_better(candidate, best)) best = candidate;
             }
         }
     }
@@ -87,9 +104,9 @@ KERNEL __launch_bounds__(THREADS, 1) sample_rows(Sampled* out, const float* logi
     best = block_best(best, of_warps);
     for (unsigned warp = 0; warp < WARPS; ++warp) unsound = min(unsound, unsound_of_warps[warp]);
 
-    // A row of nothing but impossible tokens and NaNs has no sum and no draw.
+    // Of nothing but impossible tokens there is no draw, and no sum; of what is no number neither.
     Scored drawn = best;
-    float log_sum_exp = -infinity();
+    float sum = unsound == NO_ID ? 0.0f : infinity() - infinity();
     if (best.score > -infinity()) {
         // With d = drawn - score, a candidate wins only if its noise reaches d, so only if 1 - u <= exp(-d): the term of the sum
         // times exp(max - drawn). One per cent of room for all roundings; whoever passes is computed exactly, so skipping changes
@@ -100,9 +117,9 @@ KERNEL __launch_bounds__(THREADS, 1) sample_rows(Sampled* out, const float* logi
             drawn.score += gumbel(pick(philox(entry.seed, entry.position, best.id / GROUP).bits, best.id % GROUP));
             factor = ROOM * __expf(best.score - drawn.score);
         }
-        float sum = 0.0f;
-        for (u32 first = threadIdx.x; first < groups; first += BATCH * THREADS) {
-            load_batch(batch, row, first, vocab_size);
+        sum = 0.0f;
+        for (u32 first = start + threadIdx.x; first < end_group; first += BATCH * THREADS) {
+            load_batch(batch, row, first, vocab_size, end);
             warp_batch(batch, entry, first);
 #pragma unroll
             for (unsigned at = 0; at < BATCH; ++at) {
@@ -131,13 +148,40 @@ KERNEL __launch_bounds__(THREADS, 1) sample_rows(Sampled* out, const float* logi
             }
         }
         drawn = block_best(drawn, of_warps_with_noise);
-        log_sum_exp = best.score + logf(block_sum<WARPS>(sum));
+        sum = block_sum<WARPS>(sum);
     }
-    if (threadIdx.x > 0) return;
+    if (threadIdx.x == 0) parts[size_t(blockIdx.y) * PARTS + blockIdx.x] = {best, drawn, sum, unsound};
+}
+EXPORT(sample_parts)
+
+KERNEL __launch_bounds__(WARP) sample_rows(
+    Sampled* out, const Part* parts, const float* logits, const SampleRow* entries, u32 num_entries, u32 vocab_size) {
+    wait_for_kernels_before();
+    u32 at = blockIdx.x * WARP + threadIdx.x;
+    if (at >= num_entries) return;
+    Scored best = nothing(), drawn = nothing();
+    u32 unsound = NO_ID;
+    for (unsigned i = 0; i < PARTS; ++i) {
+        const Part& part = parts[size_t(at) * PARTS + i];
+        if (is_better(part.best, best)) best = part.best;
+        if (is_better(part.drawn, drawn)) drawn = part.drawn;
+        unsound = min(unsound, part.unsound);
+    }
+    float log_sum_exp = -infinity();
+    if (best.score > -infinity()) {
+        float sum = 0.0f;
+        for (unsigned i = 0; i < PARTS; ++i) {
+            const Part& part = parts[size_t(at) * PARTS + i];
+            sum = fmaf(part.sum, __expf(part.best.score - best.score), sum);
+        }
+        log_sum_exp = best.score + logf(sum);
+    }
+    const SampleRow& entry = entries[at];
     // Where nothing is a number there is none, or one behind the last.
     u32 id = drawn.id < vocab_size ? drawn.id : 0;
     if (entry.known != NO_ID) id = entry.known;
-    out[blockIdx.x] = {id, row[id] / entry.temperature - log_sum_exp, log_sum_exp, unsound};
+    float score = logits[size_t(entry.row) * vocab_size + id] / entry.temperature;
+    out[at] = {id, score - log_sum_exp, log_sum_exp, unsound};
 }
 EXPORT(sample_rows)
 

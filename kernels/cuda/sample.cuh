@@ -79,16 +79,16 @@ struct alignas(16) Logits {
     float at[GROUP];
 };
 
-// The next groups of the calling thread. Behind the last id there are impossible tokens, which add zeros to the sum.
-DEVICE void load_batch(Logits (&batch)[BATCH], const float* row, u32 first_group, u32 vocab_size) {
+// The next groups of the calling thread, below id `end`. Behind it there are impossible tokens, which add zeros to the sum.
+DEVICE void load_batch(Logits (&batch)[BATCH], const float* row, u32 first_group, u32 vocab_size, u32 end) {
 #pragma unroll
     for (unsigned at = 0; at < BATCH; ++at) {
         u32 first = (first_group + at * THREADS) * GROUP;
         // Rows begin at multiples of 16 bytes only if they are whole groups long.
-        if (vocab_size % GROUP == 0 && first < vocab_size) {
+        if (vocab_size % GROUP == 0 && first < end) {
             batch[at] = *reinterpret_cast<const Logits*>(row + first);
         } else {
-            for (unsigned i = 0; i < GROUP; ++i) batch[at].at[i] = first + i < vocab_size ? row[first + i] : -infinity();
+            for (unsigned i = 0; i < GROUP; ++i) batch[at].at[i] = first + i < end ? row[first + i] : -infinity();
         }
     }
 }
@@ -103,6 +103,11 @@ DEVICE u32 key_of(float score) {
 
 // How far the information of a token is from the entropy.
 DEVICE float distance_of(float score, float normalizer, float entropy) { return fabsf((normalizer - score) - entropy); }
+
+// Whether scores are the logits, and all of them stay.
+DEVICE bool is_plain(const SampleRow& entry) {
+    return entry.temperature == 1.0f && entry.bound_key == 0 && entry.bound_id == NO_LIMIT && entry.max_distance == infinity();
+}
 
 DEVICE bool is_kept(const SampleRow& entry, float score, u32 id) {
     u32 key = key_of(score);

@@ -11,10 +11,21 @@ constexpr unsigned DIGIT_BITS = 8;
 // Weights as integers. 128 thousand of the largest are below 2^58.
 constexpr float WEIGHT_UNITS = float(1ull << 40);
 
+// A sum of 64 bits that threads add to: the hardware adds 32 in shared memory, and more only by trying again and again.
+struct Sum {
+    u32 low, high;
+
+    DEVICE void add(u64 x) {
+        u32 part = u32(x), before = atomicAdd(&low, part), carried = u32(x >> 32) + (before + part < before ? 1 : 0);
+        if (carried > 0) atomicAdd(&high, carried);
+    }
+    DEVICE u64 total() const { return u64(high) << 32 | low; }
+};
+
 // What a digit's elements are together.
 struct Histogram {
     u32 counts[DIGITS];
-    u64 weights[DIGITS];
+    Sum weights[DIGITS];
 };
 
 // Where a search for a digit ended: the digit, and what lies before it in the order.
@@ -31,7 +42,7 @@ DEVICE void for_scores(const float* row, const SampleRow& entry, u32 vocab_size,
     u32 groups = (vocab_size + GROUP - 1) / GROUP;
     for (u32 first = threadIdx.x; first < groups; first += BATCH * THREADS) {
         Logits batch[BATCH];
-        load_batch(batch, row, first, vocab_size);
+        load_batch(batch, row, first, vocab_size, vocab_size);
 #pragma unroll
         for (unsigned at = 0; at < BATCH; ++at) {
             for (unsigned i = 0; i < GROUP; ++i) {
@@ -48,25 +59,51 @@ DEVICE void clear(Histogram& histogram) {
     __syncthreads();
     for (unsigned digit = threadIdx.x; digit < DIGITS; digit += THREADS) {
         histogram.counts[digit] = 0;
-        histogram.weights[digit] = 0;
+        histogram.weights[digit] = {0, 0};
     }
     __syncthreads();
 }
 
-// The first digit, from `from` on by `step`, with which `is_enough(count, weight)` of all up to it; the last one that has elements
-// if there is none.
+// The first digit in its order with which `is_enough(count, weight)` of all up to it; the last one that has elements if there is none.
+// count, weight: of what lies before all digits. A warp has eight digits a lane; is_enough is never true again false.
 template <typename F>
 DEVICE Found search(const Histogram& histogram, Found& found, bool descending, u32 count, u64 weight, F is_enough) {
+    constexpr unsigned OF_LANE = DIGITS / WARP;
     __syncthreads();
-    if (threadIdx.x == 0) {
-        found = {0, count, weight};
-        for (unsigned at = 0; at < DIGITS; ++at) {
-            u32 digit = descending ? DIGITS - 1 - at : at;
-            if (histogram.counts[digit] == 0) continue;
-            found = {digit, count, weight};
-            count += histogram.counts[digit];
-            weight += histogram.weights[digit];
-            if (is_enough(count, weight)) break;
+    if (threadIdx.x < WARP) {
+        unsigned lane = threadIdx.x;
+        auto digit_of = [=](unsigned at) { return descending ? DIGITS - 1 - at : at; };
+        u32 elements = 0;
+        u64 weights = 0;
+        for (unsigned at = lane * OF_LANE; at < (lane + 1) * OF_LANE; ++at) {
+            elements += histogram.counts[digit_of(at)];
+            weights += histogram.weights[digit_of(at)].total();
+        }
+        // Of the lanes up to this one, then of those before it.
+        for (unsigned distance = 1; distance < WARP; distance *= 2) {
+            unsigned from = lane >= distance ? lane - distance : lane;
+            u32 more = __shfl_sync(ALL_LANES, elements, from);
+            u64 heavier = __shfl_sync(ALL_LANES, weights, from);
+            if (lane < distance) continue;
+            elements += more;
+            weights += heavier;
+        }
+        u32 all = __shfl_sync(ALL_LANES, elements, WARP - 1);
+        u64 all_weights = __shfl_sync(ALL_LANES, weights, WARP - 1);
+        bool ends = is_enough(count + all, weight + all_weights);
+        u32 seen = elements;
+        u64 seen_weights = weights;
+        // Its own, the last one first, so that what is left to look at is what lies before.
+        for (unsigned i = OF_LANE; i > 0; --i) {
+            u32 digit = digit_of(lane * OF_LANE + i - 1), own = histogram.counts[digit];
+            u32 before = seen - own;
+            u64 weight_before = seen_weights - histogram.weights[digit].total();
+            bool is_first = ends ? is_enough(count + seen, weight + seen_weights) &&
+                                       (before == 0 || !is_enough(count + before, weight + weight_before))
+                                 : seen == all;
+            if (own > 0 && is_first) found = {digit, count + before, weight + weight_before};
+            seen = before;
+            seen_weights = weight_before;
         }
     }
     __syncthreads();
@@ -146,13 +183,13 @@ DEVICE Prefix shortest_prefix(
             u32 of_score = key(score), digit = of_score >> shift & (DIGITS - 1);
             if ((of_score & known) != prefix.key) return;
             atomicAdd(&at.histogram.counts[digit], 1u);
-            atomicAdd(&at.histogram.weights[digit], weight_of(score, max));
+            at.histogram.weights[digit].add(weight_of(score, max));
         });
         if (known == 0) {
             __syncthreads();
             // All of the weight, as the sum over the first digit.
             u64 total = 0;
-            for (unsigned digit = 0; digit < DIGITS; ++digit) total += at.histogram.weights[digit];
+            for (unsigned digit = 0; digit < DIGITS; ++digit) total += at.histogram.weights[digit].total();
             double wanted = double(part) * double(total);
             prefix.mass = u64(wanted);
             if (double(prefix.mass) < wanted) ++prefix.mass;
@@ -164,7 +201,7 @@ DEVICE Prefix shortest_prefix(
         known |= (DIGITS - 1) << shift;
         prefix.before = found.weight_before;
         prefix.ties = at.histogram.counts[found.digit];
-        prefix.each = at.histogram.weights[found.digit] / prefix.ties;
+        prefix.each = at.histogram.weights[found.digit].total() / prefix.ties;
     }
     return prefix;
 }

@@ -6,6 +6,8 @@ constexpr unsigned THREADS = 128;
 // out: [T, cols]; gate_up: [T, 2 * cols], the gate first. Blocks along x share a row, y is the row.
 template <typename T>
 DEVICE void silu_mul(T* out, const T* gate_up, unsigned cols) {
+    allow_kernel_behind();
+    wait_for_kernels_before();
     unsigned col = (blockIdx.x * THREADS + threadIdx.x) * VECTOR;
     if (col >= cols) return;
     const T* row = gate_up + size_t(blockIdx.y) * 2 * cols;

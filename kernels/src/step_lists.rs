@@ -12,8 +12,8 @@ use crate::limits::{BLOCK_SIZE, KV_SPLIT, MIN_CUDA_SPLITS};
 use crate::ops::AttentionRows;
 use crate::ops::attention::{AttentionLists, SequenceRows};
 use crate::ops::sample::{
-    ContinuedRows, CountedTokens, MAX_COUNTED_ROWS, PROCESS_ROW_WORDS, ProcessRows, ProcessedRows, SAMPLE_ROW_WORDS,
-    SAMPLED_WORDS, SampleRow, SampleRows, TOP_ROW_WORDS, TOP_WORDS, table_words,
+    ContinuedRows, CountedTokens, MAX_COUNTED_ROWS, PART_WORDS, PROCESS_ROW_WORDS, ProcessRows, ProcessedRows,
+    SAMPLE_ROW_WORDS, SAMPLED_WORDS, SampleRow, SampleRows, TOP_ROW_WORDS, TOP_WORDS, table_words,
 };
 use crate::{Device, Error, Result};
 
@@ -123,6 +123,11 @@ impl StepLimits {
         (SAMPLED_WORDS + TOP_WORDS * self.max_tops) * self.max_logit_rows
     }
 
+    /// Words of the parts of rows that the largest step samples.
+    fn part_words(&self) -> usize {
+        PART_WORDS * self.max_logit_rows
+    }
+
     /// Words of the counts of tokens of all slots.
     fn count_words(&self) -> usize {
         self.max_slots * table_words(self.vocab_size)
@@ -135,7 +140,7 @@ impl StepLimits {
                 let splits: usize = self.split_bytes().map(|bytes| bytes * self.splits_of_launch()).iter().sum();
                 let [_, masks] = self.mask_words();
                 let lists = self.words() + self.table_words() + masks;
-                let sampling = self.result_words() + self.count_words() + EARLIER_WORDS;
+                let sampling = self.result_words() + self.part_words() + self.count_words() + EARLIER_WORDS;
                 (lists + sampling) * size_of::<u32>() + splits
             }
             Device::Cpu(_) | Device::Plan(_) => 0,
@@ -174,6 +179,8 @@ pub(crate) struct CudaLists {
     pub(crate) splits: [DeviceMemory; 2],
     /// What sampling says of each row, and behind it the likeliest tokens of those that report them.
     pub(crate) sampled: DeviceMemory,
+    /// What parts of rows say, while they are put together.
+    pub(crate) parts: DeviceMemory,
     /// How often each slot's sequence has each token, where somebody asks (`process.cu`).
     pub(crate) counts: DeviceMemory,
     /// Tokens that were computed by others, on the way into the counts.
@@ -223,6 +230,7 @@ impl StepLists {
             words: memory(capacity * size_of::<u32>())?,
             splits: [sums?, states?],
             sampled: memory(limits.result_words() * size_of::<u32>())?,
+            parts: memory(limits.part_words() * size_of::<u32>())?,
             counts: memory(limits.count_words() * size_of::<u32>())?,
             earlier: memory(EARLIER_WORDS * size_of::<u32>())?,
             results: [Results::new(context, limits)?, Results::new(context, limits)?],

@@ -27,6 +27,9 @@ pub(crate) struct Child {
     alive: Arc<AtomicBool>,
 }
 
+/// When CUDA's driver loads the kernels of a module.
+const MODULE_LOADING: &str = "CUDA_MODULE_LOADING";
+
 impl Child {
     /// Starts `executable` with `argv`, and with API_KEY set to `api_keys` or absent. Its output goes to `logs`; `on_exit` is called once it has ended and its pipes
     /// are read.
@@ -48,6 +51,10 @@ impl Child {
         command.args(argv).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // Never the launcher's own variable: a shard has no use for keys, and a flag may have overruled it.
         command.env_remove("API_KEY").envs(api_keys.map(|keys| ("API_KEY", keys)));
+        // On a GPU kernels are loaded at the start, not by the first request that needs one, which would wait for them.
+        if std::env::var_os(MODULE_LOADING).is_none() {
+            command.env(MODULE_LOADING, "EAGER");
+        }
         // A group of its own: Ctrl-C in a terminal reaches only the launcher, which then stops everything in order.
         command.process_group(0);
         tie_to_launcher(&mut command);

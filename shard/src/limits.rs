@@ -46,8 +46,15 @@ pub const MAX_CUDA_STEP_TOKENS: usize = 65_535;
 /// The part of the available memory that the KV cache takes when `--max-batch-total-tokens` does not say. One half: the
 /// router and the page cache of the weights live on the same machine, and a KV cache that swaps is worse than a small one.
 pub const KV_MEMORY_FRACTION: f64 = 0.5;
-/// The same of a GPU's memory, which nobody else should be using: the rest is for what the driver allocates for itself.
+/// The same of a GPU's memory, which nobody else should be using.
 pub const CUDA_KV_MEMORY_FRACTION: f64 = 0.97;
+/// What is left at least for what the driver and NCCL allocate for themselves later: graphs, channels between ranks, kernels. 1 GiB and
+/// 16 MiB a graph are several times what is known of them.
+pub const CUDA_RESERVED_BYTES: u64 = 1 << 30;
+/// See [`CUDA_RESERVED_BYTES`].
+pub const CUDA_RESERVED_BYTES_PER_GRAPH: u64 = 16 << 20;
+/// But no more than this part, so that small GPUs serve too.
+pub const MAX_CUDA_RESERVED_FRACTION: f64 = 0.06;
 /// The smallest KV cache worth starting with, in tokens, unless the model's context is shorter.
 pub const MIN_KV_TOKENS: usize = 512;
 

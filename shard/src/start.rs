@@ -12,8 +12,8 @@ use crate::capacity::{CapacityError, CapacityInput, UsableMemory, capacity};
 use crate::comm::{Comm, Nccl, Shm, Single};
 use crate::executor::{Executor, StepError};
 use crate::limits::{
-    CUDA_KV_MEMORY_FRACTION, KV_MEMORY_FRACTION, MAX_CUDA_STEP_TOKENS, MAX_TOP_N_TOKENS, MIN_LOGIT_ROWS,
-    SHM_BUFFER_BYTES,
+    CUDA_KV_MEMORY_FRACTION, CUDA_RESERVED_BYTES, CUDA_RESERVED_BYTES_PER_GRAPH, KV_MEMORY_FRACTION,
+    MAX_CUDA_RESERVED_FRACTION, MAX_CUDA_STEP_TOKENS, MAX_TOP_N_TOKENS, MIN_LOGIT_ROWS, SHM_BUFFER_BYTES,
 };
 use crate::masks::NoMasks;
 use crate::memory::available_bytes;
@@ -125,7 +125,7 @@ fn start_on(args: &Args, device: Device, comm: Arc<dyn Comm>) -> Result<Started,
         max_position_embeddings: model.spec().max_position_embeddings,
         max_total_tokens: args.max_total_tokens,
         max_batch_total_tokens: args.max_batch_total_tokens,
-        memory: usable_memory(&device, args.cuda_memory_fraction, comm.world_size())?,
+        memory: usable_memory(&device, args, comm.world_size())?,
         arena_bytes: (arena_bytes + list_limits.bytes(&device)) as u64,
     })?;
     let allocation = |what| move |error| StartError::Allocation { what, source: Box::new(error) };
@@ -210,12 +210,15 @@ fn open_device(args: &Args) -> Result<Device, StartError> {
 }
 
 /// The memory that is left for the KV cache and the activations.
-fn usable_memory(device: &Device, fraction: f64, world_size: usize) -> Result<Option<UsableMemory>, StartError> {
+fn usable_memory(device: &Device, args: &Args, world_size: usize) -> Result<Option<UsableMemory>, StartError> {
     Ok(match device.memory()? {
         Some((free, total)) => {
-            let beyond = total - (total as f64 * fraction) as usize;
+            let beyond = total - (total as f64 * args.cuda_memory_fraction) as usize;
             let available_bytes = free.saturating_sub(beyond) as u64;
-            Some(UsableMemory { available_bytes, fraction: CUDA_KV_MEMORY_FRACTION, ranks: 1 })
+            let reserved = CUDA_RESERVED_BYTES + CUDA_RESERVED_BYTES_PER_GRAPH * args.graph_rows().len() as u64;
+            let reserved_fraction = (reserved as f64 / available_bytes as f64).min(MAX_CUDA_RESERVED_FRACTION);
+            let fraction = CUDA_KV_MEMORY_FRACTION.min(1.0 - reserved_fraction);
+            Some(UsableMemory { available_bytes, fraction, ranks: 1 })
         }
         None => available_bytes().map(|available_bytes| UsableMemory {
             available_bytes,

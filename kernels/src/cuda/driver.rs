@@ -6,6 +6,7 @@
 use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 
@@ -31,6 +32,8 @@ pub(crate) struct Context {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    /// Tells it from another that the driver put at the same address later.
+    number: u64,
     pub(crate) properties: Properties,
 }
 
@@ -41,8 +44,8 @@ unsafe impl Send for Context {}
 unsafe impl Sync for Context {}
 
 thread_local! {
-    /// The context of this thread's calls.
-    static BOUND: Cell<sys::CUcontext> = const { Cell::new(std::ptr::null_mut()) };
+    /// The number of the context of this thread's calls; 0 is none's.
+    static BOUND: Cell<u64> = const { Cell::new(0) };
 }
 
 impl Context {
@@ -66,7 +69,9 @@ impl Context {
         let mut context = std::ptr::null_mut();
         // SAFETY: `device` was given out by the driver; the function writes one handle. `drop` releases it.
         check("cuDevicePrimaryCtxRetain", unsafe { sys::cuDevicePrimaryCtxRetain(&raw mut context, device) })?;
-        let mut opened = Context { device, context, stream: std::ptr::null_mut(), properties };
+        static OPENED: AtomicU64 = AtomicU64::new(0);
+        let number = OPENED.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut opened = Context { device, context, stream: std::ptr::null_mut(), number, properties };
         opened.bind()?;
         // Beside the legacy stream, with which it would wait.
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
@@ -78,10 +83,10 @@ impl Context {
     /// Makes it the context of the calling thread, as every other call of the driver needs it.
     pub(crate) fn bind(&self) -> Result<()> {
         BOUND.with(|bound| {
-            if bound.get() != self.context {
+            if bound.get() != self.number {
                 // SAFETY: the context was retained in `open` and lives as long as `self`.
                 check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.context) })?;
-                bound.set(self.context);
+                bound.set(self.number);
             }
             Ok(())
         })
@@ -181,7 +186,7 @@ impl Drop for Context {
             let _ = sys::cuStreamDestroy_v2(self.stream);
             let _ = sys::cuDevicePrimaryCtxRelease_v2(self.device);
         }
-        BOUND.with(|bound| bound.set(std::ptr::null_mut()));
+        BOUND.with(|bound| bound.set(0));
     }
 }
 

@@ -112,13 +112,20 @@ impl GpuGroup {
         let handle = |said: &Exchanged| *said[1..].first_chunk::<64>().expect("what is said is longer");
         let handles: Vec<Handle> = said.iter().map(handle).collect();
         let mapped = own.filter(|_| all_have(&said)).and_then(|(own, _)| own.map(context, rank, &handles).ok());
-        if !all_have(&self.exchange([u8::from(mapped.is_some()); EXCHANGED_BYTES])?) {
-            return Ok(None);
+        let mut is_right = all_have(&self.exchange([u8::from(mapped.is_some()); EXCHANGED_BYTES])?);
+        if is_right {
+            // Between some GPUs memory can be mapped, and what is written there does not arrive.
+            let agrees = mapped.as_ref().is_some_and(|peers| self.sums_agree(peers).unwrap_or(false));
+            is_right = all_have(&self.exchange([u8::from(agrees); EXCHANGED_BYTES])?);
         }
-        // Between some GPUs memory can be mapped, and what is written there does not arrive.
-        let is_right = mapped.as_ref().is_some_and(|peers| self.sums_agree(peers).unwrap_or(false));
-        let is_right = all_have(&self.exchange([u8::from(is_right); EXCHANGED_BYTES])?);
-        Ok(mapped.filter(|_| is_right))
+        if is_right {
+            return Ok(mapped);
+        }
+        // Memory is freed when nobody has it mapped any more.
+        let unmapped = mapped.map(Peers::close);
+        self.exchange([0; EXCHANGED_BYTES])?;
+        drop(unmapped);
+        Ok(None)
     }
 
     /// Every rank's bytes, in the order of ranks.

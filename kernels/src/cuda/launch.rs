@@ -40,7 +40,8 @@ impl KernelName {
     /// before they read what others wrote, or write. The weights that it asks for meanwhile are nobody's to write.
     fn may_overlap(self) -> bool {
         self.base.starts_with("linear_")
-            || matches!(self.base, "rms_norm" | "add_rms_norm" | "head_rms_norm")
+            || matches!(self.base, "rms_norm" | "add_rms_norm" | "head_rms_norm" | "silu_mul")
+            || matches!(self.base, "embedding" | "embedding_head" | "gather_rows" | "sample_rows")
             || matches!(self.base, "all_reduce" | "all_reduce_add_rms_norm")
     }
 

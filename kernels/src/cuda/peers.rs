@@ -40,10 +40,15 @@ pub(super) struct Region {
 
 /// All of them.
 pub(super) struct Peers {
+    /// Those of the next rank, of the one after it, and so on. Before this rank's own: dropped in this order, they are closed first.
+    peers: Vec<PeerMemory>,
     region: Region,
     rank: usize,
-    /// Those of the next rank, of the one after it, and so on.
-    peers: Vec<PeerMemory>,
+}
+
+/// This rank's region, which others may still have mapped: to be dropped when all have closed it.
+pub(super) struct Unmapped {
+    _region: Region,
 }
 
 impl Region {
@@ -60,7 +65,7 @@ impl Region {
     pub(super) fn map(self, context: &Arc<Context>, rank: usize, handles: &[Handle]) -> Result<Peers> {
         let peers = (1..self.ranks).map(|behind| &handles[(rank + behind) % self.ranks]);
         let peers = peers.map(|handle| PeerMemory::open(context, handle)).collect::<Result<_>>()?;
-        Ok(Peers { region: self, rank, peers })
+        Ok(Peers { peers, region: self, rank })
     }
 }
 
@@ -78,6 +83,12 @@ impl Peers {
         let of_peer = |peer: usize| Argument::Pointer(self.peers.get(peer).map_or(0, PeerMemory::address));
         arguments.extend((0..MAX_RANKS - 1).map(of_peer));
         arguments
+    }
+
+    /// Closes the others' regions.
+    pub(super) fn close(self) -> Unmapped {
+        drop(self.peers);
+        Unmapped { _region: self.region }
     }
 
     /// Kernels that wait for others return.

@@ -13,7 +13,7 @@ pub use self::device::{
     ContinuedRows, Draw, MAX_TOPS, NO_RESULT, PendingSamples, SampleRow, SampleRows, Sampled, Top, continue_rows,
     sample_rows,
 };
-pub(crate) use self::device::{SAMPLE_ROW_WORDS, SAMPLED_WORDS, TOP_ROW_WORDS, TOP_WORDS};
+pub(crate) use self::device::{PART_WORDS, SAMPLE_ROW_WORDS, SAMPLED_WORDS, TOP_ROW_WORDS, TOP_WORDS};
 pub use self::process::{
     CountedTokens, NOT_COUNTED, Penalties, ProcessRows, ProcessedRows, count_earlier_tokens, count_tokens, counted_as,
     forget_slots, process_rows,

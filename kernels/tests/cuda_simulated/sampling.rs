@@ -7,8 +7,9 @@ use crate::element::{ELEMENTS, f32_bytes};
 use crate::simulator::Argument::{Buffer, U32};
 use crate::simulator::{SIMULATORS, Simulator};
 
-/// Threads of a row, as `sample.cu` has them.
+/// Threads of a part of a row, and parts of it, as `sample.cu` has them.
 const THREADS: usize = 512;
+const PARTS: usize = 8;
 
 /// A row to sample from, as the kernels read it: the seed in two halves, the row, the position, whether to draw; temperature, top-k, top-p
 /// and the logarithm of min-p; key and id of the last one that stays; typical-p; the normaliser, the entropy and the largest distance
@@ -50,8 +51,12 @@ fn sample_rows_with_top(
     let entry_bytes = bytemuck::cast_slice::<u32, u8>(entries.as_flattened());
     let arguments = [Buffer(entry_bytes), Buffer(&logits), U32(rows[0].len())];
     let entry_bytes = simulator.run("truncate_rows", [entries.len(), 1, 1], THREADS, &arguments).swap_remove(0);
-    let arguments = [Buffer(&out), Buffer(&logits), Buffer(&entry_bytes), U32(rows[0].len())];
-    let out = simulator.run("sample_rows", [entries.len(), 1, 1], THREADS, &arguments).swap_remove(0);
+    let parts = vec![0xff; 32 * PARTS * entries.len()];
+    let arguments = [Buffer(&parts), Buffer(&logits), Buffer(&entry_bytes), U32(rows[0].len())];
+    let parts = simulator.run("sample_parts", [PARTS, entries.len(), 1], THREADS, &arguments).swap_remove(0);
+    let lists = [Buffer(&out), Buffer(&parts), Buffer(&logits), Buffer(&entry_bytes)];
+    let arguments = [&lists[..], &[U32(entries.len()), U32(rows[0].len())]].concat();
+    let out = simulator.run("sample_rows", [entries.len().div_ceil(32), 1, 1], 32, &arguments).swap_remove(0);
     let width = tops.iter().map(|[_, _, most, _]| *most as usize).max().unwrap_or(0);
     let room = vec![0; 8 * width * tops.len()];
     let lists = [Buffer(bytemuck::cast_slice::<u32, u8>(tops.as_flattened())), Buffer(&entry_bytes), Buffer(&out)];

@@ -101,8 +101,11 @@ pub(crate) const SAMPLED_WORDS: usize = 4;
 pub(crate) const TOP_ROW_WORDS: usize = 4;
 pub(crate) const TOP_WORDS: usize = 2;
 
-/// Threads of a row, as `sample.cuh` has them.
+/// Threads of a row, as `sample.cuh` has them; its parts, their words, and rows of a block that puts parts together, as `sample.cu`.
 const CUDA_THREADS: usize = 512;
+const PARTS: usize = 8;
+pub(crate) const PART_WORDS: usize = 8 * PARTS;
+const THREADS_OF_PARTS: usize = 32;
 
 /// An id that is none.
 const NO_ID: u32 = u32::MAX;
@@ -185,11 +188,16 @@ pub fn sample_rows(logits: &Tensor, rows: &SampleRows, lists: &mut StepLists) ->
         // copy; all live as long as their stream's work.
         unsafe { cuda.launch(KernelName::plain("truncate_rows"), grid, CUDA_THREADS, &arguments)? };
     }
-    let addresses = [lists.sampled.address(), logits.address(), rows.address].map(Argument::Pointer);
+    let addresses = [lists.parts.address(), logits.address(), rows.address].map(Argument::Pointer);
     let arguments = [&addresses[..], &[Argument::count(logits.cols())]].concat();
-    // SAFETY: sample.cu: a block for every row of the list, which names rows of the logits, and room for as many results
+    // SAFETY: sample.cu: a block for every part of every row of the list, which names rows of the logits, and room for as many parts
     // (both checked above); all live as long as their stream's work.
-    unsafe { cuda.launch(KernelName::plain(OP), [rows.len, 1, 1], CUDA_THREADS, &arguments)? };
+    unsafe { cuda.launch(KernelName::plain("sample_parts"), [PARTS, rows.len, 1], CUDA_THREADS, &arguments)? };
+    let addresses = [lists.sampled.address(), lists.parts.address(), logits.address(), rows.address];
+    let arguments = [&addresses.map(Argument::Pointer)[..], &[rows.len, logits.cols()].map(Argument::count)].concat();
+    let grid = [rows.len.div_ceil(THREADS_OF_PARTS), 1, 1];
+    // SAFETY: as above, and room for as many results.
+    unsafe { cuda.launch(KernelName::plain(OP), grid, THREADS_OF_PARTS, &arguments)? };
     let sampled_words = rows.len * SAMPLED_WORDS;
     // Behind what was sampled.
     let tops = lists.sampled.address() + (sampled_words * size_of::<u32>()) as u64;
