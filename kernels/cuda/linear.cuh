@@ -63,12 +63,18 @@ DEVICE unsigned part_start(unsigned units, unsigned part, unsigned parts) { retu
 //
 // Kernels take a weight in units, of which a lane reads its own 16 bytes with every access: a unit is TILES tiles along the
 // inputs, and a weight [ceil(N / 16)][K / (32 * TILES)] units, each [ACCESSES][32 lanes] of 16 bytes. Behind them all lie the
-// scales of a weight that has some. `square` makes of a lane's accesses an operand of the matrix instruction. Parts of a sum are
-// cut between units.
+// scales of a weight that has some. `square` makes of a lane's accesses an operand of the matrix instruction, less the zeros of
+// its outputs where units have some. Parts of a sum are cut between units.
 
 // What is multiplied by scales, always sums in f32: nothing, totals, one scale for every output; or the sums of units, each a
 // chain of its own, one scale for every output and unit, which are added to a part in ascending order.
 enum class Scales { NONE, TOTALS, UNITS };
+
+// What `square` takes from the numbers of a format whose zero is always the same: nothing.
+struct NoZeros {
+    static constexpr bool ARE_STORED = false;
+    DEVICE explicit NoZeros(u32) {}
+};
 
 // Elements as they are.
 template <typename T>
@@ -77,8 +83,11 @@ struct Plain {
     static constexpr unsigned TILES = 1;
     static constexpr unsigned ACCESSES = TILE_SQUARES;
     static constexpr Scales SCALES = Scales::NONE;
+    using Zeros = NoZeros;
 
-    static DEVICE RowsOperand square(const RowsOperand (&accesses)[ACCESSES], unsigned square) { return accesses[square]; }
+    static DEVICE RowsOperand square(const RowsOperand (&accesses)[ACCESSES], unsigned square, NoZeros) {
+        return accesses[square];
+    }
 };
 
 // How many units of inputs a weight has.
@@ -98,14 +107,25 @@ DEVICE const Scale* scales_of(const void* weight, unsigned n, unsigned units) {
     return reinterpret_cast<const Scale*>(accesses + unit_start<Format>(output_tiles_of(n), 0, units));
 }
 
-// Scales of units lie as lanes want them: for a unit [8] pairs of bf16, those of the outputs lane / 4 and eight further on.
+// Scales of units lie as lanes want them: for a unit [8] pairs of two bytes each, those of the outputs lane / 4 and eight further
+// on; then the zeros, if they are stored, [8] pairs of bytes.
 constexpr unsigned UNIT_SCALES = TILE_OUTPUTS / 2;
 
+// Words of the scales and zeros of a unit.
+template <typename Format>
+constexpr unsigned UNIT_WORDS = UNIT_SCALES + (Format::Zeros::ARE_STORED ? TILE_OUTPUTS / sizeof(u32) : 0);
+
+// Where the pairs of zeros of a unit lie whose scales begin at `scales`.
+DEVICE const unsigned short* unit_zeros(const u32* scales) {
+    return reinterpret_cast<const unsigned short*>(scales + UNIT_SCALES);
+}
+
 // Adds a unit's sums, which count in 1 / FACTOR, to those of its part. `scales`: a pair.
-DEVICE void add_unit(Sums& part, const Sums& unit, u32 scales, float factor) {
+template <typename Format>
+DEVICE void add_unit(Sums& part, const Sums& unit, u32 scales) {
     for (unsigned at = 0; at < 4; ++at) {
-        bf16 scale = {static_cast<unsigned short>(at < 2 ? scales : scales >> 16)};
-        part.at[at] = fmaf(to_f32(scale) * factor, unit.at[at], part.at[at]);
+        typename Format::UnitScale scale = {static_cast<unsigned short>(at < 2 ? scales : scales >> 16)};
+        part.at[at] = fmaf(to_f32(scale) * Format::FACTOR, unit.at[at], part.at[at]);
     }
 }
 

@@ -31,6 +31,7 @@ struct Fp8 {
     static constexpr unsigned TILES = 1;
     static constexpr unsigned ACCESSES = 1;
     static constexpr Scales SCALES = Scales::TOTALS;
+    using Zeros = NoZeros;
     static constexpr float FACTOR = 1.0f;
     static constexpr float LARGEST = 448.0f;
 
@@ -41,7 +42,7 @@ struct Fp8 {
         return multiply_add_pairs<T>(moved, Moved<T>::MULTIPLIER, NO_ADDEND);
     }
 
-    static DEVICE RowsOperand square(const RowsOperand (&accesses)[ACCESSES], unsigned square) {
+    static DEVICE RowsOperand square(const RowsOperand (&accesses)[ACCESSES], unsigned square, NoZeros) {
         RowsOperand operand;
         for (unsigned i = 0; i < 2; ++i) {
             u32 bytes = accesses[0].pair[square * 2 + i];

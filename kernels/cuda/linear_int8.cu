@@ -9,10 +9,11 @@ struct Int8 {
     static constexpr unsigned TILES = 1;
     static constexpr unsigned ACCESSES = 1;
     static constexpr Scales SCALES = Scales::TOTALS;
+    using Zeros = NoZeros;
     static constexpr float FACTOR = Bytes<T>::FACTOR;
     static constexpr float LARGEST = 127.0f;
 
-    static DEVICE RowsOperand square(const RowsOperand (&accesses)[ACCESSES], unsigned square) {
+    static DEVICE RowsOperand square(const RowsOperand (&accesses)[ACCESSES], unsigned square, NoZeros) {
         RowsOperand operand;
         for (unsigned i = 0; i < 2; ++i) {
             expand_bytes<T>(accesses[0].pair[square * 2 + i], operand.pair[i * 2], operand.pair[i * 2 + 1]);

@@ -47,6 +47,8 @@ struct Nf4 {
     static constexpr unsigned TILES = 2;
     static constexpr unsigned ACCESSES = 1;
     static constexpr Scales SCALES = Scales::UNITS;
+    using Zeros = NoZeros;
+    using UnitScale = bf16;
     static constexpr float FACTOR = Bytes<T>::FACTOR;
 
     static DEVICE u32 look_up(u32 numbers) {
@@ -56,7 +58,7 @@ struct Nf4 {
         return permute_bytes(FIRST_LOW, FIRST_HIGH, numbers) ^ permute_bytes(SECOND_LOW, SECOND_HIGH, numbers ^ 0x88888888);
     }
 
-    static DEVICE RowsOperand square(const RowsOperand (&accesses)[ACCESSES], unsigned square) {
+    static DEVICE RowsOperand square(const RowsOperand (&accesses)[ACCESSES], unsigned square, NoZeros) {
         u32 numbers = accesses[0].pair[square];
         RowsOperand operand;
         for (unsigned i = 0; i < 2; ++i) {

@@ -12,8 +12,8 @@
 // dependent launch).
 //
 // Shapes:  out: [m][n], x: [m][k], bias: [n] or null, weight: as the packing of its format makes it.
-// Grid:    x: ceil(n / outputs) of 16, 32, 32, 64 outputs for 1, 2, 4, 8 tiles of rows (NF4: 16, 32, 32, 32), or more; y:
-//          ceil(m / (8 * tiles)).
+// Grid:    x: ceil(n / outputs) of 16, 32, 32, 64 outputs for 1, 2, 4, 8 tiles of rows (NF4, INT4: 16, 32, 32, 32), or more;
+//          y: ceil(m / (8 * tiles)).
 // Block:   32 * parts threads, a warp a part.
 // Traffic: the weight once; of x, all rows for every block, from L2: beside W bytes of weight, W * rows / outputs. That is why
 //          more rows have more outputs: 16 for 64 rows would read four times as much of x as of the weight.
@@ -50,14 +50,15 @@ DEVICE void linear_rows(
     // The same for all lanes, which the compiler does not see by itself.
     unsigned part = __shfl_sync(ALL_LANES, threadIdx.x / WARP, 0), parts = blockDim.x / WARP, lane = threadIdx.x % WARP;
     unsigned start = part_start(units, part, parts), count = part_start(units, part + 1, parts) - start;
-    // What a lane has of a unit: its accesses, and the scales of its outputs if units have some.
+    // What a lane has of a unit: its accesses, and the scales and zeros of its outputs if units have some.
     struct Weights {
         RowsOperand access[Format::ACCESSES];
-        u32 scales;
+        u32 scales, zeros;
     };
     // Behind the last tile of outputs or the last row, that one again: what nobody stores costs nothing to read twice.
     const RowsOperand* accesses = static_cast<const RowsOperand*>(weight) + unit_start<Format>(first_tile, start, units) + lane;
-    const u32* scales = scales_of<Format, u32>(weight, n, units) + (size_t(first_tile) * units + start) * UNIT_SCALES + lane / 4;
+    const u32* scales = scales_of<Format, u32>(weight, n, units);
+    scales += (size_t(first_tile) * units + start) * UNIT_WORDS<Format> + lane / 4;
     u32 starts[OUTPUT_TILES];
     for (unsigned i = 0; i < OUTPUT_TILES; ++i) starts[i] = min(i, output_tiles - 1 - first_tile) * units;
     const T* rows = x + size_t(first_row) * k + start * UNIT_INPUTS + lane % 4 * VECTOR;
@@ -70,9 +71,11 @@ DEVICE void linear_rows(
                 const RowsOperand* from = accesses + starts[i] * UNIT_ACCESSES + ahead * UNIT_ACCESSES + access * WARP;
                 weights[i].access[access] = load_once(from);
             }
-            if constexpr (SCALES_UNITS) {
-                weights[i].scales = load_once(scales + starts[i] * UNIT_SCALES + ahead * UNIT_SCALES);
-            }
+            [[maybe_unused]] const u32* from = scales + starts[i] * UNIT_WORDS<Format> + ahead * UNIT_WORDS<Format>;
+            if constexpr (SCALES_UNITS) weights[i].scales = load_once(from);
+            // Half as far apart as the scales. A pointer of their own would take registers.
+            weights[i].zeros = 0;
+            if constexpr (Format::Zeros::ARE_STORED) weights[i].zeros = load_once(unit_zeros(from) - lane / 4);
         }
     };
     auto load_inputs = [&](RowInputs(&inputs)[ROW_TILES], unsigned ahead) {
@@ -89,7 +92,8 @@ DEVICE void linear_rows(
         for (unsigned square = 0; square < TILE_SQUARES; ++square) {
 #pragma unroll
             for (unsigned i = 0; i < OUTPUT_TILES; ++i) {
-                RowsOperand operand = Format::square(weights[i].access, tile * TILE_SQUARES + square);
+                typename Format::Zeros zeros(weights[i].zeros);
+                RowsOperand operand = Format::square(weights[i].access, tile * TILE_SQUARES + square, zeros);
 #pragma unroll
                 for (unsigned j = 0; j < ROW_TILES; ++j) multiply_add<T>(chains[i][j], operand, inputs[j].square[square]);
             }
@@ -100,7 +104,7 @@ DEVICE void linear_rows(
             for (unsigned i = 0; i < OUTPUT_TILES; ++i) {
 #pragma unroll
                 for (unsigned j = 0; j < ROW_TILES; ++j) {
-                    add_unit(sums[i][j], unit_sums[i][j], weights[i].scales, Format::FACTOR);
+                    add_unit<Format>(sums[i][j], unit_sums[i][j], weights[i].scales);
                     unit_sums[i][j] = {};
                 }
             }
@@ -135,7 +139,7 @@ DEVICE void linear_rows(
             }
         }
         accesses += DEPTH * UNIT_ACCESSES;
-        scales += DEPTH * UNIT_SCALES;
+        scales += DEPTH * UNIT_WORDS<Format>;
         rows += DEPTH * UNIT_INPUTS;
     }
 

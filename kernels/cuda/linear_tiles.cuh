@@ -19,7 +19,8 @@
 // before the kernel waits for those before it.
 //
 // Shapes:  out: [m][n], x: [m][k], bias: [n] or null, weight: as the packing of its format makes it.
-// Grid:    x: ceil(m / 128) (NF4: 64), which share a weight in L2 as neighbours in time; y: ceil(n / outputs). 256 threads.
+// Grid:    x: ceil(m / 128) (NF4, INT4: 64), which share a weight in L2 as neighbours in time; y: ceil(n / outputs).
+//          256 threads.
 // Traffic: for a block of 128 outputs and a tile of inputs, 16 KiB from L2 for 512 Ki products. Shared memory is the limit: 64 KiB
 //          through it, 512 cycles, are 1024 products a cycle of a multiprocessor (weights of a byte: 12 and 52 KiB). A larger tile
 //          of a warp would need fewer, but the sums of a part and the totals beside them take half of the registers already.
@@ -78,7 +79,7 @@ DEVICE void linear_tiles(
     // Accesses of a stage: the weight's units, their scales if units have some, then the inputs of a unit of every row,
     // [TILES][BLOCK_ROWS][ROW_ACCESSES].
     constexpr unsigned STAGE_WEIGHTS = BLOCK_OUTPUT_TILES * UNIT_ACCESSES;
-    constexpr unsigned SCALE_ACCESSES = SCALES_UNITS ? UNIT_SCALES * sizeof(u32) / sizeof(RowsOperand) : 0;
+    constexpr unsigned SCALE_ACCESSES = SCALES_UNITS ? UNIT_WORDS<Format> * sizeof(u32) / sizeof(RowsOperand) : 0;
     constexpr unsigned STAGE_SCALES = BLOCK_OUTPUT_TILES * SCALE_ACCESSES;
     constexpr unsigned STAGE_ROWS = Format::TILES * BLOCK_ROWS * ROW_ACCESSES;
     constexpr unsigned STAGE = STAGE_WEIGHTS + STAGE_SCALES + STAGE_ROWS;
@@ -151,11 +152,14 @@ DEVICE void linear_tiles(
         prefetch(from, count * UNIT_ACCESSES * sizeof(RowsOperand));
         if constexpr (SCALES_UNITS) {
             const u32* scales = scales_of<Format, u32>(weight, n, units);
-            prefetch(scales + (size_t(output_tile) * units + unit) * UNIT_SCALES, count * UNIT_SCALES * sizeof(u32));
+            size_t first_scale = (size_t(output_tile) * units + unit) * UNIT_WORDS<Format>;
+            prefetch(scales + first_scale, count * UNIT_WORDS<Format> * sizeof(u32));
         }
     };
     unsigned warp_tile = warp % WARPS_ALONG_OUTPUTS * WARP_OUTPUT_TILES;
     unsigned warp_row = warp / WARPS_ALONG_OUTPUTS * WARP_ROW_TILES * TILE_ROWS;
+    // Of the unit whose squares are read.
+    u32 zeros[WARP_OUTPUT_TILES] = {};
     auto load_weights = [&](RowsOperand(&weights)[WARP_OUTPUT_TILES], unsigned stage, unsigned square) {
         const RowsOperand* from = stages + stage * STAGE + warp_tile * UNIT_ACCESSES + lane;
 #pragma unroll
@@ -164,7 +168,11 @@ DEVICE void linear_tiles(
             for (unsigned access = 0; access < Format::ACCESSES; ++access) {
                 accesses[access] = from[i * UNIT_ACCESSES + access * WARP];
             }
-            weights[i] = Format::square(accesses, square);
+            if constexpr (Format::Zeros::ARE_STORED) {
+                const RowsOperand* scales = stages + stage * STAGE + STAGE_WEIGHTS + (warp_tile + i) * SCALE_ACCESSES;
+                if (square == 0) zeros[i] = unit_zeros(reinterpret_cast<const u32*>(scales))[lane / 4];
+            }
+            weights[i] = Format::square(accesses, square, typename Format::Zeros(zeros[i]));
         }
     };
     auto load_scales = [&](u32(&scales)[WARP_OUTPUT_TILES], unsigned stage) {
@@ -248,7 +256,7 @@ DEVICE void linear_tiles(
                 for (unsigned i = 0; i < WARP_OUTPUT_TILES; ++i) {
 #pragma unroll
                     for (unsigned j = 0; j < WARP_ROW_TILES; ++j) {
-                        add_unit(part_sums[i][j], sums[i][j], scales[i], Format::FACTOR);
+                        add_unit<Format>(part_sums[i][j], sums[i][j], scales[i]);
                         sums[i][j] = {};
                     }
                 }

@@ -152,6 +152,17 @@ DEVICE u32 load_once(const u32* from) {
 #endif
 }
 
+// The same of two bytes, in the lower half.
+DEVICE u32 load_once(const unsigned short* from) {
+#ifdef CUSIM
+    return *from;
+#else
+    u32 loaded;
+    asm volatile("ld.global.L1::no_allocate.u16 %0, [%1];" : "=r"(loaded) : "l"(from));
+    return loaded;
+#endif
+}
+
 // Has L2 fetch bytes, a multiple of 16, that somebody wants later: while they are under way they take neither registers nor shared
 // memory. Nothing before Hopper. PTX ISA, cp.async.bulk.prefetch.
 DEVICE void prefetch(const void* from, unsigned bytes) {

@@ -4,13 +4,18 @@
 //! can beat; the last column is roof / measured. Linears are measured with weights that no cache holds, each round beside the
 //! roofs of the same moment; quartiles of the share stand in brackets.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use half::f16;
 use kernels::machine::{ReadBuffer, ReadPattern, bf16_pass, bf16_peak, fma_pass, fma_peak, median_duration};
 use kernels::ops::{
     AttentionRows, RopeTable, SequenceRows, add_rms_norm, attention, linear, rope_and_store_kv, sample, silu_mul,
 };
-use kernels::{BLOCK_SIZE, DType, Device, KvCache, KvDType, LinearWeight, MatrixView, Result, Tensor, WeightType};
+use kernels::{
+    BLOCK_SIZE, DType, Device, Int4Rows, Int4Source, KvCache, KvDType, LinearWeight, MatrixView, Result, Tensor,
+    WeightType,
+};
 
 struct Bench {
     device: Device,
@@ -44,6 +49,29 @@ fn main() -> Result<()> {
     bench.sampling()
 }
 
+/// A matrix of 4-bit integers.
+struct Codes {
+    n: usize,
+    k: usize,
+}
+
+impl Int4Source for Codes {
+    fn rows(&self) -> usize {
+        self.n
+    }
+
+    fn cols(&self) -> usize {
+        self.k
+    }
+
+    fn read(&self, rows: Range<usize>, out: &mut Int4Rows) {
+        let groups = rows.len() * self.k / 64;
+        out.codes = (0..groups * 32).map(|at| at as u8).collect();
+        out.scales = vec![f16::from_f32(0.01); groups];
+        out.zeros = vec![8; groups];
+    }
+}
+
 impl Bench {
     fn report(&self, name: &str, bytes: usize, flops: usize, f: impl FnMut()) {
         if !name.contains(&self.filter) {
@@ -62,7 +90,8 @@ impl Bench {
         let large = [(3072, 2048), (2048, 2048), (16384, 2048), (2048, 8192), (128_256, 2048)];
         for (n, k) in demo.into_iter().chain(small).chain(large) {
             let floats = [DType::Bf16, DType::F32].map(WeightType::Float);
-            for weight_type in floats.into_iter().chain([WeightType::Int8, WeightType::Fp8, WeightType::Nf4]) {
+            let quantised = [WeightType::Int8, WeightType::Fp8, WeightType::Nf4, WeightType::Int4];
+            for weight_type in floats.into_iter().chain(quantised) {
                 let stored = match weight_type {
                     WeightType::Float(dtype) => dtype.to_string(),
                     quantised => format!("{quantised:?}").to_lowercase(),
@@ -95,7 +124,10 @@ impl Bench {
         const ROUNDS: usize = 15;
         let source: Vec<u8> = (0..n * k * 2).map(|byte| (byte % 60) as u8).collect();
         let matrix = MatrixView::dense(&source, DType::Bf16, n, k);
-        let pack = || LinearWeight::pack_as(&self.device, &[matrix], weight_type);
+        let pack = || match weight_type {
+            WeightType::Int4 => LinearWeight::pack_int4(&self.device, &[&Codes { n, k }]),
+            weight_type => LinearWeight::pack_as(&self.device, &[matrix], weight_type),
+        };
         let first = pack()?;
         let copies = COPIES_BYTES.div_ceil(first.bytes());
         let weights = std::iter::once(Ok(first)).chain((1..copies).map(|_| pack())).collect::<Result<Vec<_>>>()?;

@@ -16,6 +16,7 @@ mod cuda;
 mod device;
 mod dtype;
 mod error;
+mod int4;
 mod kv_cache;
 mod ledger;
 pub mod limits;
@@ -35,6 +36,7 @@ pub use cuda::{Cuda, CudaArchitecture, CudaCode, CudaSource, GpuGroup, Graph, Gr
 pub use device::{Cpu, Device};
 pub use dtype::DType;
 pub use error::{Error, Result};
+pub use int4::{Int4Rows, Int4Source};
 pub use kv_cache::{KvCache, KvDType};
 pub use ledger::{Cost, Ledger};
 pub use limits::{BLOCK_SIZE, NO_SLOT};

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
+use crate::int4::{Int4Stack, expect_groups};
 use crate::memory::Memory;
-use crate::ops::linear::{Format, PanelRows, squares};
+use crate::ops::linear::{Format, PanelRows, int4, squares};
 use crate::simd::LANES;
-use crate::{DType, Device, Error, MatrixView, Result, WeightType};
+use crate::{DType, Device, Error, Int4Source, MatrixView, Result, WeightType};
 
 /// One or several matrices stacked along N, ready for [`ops::linear`](crate::ops::linear()).
 pub struct LinearWeight {
@@ -34,7 +35,8 @@ impl LinearWeight {
     /// in type.
     ///
     /// # Errors
-    /// As [`pack`](LinearWeight::pack), but for [`Error::DType`].
+    /// As [`pack`](LinearWeight::pack), but for [`Error::DType`]; [`Error::Unsupported`] if the device has no such weights, and for
+    /// [`WeightType::Int4`], which nothing is rounded to.
     pub fn pack_as(device: &Device, matrices: &[MatrixView<'_>], weight_type: WeightType) -> Result<LinearWeight> {
         LinearWeight::pack_from(device, matrices, weight_type, &AlwaysThere)
     }
@@ -69,6 +71,52 @@ impl LinearWeight {
         Ok(fill(shape, weight.panels.as_mut_slice()).map(|()| weight))
     }
 
+    /// Packs matrices of 4-bit integers, stacked along their rows (q, k, v; gate, up), in parallel. On the plan device it reads nothing.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if their columns differ; [`Error::Unsupported`] if these are no multiple of 64; [`Error::OutOfMemory`];
+    /// [`Error::Cuda`].
+    pub fn pack_int4(device: &Device, matrices: &[&dyn Int4Source]) -> Result<LinearWeight> {
+        let stack = Int4Stack::new(matrices)?;
+        let [n, k] = stack.shape();
+        let mut weight = LinearWeight::zeroed(device, n, k, WeightType::Int4)?;
+        if weight.bytes() == 0 {
+            return Ok(weight);
+        }
+        match device {
+            Device::Plan(_) => {}
+            Device::Cpu(_) => {
+                let panel_bytes = weight.panel_bytes();
+                let turn_bytes = Int4Stack::PANELS_OF_TURN * panel_bytes;
+                device.for_each_part(weight.panels.as_mut_slice::<u8>(), turn_bytes, |turn, panels| {
+                    stack.for_panels(turn, |at, lanes| {
+                        int4::pack_panel(&mut panels[at * panel_bytes..][..panel_bytes], lanes);
+                    });
+                });
+            }
+            // SAFETY: `zeroed` made room for all rows of the stack.
+            Device::Cuda(cuda) => unsafe { squares::pack_int4(cuda, weight.address(), &stack)? },
+        }
+        Ok(weight)
+    }
+
+    /// A weight of zeros, `n` outputs of `k` inputs: what the plan device measures, for matrices that are not at hand as one piece.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the device has no such weights, or none of so many inputs; [`Error::OutOfMemory`];
+    /// [`Error::Cuda`].
+    pub fn zeroed(device: &Device, n: usize, k: usize, weight_type: WeightType) -> Result<LinearWeight> {
+        if weight_type == WeightType::Int4 {
+            expect_groups(k)?;
+        }
+        if let Device::Cuda(_) = device {
+            squares::expect_shape(weight_type, k)?;
+        }
+        let format = Format::choose(device, weight_type);
+        let panels = Memory::new(device, n.div_ceil(LANES) * format.panel_bytes(k), "weights")?;
+        Ok(LinearWeight { panels, format, n, k })
+    }
+
     /// Of the right size and format, with panels of zeros.
     fn unpacked(device: &Device, matrices: &[MatrixView<'_>], weight_type: WeightType) -> Result<LinearWeight> {
         let k = matrices.first().map_or(0, |matrix| matrix.cols);
@@ -78,13 +126,12 @@ impl LinearWeight {
                 return Err(Error::Shape { op: "pack", arg: "matrices", expected, actual });
             }
         }
-        let n = matrices.iter().map(|matrix| matrix.rows).sum::<usize>();
-        if let Device::Cuda(_) = device {
-            squares::expect_shape(weight_type, k)?;
+        if weight_type == WeightType::Int4 {
+            let reason = "4-bit integers come from checkpoints that have them: nothing is rounded to them".to_owned();
+            return Err(Error::Unsupported { reason });
         }
-        let format = Format::choose(device, weight_type);
-        let panels = Memory::new(device, n.div_ceil(LANES) * format.panel_bytes(k), "weights")?;
-        Ok(LinearWeight { panels, format, n, k })
+        let n = matrices.iter().map(|matrix| matrix.rows).sum::<usize>();
+        LinearWeight::zeroed(device, n, k, weight_type)
     }
 
     fn pack_panels(mut self, matrices: &[MatrixView<'_>], pages: &dyn SourcePages) -> Result<LinearWeight> {

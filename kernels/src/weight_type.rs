@@ -4,7 +4,7 @@ use crate::DType;
 
 /// A type of weights: the checkpoint's own, rounded, or quantised while they are packed.
 ///
-/// All quantised types are symmetric. A weight that is not finite makes its scale NaN, and so every output that the scale
+/// What is quantised while it is packed is symmetric. A weight that is not finite makes its scale NaN, and so every output that the scale
 /// takes part in: as with floats, nonsense in a checkpoint is not hidden.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WeightType {
@@ -16,4 +16,7 @@ pub enum WeightType {
     Fp8,
     /// 4-bit NormalFloat, one scale per output and 64 inputs.
     Nf4,
+    /// 4-bit integers with a zero point, one scale (f16) per output and 64 inputs, as checkpoints of AWQ and GPTQ have them. Packed from
+    /// these only: [`LinearWeight::pack_int4`](crate::LinearWeight::pack_int4).
+    Int4,
 }

@@ -1,34 +1,44 @@
 //! Linear layers with quantised weights: their packing against what the formats mean, every kernel against every other bit by bit, and
 //! against sums in f64 of what the weights became.
 
-use half::bf16;
+use half::{bf16, f16};
 
 use crate::element::{ELEMENTS, Element, f32_bytes};
 use crate::simulator::Argument::{self, Buffer, Null, U32};
 use crate::simulator::{SIMULATORS, Simulator};
 
-/// A format of weights: `ops/linear/int8.rs`, `fp8.rs`, `nf4.rs`.
+/// A format of weights: `ops/linear/int8.rs`, `fp8.rs`, `nf4.rs`, `int4.rs`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Format {
     Int8,
     Fp8,
     Nf4,
+    Int4,
 }
 
 impl Format {
-    const ALL: [Format; 3] = [Format::Int8, Format::Fp8, Format::Nf4];
+    const ALL: [Format; 4] = [Format::Int8, Format::Fp8, Format::Nf4, Format::Int4];
+
+    /// Those that kernels quantise to. 4-bit integers are packed by the host.
+    const QUANTISED_TO: [Format; 3] = [Format::Int8, Format::Fp8, Format::Nf4];
 
     fn name(self) -> &'static str {
         match self {
             Format::Int8 => "int8",
             Format::Fp8 => "fp8",
             Format::Nf4 => "nf4",
+            Format::Int4 => "int4",
         }
+    }
+
+    /// Whether units have scales of their own.
+    fn is_grouped(self) -> bool {
+        matches!(self, Format::Nf4 | Format::Int4)
     }
 
     /// Inputs of a unit, which has 512 bytes for sixteen outputs.
     fn unit(self) -> usize {
-        if self == Format::Nf4 { 64 } else { 32 }
+        if self.is_grouped() { 64 } else { 32 }
     }
 
     /// The largest number.
@@ -38,17 +48,17 @@ impl Format {
 
     /// The kernels of few rows: tiles of eight rows, and outputs of a block.
     fn row_kernels(self) -> [(usize, usize); 4] {
-        [(1, 16), (2, 32), (4, 32), (8, if self == Format::Nf4 { 32 } else { 64 })]
+        [(1, 16), (2, 32), (4, 32), (8, if self.is_grouped() { 32 } else { 64 })]
     }
 
     /// The kernels of many rows: outputs of a block.
     fn tile_kernels(self) -> &'static [usize] {
-        if self == Format::Nf4 { &[128] } else { &[128, 64] }
+        if self.is_grouped() { &[128] } else { &[128, 64] }
     }
 
     /// Rows of their blocks.
     fn block_rows(self) -> usize {
-        if self == Format::Nf4 { 64 } else { 128 }
+        if self.is_grouped() { 64 } else { 128 }
     }
 }
 
@@ -139,12 +149,18 @@ impl Layer {
 
     fn bytes(&self) -> usize {
         let tiles = self.n.div_ceil(16);
-        let scales = if self.format == Format::Nf4 { tiles * (self.k / 64) * 32 } else { tiles * 64 };
+        let scales = match self.format {
+            Format::Int8 | Format::Fp8 => tiles * 64,
+            Format::Nf4 => tiles * (self.k / 64) * 32,
+            // And zeros.
+            Format::Int4 => tiles * (self.k / 64) * 48,
+        };
         self.units_bytes() + scales
     }
 
     /// The byte of an element's code, and how far up in it the code is. Lane 4 r + c has of the outputs r and r + 8 the eight inputs
-    /// from 8 c on of a tile of 32; by ascending bits: both outputs, two inputs, then the next two.
+    /// from 8 c on of a tile of 32; by ascending bits: both outputs, two inputs, then the next two. 4-bit integers: of the four inputs of a
+    /// square the first and the third, then the second and the fourth.
     fn place(&self, output: usize, input: usize) -> (usize, usize) {
         let unit = output / 16 * (self.k / self.format.unit()) + input / self.format.unit();
         let lane = output % 8 * 4 + input % 32 / 8;
@@ -152,12 +168,47 @@ impl Layer {
         let code = input % 8 * 2 + half;
         match self.format {
             Format::Nf4 => (unit * 512 + lane * 16 + tile * 8 + code / 2, code % 2 * 4),
+            Format::Int4 => {
+                let code = input % 8 / 4 * 8 + [0, 4, 2, 6][input % 4] + half;
+                (unit * 512 + lane * 16 + tile * 8 + code / 2, code % 2 * 4)
+            }
             Format::Int8 | Format::Fp8 => (unit * 512 + lane * 16 + code, 0),
         }
     }
 
+    /// The unit of an input, counted from the first of all, and which of its scales is that of an output.
+    fn scale_of(&self, output: usize, input: usize) -> (usize, usize) {
+        (output / 16 * (self.k / 64) + input / 64, output % 8 * 2 + output % 16 / 8)
+    }
+
+    /// Every code with every zero, and scales of both signs and many magnitudes, also below the normal numbers of f16.
+    fn packed_int4(&self) -> Packed {
+        let (mut bytes, mut values) = (vec![0; self.bytes()], vec![0.0; self.n * self.k]);
+        let random = self.element.random(60, self.n * self.k);
+        for group in 0..self.n * self.k / 64 {
+            let (output, first) = (group * 64 / self.k, group * 64 % self.k);
+            let (unit, at) = self.scale_of(output, first);
+            let zero = (output * 5 + first / 64 * 3) % 17;
+            let magnitude = 2f32.powi(-((output + first / 64) as i32 % 20));
+            let scale = f16::from_f32(random[output * self.k + first] * magnitude);
+            let scales = &mut bytes[self.units_bytes() + unit * 48..][..48];
+            scales[at * 2..][..2].copy_from_slice(&scale.to_le_bytes());
+            scales[32 + at] = zero as u8;
+            for input in first..first + 64 {
+                let code = ((random[output * self.k + input] + 1.0) * 60.0) as u8 % 16;
+                let (byte, shift) = self.place(output, input);
+                bytes[byte] |= code << shift;
+                values[output * self.k + input] = (f64::from(code) - zero as f64) * scale.to_f64();
+            }
+        }
+        Packed { bytes, values }
+    }
+
     /// What the format means.
     fn packed(&self) -> Packed {
+        if self.format == Format::Int4 {
+            return self.packed_int4();
+        }
         let (rows, numbers) = (self.rows(), e4m3_numbers());
         let (mut bytes, mut values) = (vec![0; self.bytes()], vec![0.0; rows.len()]);
         let group_len = if self.format == Format::Nf4 { 64 } else { self.k };
@@ -166,8 +217,8 @@ impl Layer {
             let (mut scale, mut inverse) = scaling(group, self.format.largest());
             if self.format == Format::Nf4 {
                 let rounded = bf16::from_f32(scale);
-                let place = (output / 16 * (self.k / 64) + first / 64) * 16 + output % 8 * 2 + output % 16 / 8;
-                bytes[self.units_bytes() + place * 2..][..2].copy_from_slice(&rounded.to_le_bytes());
+                let (unit, at) = self.scale_of(output, first);
+                bytes[self.units_bytes() + (unit * 16 + at) * 2..][..2].copy_from_slice(&rounded.to_le_bytes());
                 scale = rounded.to_f32();
                 inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
             } else {
@@ -185,6 +236,7 @@ impl Layer {
                         let code = (level & 3) | ((level & 4) << 1) | ((level & 8) >> 1);
                         (code as u8, f32::from(LEVELS[level]))
                     }
+                    Format::Int4 => unreachable!("its codes are those of a checkpoint"),
                 };
                 let (byte, shift) = self.place(output, first + at);
                 bytes[byte] |= code << shift;
@@ -277,7 +329,7 @@ impl Layer {
         let x_bytes = self.element.bytes(&x);
         for simulator in &*SIMULATORS {
             let operands = (&packed.bytes[..], &x_bytes[..]);
-            for form in forms.iter().filter(|form| !form.is_f32 || self.format != Format::Nf4) {
+            for form in forms.iter().filter(|form| !form.is_f32 || !self.format.is_grouped()) {
                 let context = format!("{}, {m} rows", self.context());
                 let kernels = self.format.row_kernels();
                 let expected = self.few(simulator, kernels[0], operands, *form);
@@ -297,7 +349,8 @@ impl Layer {
     }
 }
 
-/// What a layer adds and what it writes. The output head of an NF4 model has 8-bit integers: no kernel of NF4 writes f32.
+/// What a layer adds and what it writes. The output head of an NF4 model has 8-bit integers, that of an AWQ or GPTQ model floats: none
+/// of their kernels writes f32.
 #[derive(Clone, Copy)]
 struct Form {
     has_bias: bool,
@@ -309,15 +362,15 @@ const BIASED: Form = Form { has_bias: true, is_f32: false };
 const LOGITS: Form = Form { has_bias: false, is_f32: true };
 const BIASED_LOGITS: Form = Form { has_bias: true, is_f32: true };
 
-fn for_each_format(check: impl Fn(&'static Element, Format)) {
+fn for_each_format(formats: &[Format], check: impl Fn(&'static Element, Format)) {
     for element in &ELEMENTS {
-        Format::ALL.into_iter().for_each(|format| check(element, format));
+        formats.iter().for_each(|format| check(element, *format));
     }
 }
 
 #[test]
 fn quantised_weights_are_those_of_the_processor() {
-    for_each_format(|element, format| {
+    for_each_format(&Format::QUANTISED_TO, |element, format| {
         for (n, k) in [(1usize, 64usize), (16, 32 * 5), (40, 1088), (21, 192)] {
             let layer = Layer { element, format, n, k: k.next_multiple_of(format.unit()), parts: 1 };
             for simulator in &*SIMULATORS {
@@ -331,7 +384,7 @@ fn quantised_weights_are_those_of_the_processor() {
 
 #[test]
 fn what_is_not_finite_has_a_scale_that_is_no_number() {
-    for_each_format(|element, format| {
+    for_each_format(&Format::QUANTISED_TO, |element, format| {
         for value in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
             let layer = Layer { element, format, n: 3, k: 128, parts: 1 };
             let mut rows = layer.rows();
@@ -349,7 +402,7 @@ fn what_is_not_finite_has_a_scale_that_is_no_number() {
 
 #[test]
 fn quantised_layers_are_sums_whose_bits_depend_on_nothing_else() {
-    for_each_format(|element, format| {
+    for_each_format(&Format::ALL, |element, format| {
         let check = |n: usize, k: usize, parts, rows: &[usize], forms: &[Form]| {
             let layer = Layer { element, format, n, k: k.next_multiple_of(format.unit()), parts };
             rows.iter().for_each(|m| layer.check(*m, forms));

@@ -1,4 +1,4 @@
-//! Many rows of int8 and NF4 weights on machines with AMX-INT8: a group of 64 inputs is one product of tiles.
+//! Many rows of int8, NF4 and 4-bit integer weights on machines with AMX-INT8: a group of 64 inputs is one product of tiles.
 //!
 //! The products are sums of integers, which are exact, and what follows them is computed as `grouped.rs` does: so the bits are
 //! those of the other arms, and few rows, whose tiles would be nearly empty, are left to those.
@@ -25,8 +25,8 @@ pub(super) type Tile = [TileRow; GROUP / 4];
 pub(super) trait ByteArm: Arm<Inputs = ByteInputs> {
     /// The biased weights of a group in a panel, as they lie there or written to `unpacked`.
     fn tile<'a>(self, panel: &'a [Line], group: usize, unpacked: &'a mut Tile) -> &'a Tile;
-    /// By what the sums of a group are multiplied before they are added to the groups before it.
-    fn factor(self, inputs: &ByteInputs, panel: &[Line], group: usize) -> V<Self>;
+    /// Adds the sums of a group to the groups before it, as [`Arm::add`] does.
+    fn add_sums(self, total: V<Self>, sums: V<Self>, inputs: &ByteInputs, panel: &[Line], group: usize) -> V<Self>;
 }
 
 /// `out = x · wᵀ (+ bias)`; `x`: `[M][ceil(K / 64)]`.
@@ -162,7 +162,7 @@ impl<A: ByteArm> Stripe<'_, A> {
         &self.panels[panel * self.panel_lines..][..self.panel_lines]
     }
 
-    /// Adds a group to the groups before it, as [`Arm::add`] does.
+    /// Adds a group to the groups before it.
     #[inline(always)]
     fn add(
         &self,
@@ -179,8 +179,8 @@ impl<A: ByteArm> Stripe<'_, A> {
             for (sum, product) in sums.iter_mut().zip(&products.0[at]) {
                 *sum = product.wrapping_add(inputs.offset) as f32;
             }
-            let factor = self.arm.factor(inputs, self.panel(panel), group);
-            let total = lanes.fma(lanes.load(&sums), factor, lanes.load(&totals[at]));
+            let (total, sums) = (lanes.load(&totals[at]), lanes.load(&sums));
+            let total = self.arm.add_sums(total, sums, inputs, self.panel(panel), group);
             lanes.store(total, &mut totals[at]);
         }
     }

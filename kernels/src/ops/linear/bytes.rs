@@ -41,6 +41,12 @@ impl ByteInputs {
         (self.offset, self.scale) = (sum.wrapping_mul(-CODE_BIAS), scale);
     }
 
+    /// The sum of the codes, for weights whose zero is a number of their group: exact. Of inputs that are not finite any number.
+    #[inline(always)]
+    pub(super) fn sum(&self) -> f32 {
+        (self.offset / -CODE_BIAS) as f32
+    }
+
     /// All inputs, as a row of a tile of them.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn tile_row(&self) -> TileRow {

@@ -6,7 +6,7 @@
 //! depend on the type of the machine only.
 
 use super::interleave::{LaneRows, interleave};
-use super::{Outputs, fp8, int8, nf4, squares, vectors};
+use super::{Outputs, fp8, int4, int8, nf4, squares, vectors};
 #[cfg(target_arch = "x86_64")]
 use super::{pairs, tiles};
 use crate::simd::LANES;
@@ -31,6 +31,8 @@ pub(crate) enum Format {
     Fp8(fp8::Order),
     /// 4-bit levels, looked up for dot products of bytes.
     Nf4,
+    /// 4-bit integers with zeros, made into bytes for the same.
+    Int4,
     /// On a GPU: squares of this type, as its matrix instruction takes them, or made into them when they are read.
     Squares(WeightType),
 }
@@ -56,6 +58,7 @@ impl Format {
             }
             (WeightType::Fp8, _) => Format::Fp8(fp8::Order::Vectors),
             (WeightType::Nf4, _) => Format::Nf4,
+            (WeightType::Int4, _) => Format::Int4,
         }
     }
 
@@ -74,12 +77,14 @@ impl Format {
             #[cfg(target_arch = "x86_64")]
             Format::Fp8(fp8::Order::Pairs(_)) => "fp8-pairs-v1",
             Format::Nf4 => "nf4-v1",
+            Format::Int4 => "int4-v1",
             Format::Squares(WeightType::Float(DType::F32)) => "squares-f32-v1",
             Format::Squares(WeightType::Float(DType::F16)) => "squares-f16-v1",
             Format::Squares(WeightType::Float(DType::Bf16)) => "squares-bf16-v1",
             Format::Squares(WeightType::Int8) => "squares-int8-v1",
             Format::Squares(WeightType::Fp8) => "squares-fp8-v1",
             Format::Squares(WeightType::Nf4) => "squares-nf4-v1",
+            Format::Squares(WeightType::Int4) => "squares-int4-v1",
         }
     }
 
@@ -90,7 +95,7 @@ impl Format {
             Format::Vectors(dtype) => Some((dtype, 1)),
             #[cfg(target_arch = "x86_64")]
             Format::Pairs(_) | Format::Tiles(_) => Some((DType::Bf16, 2)),
-            Format::Int8 | Format::Fp8(_) | Format::Nf4 | Format::Squares(_) => None,
+            Format::Int8 | Format::Fp8(_) | Format::Nf4 | Format::Int4 | Format::Squares(_) => None,
         }
     }
 
@@ -105,11 +110,11 @@ impl Format {
     /// The type to which the arm of a float format rounds its inputs. A GPU multiplies quantised weights with inputs of either type.
     pub(crate) fn input_dtype(self) -> DType {
         match self {
-            Format::Vectors(_) | Format::Int8 | Format::Fp8(_) | Format::Nf4 => DType::F32,
+            Format::Vectors(_) | Format::Int8 | Format::Fp8(_) | Format::Nf4 | Format::Int4 => DType::F32,
             #[cfg(target_arch = "x86_64")]
             Format::Pairs(_) | Format::Tiles(_) => DType::Bf16,
             Format::Squares(WeightType::Float(dtype)) => dtype,
-            Format::Squares(WeightType::Int8 | WeightType::Fp8 | WeightType::Nf4) => DType::Bf16,
+            Format::Squares(WeightType::Int8 | WeightType::Fp8 | WeightType::Nf4 | WeightType::Int4) => DType::Bf16,
         }
     }
 
@@ -124,6 +129,7 @@ impl Format {
             Format::Int8 => int8::panel_bytes(k),
             Format::Fp8(_) => fp8::panel_bytes(k),
             Format::Nf4 => nf4::panel_bytes(k),
+            Format::Int4 => int4::panel_bytes(k),
             Format::Squares(weight_type) => squares::panel_bytes(weight_type, k),
         }
     }
@@ -139,6 +145,7 @@ impl Format {
             Format::Int8 => int8::pack_panel(panel, rows),
             Format::Fp8(order) => fp8::pack_panel(panel, rows, order),
             Format::Nf4 => nf4::pack_panel(panel, rows),
+            Format::Int4 => unreachable!("packed from codes, not from matrices of floats"),
             Format::Squares(_) => unreachable!("a GPU packs its weights itself"),
         }
     }
@@ -154,6 +161,7 @@ impl Format {
             Format::Int8 => int8::run(cpu, x, w, out),
             Format::Fp8(order) => fp8::run(cpu, x, w, order, out),
             Format::Nf4 => nf4::run(cpu, x, w, out),
+            Format::Int4 => int4::run(cpu, x, w, out),
             Format::Squares(_) => unreachable!("the weight lives on a GPU, and so does the output"),
         }
     }

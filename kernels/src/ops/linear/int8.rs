@@ -122,14 +122,22 @@ impl<S: ByteDots> Arm for Int8<S> {
 
     #[inline(always)]
     fn add(self, total: V<Self>, sums: S::Sums, inputs: &ByteInputs, _panel: &[Line], _group: usize) -> V<Self> {
-        let lanes = self.lanes();
-        lanes.fma(self.0.to_f32(sums), lanes.splat(inputs.scale), total)
+        self.add_group(total, self.0.to_f32(sums), inputs)
     }
 
     #[inline(always)]
     fn finish(self, total: V<Self>, panel: &[Line]) -> V<Self> {
         let lanes = self.lanes();
         lanes.mul(total, lanes.load(&floats(&panel[panel.len() - 1])))
+    }
+}
+
+impl<S: ByteDots> Int8<S> {
+    /// Adds the sums of a group to the groups before it.
+    #[inline(always)]
+    fn add_group(self, total: V<Self>, sums: V<Self>, inputs: &ByteInputs) -> V<Self> {
+        let lanes = self.lanes();
+        lanes.fma(sums, lanes.splat(inputs.scale), total)
     }
 }
 
@@ -143,7 +151,7 @@ impl<S: ByteDots> ByteArm for Int8<S> {
     }
 
     #[inline(always)]
-    fn factor(self, inputs: &ByteInputs, _panel: &[Line], _group: usize) -> V<Self> {
-        self.lanes().splat(inputs.scale)
+    fn add_sums(self, total: V<Self>, sums: V<Self>, inputs: &ByteInputs, _panel: &[Line], _group: usize) -> V<Self> {
+        self.add_group(total, sums, inputs)
     }
 }

@@ -11,6 +11,7 @@ mod fp8;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only arms of x86-64 divide products into grids"))]
 mod grid;
 mod grouped;
+pub(crate) mod int4;
 mod int8;
 mod interleave;
 mod nf4;
@@ -190,7 +191,7 @@ mod tests {
             Format::Pairs(_) => 1,
             #[cfg(target_arch = "x86_64")]
             Format::Tiles(_) => 2,
-            Format::Int8 | Format::Fp8(_) | Format::Nf4 | Format::Squares(_) => {
+            Format::Int8 | Format::Fp8(_) | Format::Nf4 | Format::Int4 | Format::Squares(_) => {
                 unreachable!("these tests pack floats for the processor")
             }
         }

@@ -168,7 +168,7 @@ impl<S: ByteDots> Arm for Nf4<S> {
 
     #[inline(always)]
     fn add(self, total: V<Self>, sums: S::Sums, inputs: &ByteInputs, panel: &[Line], group: usize) -> V<Self> {
-        self.lanes().fma(self.0.to_f32(sums), self.factor(inputs, panel, group), total)
+        self.add_group(total, self.0.to_f32(sums), inputs, panel, group)
     }
 
     #[inline(always)]
@@ -178,13 +178,13 @@ impl<S: ByteDots> Arm for Nf4<S> {
 }
 
 impl<S: ByteDots> Nf4<S> {
-    /// The scales of a group, of weights and inputs.
+    /// Adds the sums of a group to the groups before it, times the scales of weights and inputs.
     #[inline(always)]
-    fn factor(self, inputs: &ByteInputs, panel: &[Line], group: usize) -> V<Self> {
+    fn add_group(self, total: V<Self>, sums: V<Self>, inputs: &ByteInputs, panel: &[Line], group: usize) -> V<Self> {
         let (lanes, (line, first)) = (self.lanes(), scales_at(group));
         let scales: &[bf16; 2 * LANES] = bytemuck::cast_ref(&panel[line]);
         let scales = lanes.load_bf16(scales[first..].first_chunk().expect("sixteen of 32, from 0 or 16"));
-        lanes.mul(scales, lanes.splat(inputs.scale))
+        lanes.fma(sums, lanes.mul(scales, lanes.splat(inputs.scale)), total)
     }
 }
 
@@ -202,7 +202,7 @@ impl<S: ByteDots> ByteArm for Nf4<S> {
     }
 
     #[inline(always)]
-    fn factor(self, inputs: &ByteInputs, panel: &[Line], group: usize) -> V<Self> {
-        self.factor(inputs, panel, group)
+    fn add_sums(self, total: V<Self>, sums: V<Self>, inputs: &ByteInputs, panel: &[Line], group: usize) -> V<Self> {
+        self.add_group(total, sums, inputs, panel, group)
     }
 }

@@ -29,7 +29,7 @@ fn pack(device: &Device, w: &[f32], n: usize, k: usize, weight_type: WeightType)
     LinearWeight::pack_as(device, &[view], weight_type).unwrap()
 }
 
-fn run(device: &Device, x: &[f32], weight: &LinearWeight, bias: Option<&[f32]>) -> Vec<f32> {
+pub(super) fn run(device: &Device, x: &[f32], weight: &LinearWeight, bias: Option<&[f32]>) -> Vec<f32> {
     let m = x.len() / weight.k();
     let x = Tensor::from_slice(device, &[m, weight.k()], x).unwrap();
     let bias = bias.map(|bias| Tensor::from_slice(device, &[bias.len()], bias).unwrap());
@@ -73,7 +73,7 @@ const NF4: [f32; 16] = [
 /// What a row of weights becomes.
 fn dequantized(row: &[f32], weight_type: WeightType) -> Vec<f64> {
     match weight_type {
-        WeightType::Float(_) => unreachable!("not quantised"),
+        WeightType::Float(_) | WeightType::Int4 => unreachable!("not quantised while it is packed"),
         WeightType::Int8 => {
             let absmax = largest(row);
             let code = |w: &f32| if absmax == 0.0 { 0.0 } else { (w * (127.0 / absmax)).round_ties_even() };
@@ -110,7 +110,7 @@ fn dequantized(row: &[f32], weight_type: WeightType) -> Vec<f64> {
 }
 
 /// What a row of inputs becomes.
-fn rounded_inputs(row: &[f32], weight_type: WeightType, pairs: bool) -> Vec<f64> {
+pub(super) fn rounded_inputs(row: &[f32], weight_type: WeightType, pairs: bool) -> Vec<f64> {
     match weight_type {
         WeightType::Fp8 if pairs => row.iter().map(|x| f64::from(bf16::from_f32(*x).to_f32())).collect(),
         WeightType::Fp8 => row.iter().map(|x| f64::from(*x)).collect(),

@@ -8,20 +8,25 @@
 use super::Format;
 use crate::contract::{expect_device, expect_on};
 use crate::cuda::{Argument, Cuda, DeviceMemory, KernelName};
+use crate::int4::{Int4Lanes, Int4Stack};
 use crate::{DType, Error, LinearWeight, MatrixView, Result, SourcePages, Tensor, WeightType};
 
 /// Inputs of two squares beside each other. A weight has a multiple of them.
 const TILE_INPUTS: usize = 32;
 
-/// Inputs of a unit of NF4, which have one scale.
-const NF4_INPUTS: usize = 64;
+/// Inputs of a unit of four bits a weight, which have one scale.
+const GROUPED_INPUTS: usize = 64;
+
+/// Bytes of such a unit, and of the scales in two bytes and zeros in one that sixteen outputs of 4-bit integers have of it.
+const UNIT_BYTES: usize = GROUPED_INPUTS * SQUARE / 2;
+const INT4_SCALES_BYTES: usize = SQUARE * 3;
 
 /// Outputs of a square.
 const SQUARE: usize = 16;
 
-/// Rows of a block of the kernel for many, and its threads (`linear_tiles.cuh`). With NF4's scales, half as many.
+/// Rows of a block of the kernel for many, and its threads (`linear_tiles.cuh`). With scales of units, half as many.
 const TILE_ROWS: usize = 128;
-const NF4_TILE_ROWS: usize = 64;
+const GROUPED_TILE_ROWS: usize = 64;
 const TILE_THREADS: usize = 256;
 
 /// Inputs that a block packs of sixteen outputs, unless it needs the largest of all, and its threads (`linear_pack.cu`).
@@ -36,18 +41,36 @@ pub(super) fn panel_bytes(weight_type: WeightType, k: usize) -> usize {
     match weight_type {
         WeightType::Float(dtype) => k * SQUARE * dtype.size_bytes(),
         WeightType::Int8 | WeightType::Fp8 => SQUARE * (k + size_of::<f32>()),
-        WeightType::Nf4 => SQUARE * (k / 2 + k / NF4_INPUTS * DType::Bf16.size_bytes()),
+        WeightType::Nf4 => SQUARE * (k / 2 + k / GROUPED_INPUTS * DType::Bf16.size_bytes()),
+        WeightType::Int4 => k / GROUPED_INPUTS * (UNIT_BYTES + INT4_SCALES_BYTES),
     }
 }
 
-/// The kernels of a type of weights: for few rows, for many, and for packing.
-fn kernels(weight_type: WeightType) -> [&'static str; 3] {
+/// The kernels of a type of weights: for few rows, and for many.
+fn kernels(weight_type: WeightType) -> [&'static str; 2] {
     match weight_type {
-        WeightType::Float(_) => ["linear_rows", "linear_tiles", "pack_linear"],
-        WeightType::Int8 => ["linear_int8_rows", "linear_int8_tiles", "pack_int8"],
-        WeightType::Fp8 => ["linear_fp8_rows", "linear_fp8_tiles", "pack_fp8"],
-        WeightType::Nf4 => ["linear_nf4_rows", "linear_nf4_tiles", "pack_nf4"],
+        WeightType::Float(_) => ["linear_rows", "linear_tiles"],
+        WeightType::Int8 => ["linear_int8_rows", "linear_int8_tiles"],
+        WeightType::Fp8 => ["linear_fp8_rows", "linear_fp8_tiles"],
+        WeightType::Nf4 => ["linear_nf4_rows", "linear_nf4_tiles"],
+        WeightType::Int4 => ["linear_int4_rows", "linear_int4_tiles"],
     }
+}
+
+/// The kernel that packs rows of floats.
+fn pack_kernel(weight_type: WeightType) -> &'static str {
+    match weight_type {
+        WeightType::Float(_) => "pack_linear",
+        WeightType::Int8 => "pack_int8",
+        WeightType::Fp8 => "pack_fp8",
+        WeightType::Nf4 => "pack_nf4",
+        WeightType::Int4 => unreachable!("packed from codes, not from matrices of floats"),
+    }
+}
+
+/// Whether units of inputs have scales of their own.
+fn is_grouped(weight_type: WeightType) -> bool {
+    matches!(weight_type, WeightType::Nf4 | WeightType::Int4)
 }
 
 /// A kernel, by what a block of it computes.
@@ -73,8 +96,8 @@ impl Kernel {
             (9..=16, _) => Kernel::Rows { tiles: 2, outputs: 32 },
             (17..=32, _) => Kernel::Rows { tiles: 4, outputs: 32 },
             // The sums of units with scales of their own take registers: blocks are half as large.
-            (33..=64, WeightType::Nf4) => Kernel::Rows { tiles: 8, outputs: 32 },
-            (_, WeightType::Nf4) => Kernel::Tiles { rows: NF4_TILE_ROWS, outputs: 128 },
+            (33..=64, WeightType::Nf4 | WeightType::Int4) => Kernel::Rows { tiles: 8, outputs: 32 },
+            (_, WeightType::Nf4 | WeightType::Int4) => Kernel::Tiles { rows: GROUPED_TILE_ROWS, outputs: 128 },
             (33..=64, _) => Kernel::Rows { tiles: 8, outputs: 64 },
             _ if !leaves_half_idle(128) => Kernel::Tiles { rows: TILE_ROWS, outputs: 128 },
             _ if !leaves_half_idle(64) => Kernel::Tiles { rows: TILE_ROWS, outputs: 64 },
@@ -86,7 +109,7 @@ impl Kernel {
 
 /// Whether a weight can be multiplied with on a GPU.
 pub(crate) fn expect_shape(weight_type: WeightType, k: usize) -> Result<()> {
-    let unit = if weight_type == WeightType::Nf4 { NF4_INPUTS } else { TILE_INPUTS };
+    let unit = if is_grouped(weight_type) { GROUPED_INPUTS } else { TILE_INPUTS };
     let reason = match weight_type {
         WeightType::Float(DType::F32) => "linear layers on a GPU are bfloat16 or float16, not float32".to_owned(),
         _ if !k.is_multiple_of(unit) => {
@@ -111,7 +134,7 @@ pub(crate) unsafe fn pack(
 ) -> Result<()> {
     // All types that a GPU packs have two bytes.
     let row_bytes = k * DType::Bf16.size_bytes();
-    let [.., kernel] = kernels(weight_type);
+    let kernel = pack_kernel(weight_type);
     let turn = (PACKED_BYTES / row_bytes.max(1)).max(1);
     let longest = matrices.iter().map(|matrix| matrix.rows.min(turn)).max().unwrap_or(0);
     if longest * row_bytes == 0 {
@@ -140,7 +163,7 @@ pub(crate) unsafe fn pack(
             pages.end(source);
             let squares = (first_output + rows).div_ceil(SQUARE) - first_output / SQUARE;
             let shares = match weight_type {
-                WeightType::Float(_) | WeightType::Nf4 => k.div_ceil(PACK_INPUTS),
+                WeightType::Float(_) | WeightType::Nf4 | WeightType::Int4 => k.div_ceil(PACK_INPUTS),
                 // The scale is that of all inputs.
                 WeightType::Int8 | WeightType::Fp8 => 1,
             };
@@ -158,6 +181,84 @@ pub(crate) unsafe fn pack(
     cuda.context.synchronize()
 }
 
+/// Packs a stack of matrices of 4-bit integers into the memory at `weight`: on the host's threads, a few panels each, since what is
+/// packed is no larger than what is read.
+///
+/// # Safety
+/// `weight` is the address of room for all rows of the stack.
+pub(crate) unsafe fn pack_int4(cuda: &Cuda, weight: u64, stack: &Int4Stack<'_>) -> Result<()> {
+    let [n, k] = stack.shape();
+    let (panels, groups) = (n.div_ceil(SQUARE), k / GROUPED_INPUTS);
+    let (units_bytes, scales_bytes) = (groups * UNIT_BYTES, groups * INT4_SCALES_BYTES);
+    if panels * groups == 0 {
+        return Ok(());
+    }
+    let turns = (PACKED_BYTES / (Int4Stack::PANELS_OF_TURN * (units_bytes + scales_bytes))).max(1);
+    let most = panels.min(turns * Int4Stack::PANELS_OF_TURN);
+    let (mut units, mut scales) = (vec![0; most * units_bytes], vec![0; most * scales_bytes]);
+    for first in (0..panels).step_by(most) {
+        let count = most.min(panels - first);
+        let (units, scales) = (&mut units[..count * units_bytes], &mut scales[..count * scales_bytes]);
+        let turns = units.chunks_mut(Int4Stack::PANELS_OF_TURN * units_bytes);
+        let turns = turns.zip(scales.chunks_mut(Int4Stack::PANELS_OF_TURN * scales_bytes));
+        let mut turns: Vec<(&mut [u8], &mut [u8])> = turns.collect();
+        let first_turn = first / Int4Stack::PANELS_OF_TURN;
+        cuda.host().for_each_part(&mut turns, 1, |turn, places| {
+            for (units, scales) in places {
+                stack.for_panels(first_turn + turn, |at, lanes| {
+                    let units = &mut units[at * units_bytes..][..units_bytes];
+                    pack_int4_panel(units, &mut scales[at * scales_bytes..][..scales_bytes], lanes);
+                });
+            }
+        });
+        let units_at = weight + (first * units_bytes) as u64;
+        let scales_at = weight + (panels * units_bytes + first * scales_bytes) as u64;
+        // SAFETY: the units of as many panels lie there (the caller's obligation).
+        unsafe { cuda.context.upload(units_at, units)? };
+        // SAFETY: their scales and zeros lie there, behind the units of all panels.
+        unsafe { cuda.context.upload(scales_at, scales)? };
+    }
+    Ok(())
+}
+
+/// Writes the units of a panel, and their scales and zeros, as `linear_int4.cu` reads them; outputs that do not exist become zeros.
+fn pack_int4_panel(units: &mut [u8], scales: &mut [u8], lanes: &Int4Lanes<'_>) {
+    const LANE_BYTES: usize = 16;
+    const GROUP_BYTES: usize = GROUPED_INPUTS / 2;
+    let units = units.as_chunks_mut::<UNIT_BYTES>().0.iter_mut().zip(scales.as_chunks_mut::<INT4_SCALES_BYTES>().0);
+    for (group, (unit, scales)) in units.enumerate() {
+        let (scales, zeros) = scales.split_at_mut(SQUARE * 2);
+        for first in 0..SQUARE / 2 {
+            // An output and that eight further on, of 64 inputs.
+            let pair = [lanes[first], lanes[first + SQUARE / 2]];
+            for (half, row) in pair.iter().enumerate() {
+                let at = first * 2 + half;
+                let (scale, zero) = row.map_or(([0; 2], 0), |row| (row.scales[group].to_le_bytes(), row.zeros[group]));
+                scales.as_chunks_mut::<2>().0[at] = scale;
+                zeros[at] = zero;
+            }
+            let [low, high] = pair.map(|row| {
+                let codes = row.and_then(|row| row.codes.as_chunks::<GROUP_BYTES>().0.get(group));
+                codes.map_or([[0; 4]; GROUP_BYTES / 4], |codes| *bytemuck::cast_ref(codes))
+            });
+            // Eight inputs are two squares of a lane: four lanes of an output have 32 inputs.
+            for (eight, (low, high)) in low.iter().zip(&high).enumerate() {
+                let (low, high) = (u32::from_le_bytes(*low), u32::from_le_bytes(*high));
+                let (tile, lane) = (eight / 4, first * 4 + eight % 4);
+                let squares = &mut unit[lane * LANE_BYTES + tile * LANE_BYTES / 2..][..LANE_BYTES / 2];
+                squares[..4].copy_from_slice(&(square_pairs(low) | square_pairs(high) << 4).to_le_bytes());
+                squares[4..].copy_from_slice(&(square_pairs(low >> 16) | square_pairs(high >> 16) << 4).to_le_bytes());
+            }
+        }
+    }
+}
+
+/// The lowest four of neighbouring codes as pairs of a square: the first and the second at the beginning of either half, the third and
+/// the fourth eight bits above them.
+fn square_pairs(codes: u32) -> u32 {
+    codes & 0x0f0f | (codes & 0xf0f0) << 12
+}
+
 /// `out = x · wᵀ (+ bias)`; shapes were checked.
 pub(super) fn run(cuda: &Cuda, out: &mut Tensor, x: &Tensor, w: &LinearWeight, bias: Option<&Tensor>) -> Result<()> {
     const OP: &str = "linear";
@@ -171,12 +272,12 @@ pub(super) fn run(cuda: &Cuda, out: &mut Tensor, x: &Tensor, w: &LinearWeight, b
         WeightType::Float(expected) if dtype != expected => {
             return Err(Error::DType { op: OP, arg: "x", expected, actual: dtype });
         }
-        WeightType::Nf4 if out.dtype() == DType::F32 => {
+        _ if is_grouped(weight_type) && out.dtype() == DType::F32 => {
             return Err(Error::DType { op: OP, arg: "out", expected: dtype, actual: DType::F32 });
         }
         _ => {}
     }
-    let [rows_kernel, tiles_kernel, _] = kernels(weight_type);
+    let [rows_kernel, tiles_kernel] = kernels(weight_type);
     let (m, n, k) = (x.rows(), w.n(), w.k());
     let parts = parts(k);
     let bias = bias.map_or(0, Tensor::address);
@@ -208,6 +309,8 @@ fn parts(k: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Int4Source;
+    use crate::int4::testing::Matrix;
 
     #[track_caller]
     fn check(m: usize, n: usize, expected: Kernel) {
@@ -230,5 +333,53 @@ mod tests {
         check(128, 6144, tiles(64));
         check(256, 6144, tiles(128));
         check(65, 28672, tiles(128));
+    }
+
+    /// Where `linear_int4.cu` finds a code: the byte of the panel's units, and how far up in it. Lane 4 r + c has of the outputs r and
+    /// r + 8 the eight inputs from 8 c on of a tile of 32, of a square four of them; by ascending bits the first of both outputs, the
+    /// third, the second and the fourth.
+    fn place(output: usize, input: usize) -> (usize, usize) {
+        let (unit, tile, lane) = (input / 64, input % 64 / 32, output % 8 * 4 + input % 32 / 8);
+        let (square, of_square) = (input % 8 / 4, input % 4);
+        let code = [0, 4, 2, 6][of_square] + output / 8;
+        (unit * 512 + lane * 16 + (tile * 2 + square) * 4 + code / 2, code % 2 * 4)
+    }
+
+    #[test]
+    fn codes_scales_and_zeros_are_where_kernels_read_them() {
+        const K: usize = 192;
+        // The second panel has 5 rows.
+        let matrix = Matrix::random(3, 21, K);
+        let sources = [&matrix as &dyn Int4Source];
+        let stack = Int4Stack::new(&sources).unwrap();
+        let (units_bytes, scales_bytes) = (K / 64 * 512, K / 64 * 48);
+        assert_eq!(panel_bytes(WeightType::Int4, K), units_bytes + scales_bytes);
+        let mut panels = 0;
+        stack.for_panels(0, |panel, lanes| {
+            let (mut units, mut scales) = (vec![0xff; units_bytes], vec![0xff; scales_bytes]);
+            pack_int4_panel(&mut units, &mut scales, lanes);
+            for output in 0..SQUARE {
+                let row = panel * SQUARE + output;
+                for input in 0..K {
+                    let (byte, shift) = place(output, input);
+                    let expected = if row < 21 { matrix.codes[row * K + input] } else { 0 };
+                    assert_eq!(units[byte] >> shift & 15, expected, "output {row}, input {input}");
+                }
+                for group in 0..K / 64 {
+                    let (scales, zeros) = scales[group * 48..][..48].split_at(32);
+                    let at = output % 8 * 2 + output / 8;
+                    let exists = row < 21;
+                    let scale = if exists { matrix.scales[row * K / 64 + group].to_bits() } else { 0 };
+                    let zero = if exists { matrix.zeros[row * K / 64 + group] } else { 0 };
+                    assert_eq!(
+                        (&scales[at * 2..][..2], zeros[at]),
+                        (&scale.to_le_bytes()[..], zero),
+                        "output {row}, group {group}"
+                    );
+                }
+            }
+            panels += 1;
+        });
+        assert_eq!(panels, 2);
     }
 }
