@@ -120,11 +120,26 @@ fn a_hub_id_gets_advice() {
 fn flags_of_tgi_that_cannot_be_honoured_are_refused_by_name() {
     fails(Setup::new().args(&["--otlp-endpoint", "x"]), &["`--otlp-endpoint` (or OTLP_ENDPOINT) is not supported yet"]);
     fails(Setup::new().env("OTLP_ENDPOINT", "x"), &["`--otlp-endpoint` (or OTLP_ENDPOINT) is not supported yet"]);
-    for mode in ["awq", "gptq", "exl2", "marlin", "compressed-tensors"] {
-        let expected = format!("`quantize` is `{mode}`, which needs a checkpoint quantised beforehand");
+    for mode in ["exl2", "marlin", "compressed-tensors"] {
+        let expected = format!("`quantize` is `{mode}`, a format of checkpoints that is not supported");
         fails(Setup::new().args(&["--quantize", mode]), &[expected.as_str()]);
     }
     fails(Setup::new().env("QUANTIZE", "bitsandbytes-fp4"), &["`bitsandbytes-nf4` takes as much memory"]);
+}
+
+#[test]
+fn a_mode_of_quantisation_that_the_checkpoint_contradicts_is_refused_by_the_shard() {
+    let plain = TinyModel::default().write();
+    let expected =
+        ["`--quantize awq` takes a checkpoint that is quantised with awq", "config.json it is not quantised"];
+    model_fails(&plain, &["--quantize", "awq"], &expected);
+    let quantized = TinyModel::default().write();
+    let description = json!({"quant_method": "gptq", "bits": 4, "group_size": 128});
+    rewrite_config(&quantized, "quantization_config", description);
+    let expected = ["`--quantize fp8` takes a checkpoint that is not quantised", "it is quantised with gptq"];
+    model_fails(&quantized, &["--quantize", "fp8"], &expected);
+    rewrite_config(&quantized, "quantization_config", json!({"quant_method": "exl2", "bits": 4.0}));
+    model_fails(&quantized, &[], &["`quantization_config.quant_method` is \"exl2\"; supported: \"awq\", \"gptq\""]);
 }
 
 #[test]

@@ -50,8 +50,8 @@ pub(crate) struct Model {
     /// Convert the weights to this type while loading [default: as in the checkpoint].
     #[arg(long, env)]
     pub(crate) dtype: Option<Dtype>,
-    /// Quantise the weights of linear layers while loading: `eetq` (8-bit integers), `fp8`, `bitsandbytes-nf4` (4 bits)
-    /// [default: not].
+    /// Quantise the weights of linear layers while loading: `eetq` (8-bit integers), `fp8`, `bitsandbytes-nf4` (4 bits). Or expect a
+    /// checkpoint that is quantised already: `awq`, `gptq` [default: as in the checkpoint].
     #[arg(long, env, value_name = "MODE", hide_possible_values = true)]
     pub(crate) quantize: Option<Quantize>,
     /// Store keys and values in this type: `fp8_e4m3fn` and `fp8_e5m2` take half the memory of 16 bits, and of its traffic.
@@ -279,8 +279,8 @@ pub(crate) enum KvCacheDtype {
     Fp8E5m2,
 }
 
-/// TGI's modes of quantisation. The first four happen while loading; the others are formats of checkpoints, which are known by name
-/// only.
+/// TGI's modes of quantisation. The first five happen while loading; the others are formats of checkpoints, of which some are known by
+/// name only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Quantize {
     /// 8-bit integers, a scale per output.
@@ -293,10 +293,12 @@ pub(crate) enum Quantize {
     Bitsandbytes,
     /// 4-bit floats.
     BitsandbytesFp4,
+    /// A checkpoint that AWQ quantised.
     Awq,
+    /// A checkpoint that GPTQ quantised.
+    Gptq,
     CompressedTensors,
     Exl2,
-    Gptq,
     Marlin,
 }
 

@@ -57,7 +57,8 @@ pub struct Args {
     #[arg(long)]
     pub dtype: Option<Dtype>,
 
-    /// Quantise the weights of linear layers while loading [default: not].
+    /// Quantise the weights of linear layers while loading, or expect a checkpoint that is quantised like this [default: as in the
+    /// checkpoint].
     #[arg(long)]
     pub quantize: Option<Quantize>,
 
@@ -156,6 +157,10 @@ pub enum Quantize {
     Fp8,
     /// 4-bit NormalFloat, a scale per output and 64 inputs; the output head has 8 bits.
     BitsandbytesNf4,
+    /// A checkpoint that AWQ quantised.
+    Awq,
+    /// A checkpoint that GPTQ quantised.
+    Gptq,
 }
 
 /// Kinds of RoPE scaling that TGI offers on the command line.
@@ -215,6 +220,9 @@ mod tests {
         assert_eq!(graphs("shard --model-dir m --max-batch-size 12"), [1, 2, 4, 8, 12]);
         assert_eq!(graphs("shard --model-dir m --max-batch-size 80"), [1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 80]);
         assert!(args.json_output);
+        let quantize = |line: &str| Args::try_parse_from(line.split_whitespace()).unwrap().quantize;
+        assert_eq!(quantize("shard --model-dir m --quantize awq"), Some(Quantize::Awq));
+        assert_eq!(quantize("shard --model-dir m --quantize gptq"), Some(Quantize::Gptq));
     }
 
     #[test]
@@ -225,7 +233,7 @@ mod tests {
         assert!(refused("shard --model-dir m --max-step-tokens 0").contains("--max-step-tokens"));
         assert!(refused("shard --model-dir m --dtype int3").contains("float32"));
         assert!(refused("shard --model-dir m --kv-cache-dtype fp8").contains("fp8_e4m3fn"));
-        assert!(refused("shard --model-dir m --quantize gptq").contains("bitsandbytes-nf4"));
+        assert!(refused("shard --model-dir m --quantize exl2").contains("bitsandbytes-nf4"));
         assert!(refused("shard --model-dir m --rope-scaling linear").contains("--rope-factor"));
         assert!(refused("shard --model-dir m --cuda-memory-fraction 1.1").contains("at most 1"));
     }

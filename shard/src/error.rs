@@ -52,6 +52,18 @@ pub enum Error {
         /// What it should be.
         expected: String,
     },
+    /// `--quantize` and the checkpoint contradict each other.
+    #[error("`--quantize {asked}` takes a checkpoint that is {takes}; according to {} it is {actual}", path.display())]
+    Quantize {
+        /// The mode that the command line asks for.
+        asked: &'static str,
+        /// What it needs: "quantised with gptq", "not quantised".
+        takes: String,
+        /// The file that describes the checkpoint.
+        path: PathBuf,
+        /// What the checkpoint is, in the same words.
+        actual: String,
+    },
     /// The model cannot be cut into this many ranks.
     #[error(
         "`--num-shard {world_size}`: {field} {value} is not divisible by {world_size}; possible: {}",
@@ -135,8 +147,8 @@ pub enum Error {
         /// Shape in the file.
         actual: Vec<usize>,
     },
-    /// A tensor has an element type that the kernels cannot use.
-    #[error("{}: tensor `{tensor}` has dtype {dtype}; supported: F32, F16, BF16", path.display())]
+    /// A tensor has an element type that cannot be used in its place.
+    #[error("{}: tensor `{tensor}` has dtype {dtype}; supported: {supported}", path.display())]
     TensorDtype {
         /// The file.
         path: PathBuf,
@@ -144,6 +156,8 @@ pub enum Error {
         tensor: String,
         /// Its dtype, in the file format's spelling.
         dtype: String,
+        /// Those that would work.
+        supported: &'static str,
     },
 
     // --- Collectives -------------------------------------------------------------------------------------------------

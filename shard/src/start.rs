@@ -17,7 +17,7 @@ use crate::limits::{
 };
 use crate::masks::NoMasks;
 use crate::memory::available_bytes;
-use crate::models::{Model, ModelOptions, Quantization, RopeKind, RopeOverride};
+use crate::models::{Model, ModelOptions, QuantMethod, Quantization, RopeKind, RopeOverride};
 use crate::slots::SlotLimits;
 
 /// Why a shard cannot start.
@@ -103,7 +103,8 @@ fn start_on(args: &Args, device: Device, comm: Arc<dyn Comm>) -> Result<Started,
     let options = ModelOptions {
         dtype: args.dtype.map(dtype),
         kv_dtype: kv_dtype(args.kv_cache_dtype),
-        quantization: args.quantize.map(quantization),
+        quantization: args.quantize.and_then(quantization),
+        quant_method: args.quantize.and_then(quant_method),
         rope_scaling: rope_override(args),
         // What is packed for a GPU is packed by it, faster than a disk reads.
         packed_weights_cache: args.packed_weights_cache.clone().filter(|_| args.device == DeviceKind::Cpu),
@@ -164,7 +165,7 @@ fn start_on(args: &Args, device: Device, comm: Arc<dyn Comm>) -> Result<Started,
         arena_bytes: arena_bytes as u64,
         max_top_n_tokens: MAX_TOP_N_TOKENS,
         max_logit_rows: max_logit_rows as u32,
-        quantize: spec.quantization.map_or("", Quantization::name).to_owned(),
+        quantize: spec.quantize().to_owned(),
         kv_cache_dtype: kv.dtype().to_string(),
     };
     let quantize = if info.quantize.is_empty() { String::new() } else { format!(", {}", info.quantize) };
@@ -295,11 +296,22 @@ fn dtype_name(dtype: DType) -> &'static str {
     }
 }
 
-fn quantization(mode: Quantize) -> Quantization {
+/// What is quantised while loading.
+fn quantization(mode: Quantize) -> Option<Quantization> {
     match mode {
-        Quantize::Eetq => Quantization::Int8,
-        Quantize::Fp8 => Quantization::Fp8,
-        Quantize::BitsandbytesNf4 => Quantization::Nf4,
+        Quantize::Eetq => Some(Quantization::Int8),
+        Quantize::Fp8 => Some(Quantization::Fp8),
+        Quantize::BitsandbytesNf4 => Some(Quantization::Nf4),
+        Quantize::Awq | Quantize::Gptq => None,
+    }
+}
+
+/// What the checkpoint was quantised with.
+fn quant_method(mode: Quantize) -> Option<QuantMethod> {
+    match mode {
+        Quantize::Awq => Some(QuantMethod::Awq),
+        Quantize::Gptq => Some(QuantMethod::Gptq),
+        Quantize::Eetq | Quantize::Fp8 | Quantize::BitsandbytesNf4 => None,
     }
 }
 

@@ -3,6 +3,7 @@
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::unwrap_used, reason = "these are tests, but Clippy only knows the functions marked so")]
 
+mod quantizer;
 mod runner;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -15,7 +16,8 @@ use half::bf16;
 use kernels::{DType, Device, Tensor};
 use proto::v1::{Chunk, NewSlot, Plan, SamplingParams, StepResult, TokenBias, TokenSequence, TopTokens, Watermark};
 use proto::{Sample, pack_u32};
-use runner::{Piece, Runner, Wanted, arg_max, bits, unique_name};
+use quantizer::{Models, Quantizer};
+use runner::{Piece, Runner, ScratchModel, Wanted, arg_max, bits, unique_name};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::{Value, json};
 use shard::comm::{Comm, Nccl, Shm, Single};
@@ -275,6 +277,31 @@ fn quantised_models_are_near_those_of_the_processor_and_keep_their_bits() {
             println!("{context}: relative error {error:.1e}");
             assert!(error < 3e-2, "{context}: relative error {error}");
         }
+    }
+}
+
+#[test]
+fn quantised_checkpoints_are_near_those_of_the_processor_and_keep_their_bits() {
+    let gpu = gpu();
+    let ids: Vec<u32> = tokens(110, 9).iter().map(|id| id % quantizer::VOCAB_SIZE as u32).collect();
+    // What stays integers, and what becomes floats.
+    let act_order = Quantizer { act_order: true, group_size: Some(32), ..Quantizer::GPTQ };
+    for (quantizer, dtype) in [(Quantizer::AWQ, DType::F16), (Quantizer::GPTQ, DType::Bf16), (act_order, DType::F16)] {
+        let dir = ScratchModel(std::env::temp_dir().join(unique_name().trim_start_matches('/')));
+        let models = Models::new(&dir.0, &quantizer, &[], false);
+        let options = ModelOptions { dtype: Some(dtype), ..ModelOptions::default() };
+        let on = |device: &Device| Runner::load_on(&models.quantized, device, Arc::new(Single), &options);
+        let expected = chunked(&mut on(&Device::cpu(1)), 0, &ids, &[110]);
+        let whole = chunked(&mut on(&gpu), 0, &ids, &[110]);
+        let context = format!("{quantizer:?} as {dtype}");
+        for lengths in [&[66, 30, 9, 5][..], &[100, 1]] {
+            let other = chunked(&mut on(&gpu), 0, &ids, lengths);
+            assert!(bits(&other) == bits(&whole), "{context}: chunks of {lengths:?} differ");
+        }
+        // The same weights; of integers, the processor rounds inputs to a 127th of the largest of 64.
+        let error = relative_error(&whole, &expected);
+        println!("{context}: relative error {error:.1e}");
+        assert!(error < 4e-2, "{context}: relative error {error}");
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use kernels::{DType, KvDType};
 
-use super::{ConfigFile, ModelOptions, Quantization, RopeSpec};
+use super::{ConfigFile, ModelOptions, Quantization, QuantizedCheckpoint, RopeSpec};
 use crate::error::Result;
 use crate::limits::{MAX_DIMENSION, MAX_LAYERS, MAX_POSITIONS};
 
@@ -19,6 +19,8 @@ pub struct DecoderSpec {
     pub kv_dtype: Option<KvDType>,
     /// How linear weights are quantised while they are loaded.
     pub quantization: Option<Quantization>,
+    /// How they were quantised beforehand.
+    pub quantized_checkpoint: Option<QuantizedCheckpoint>,
     /// Token ids.
     pub vocab_size: usize,
     /// Width of the residual stream, E.
@@ -79,11 +81,13 @@ impl DecoderSpec {
         let trained_positions = config.size("max_position_embeddings", MAX_POSITIONS)?;
         let rope = RopeSpec::from_config(config, trained_positions, options.rope_scaling)?;
         let num_layers = config.size("num_hidden_layers", MAX_LAYERS)?;
+        let quantized_checkpoint = QuantizedCheckpoint::of(config, options)?;
         Ok(DecoderSpec {
             model_type: config.text("model_type")?.unwrap_or_default().to_owned(),
-            dtype: options.dtype.or(checkpoint_dtype(config)?),
+            dtype: options.dtype.or(default_dtype(config, quantized_checkpoint.is_some())?),
             kv_dtype: options.kv_dtype,
             quantization: options.quantization,
+            quantized_checkpoint,
             vocab_size: config.size("vocab_size", MAX_DIMENSION)?,
             hidden_size,
             intermediate_size: config.size("intermediate_size", MAX_DIMENSION)?,
@@ -103,15 +107,16 @@ impl DecoderSpec {
             eos_token_ids: eos_token_ids(config)?,
         })
     }
+
+    /// TGI's name of how linear weights are quantised, while loading or beforehand; empty: not at all.
+    pub fn quantize(&self) -> &'static str {
+        let beforehand = self.quantized_checkpoint.map(|checkpoint| checkpoint.method().name());
+        self.quantization.map(Quantization::name).or(beforehand).unwrap_or_default()
+    }
 }
 
 /// Features that would change the mathematics and are not in any family here.
 fn refuse_unknown_variants(config: &ConfigFile) -> Result<()> {
-    for field in ["quantization_config", "compression_config"] {
-        if config.get(field).is_some() {
-            return Err(config.unsupported(field, "unquantised float32, float16 and bfloat16 checkpoints"));
-        }
-    }
     // "swish" is SiLU by its other name.
     if !matches!(config.text("hidden_act")?, None | Some("silu" | "swish")) {
         return Err(config.unsupported("hidden_act", "\"silu\""));
@@ -120,6 +125,16 @@ fn refuse_unknown_variants(config: &ConfigFile) -> Result<()> {
         return Err(config.unsupported("partial_rotary_factor", "1.0"));
     }
     Ok(())
+}
+
+/// The element type if the command line does not say. Scales of quantised checkpoints have 16 bits, so float32 makes none of their
+/// layers more exact.
+fn default_dtype(config: &ConfigFile, is_quantized: bool) -> Result<Option<DType>> {
+    let dtype = checkpoint_dtype(config)?;
+    Ok(match dtype {
+        None | Some(DType::F32) if is_quantized => Some(DType::F16),
+        _ => dtype,
+    })
 }
 
 /// What config.json says about the element type. The field only describes, so an unknown one is not an error: the

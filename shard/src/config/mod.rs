@@ -6,11 +6,13 @@
 mod decoder_spec;
 mod file;
 mod quantization;
+mod quantized_checkpoint;
 mod rope;
 
 pub use decoder_spec::DecoderSpec;
 pub use file::ConfigFile;
 pub use quantization::{Quantization, weight_types};
+pub use quantized_checkpoint::{PackedLayout, QuantMethod, QuantizedCheckpoint};
 pub use rope::{RopeKind, RopeOverride, RopeScaling, RopeSpec};
 
 use std::path::PathBuf;
@@ -26,6 +28,8 @@ pub struct ModelOptions {
     pub kv_dtype: Option<KvDType>,
     /// How linear weights are quantised while they are loaded; `None`: not at all.
     pub quantization: Option<Quantization>,
+    /// What the checkpoint must have been quantised with; `None`: whatever its configuration says.
+    pub quant_method: Option<QuantMethod>,
     /// RoPE scaling in place of the model's own.
     pub rope_scaling: Option<RopeOverride>,
     /// Folder that keeps packed weights from one start to the next; `None`: they are packed every time.

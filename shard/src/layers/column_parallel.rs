@@ -5,6 +5,7 @@ use std::ops::Range;
 use kernels::{LinearWeight, Tensor, ops};
 
 use super::Loader;
+use super::linear_source::LinearPart;
 use crate::error::Result;
 
 /// Several projections of the same input as one matrix product: q, k, v or gate, up.
@@ -27,23 +28,29 @@ impl ColumnParallelLinear {
     /// Loads this rank's rows of each projection, stacked in the order given.
     ///
     /// # Errors
-    /// Whatever is wrong with the tensors `{name}.weight` (`[out_features, in_features]`) and, if `bias`, `{name}.bias`.
+    /// Whatever is wrong with the tensors `{name}.weight` (`[out_features, in_features]`), or what a quantised checkpoint has in its place,
+    /// and, if `bias`, `{name}.bias`.
     pub fn load(
         loader: &Loader<'_>,
         in_features: usize,
         bias: bool,
         projections: &[Projection<'_>],
     ) -> Result<ColumnParallelLinear> {
-        let (mut slices, mut biases) = (Vec::new(), Vec::new());
+        let (mut parts, mut biases) = (Vec::new(), Vec::new());
         for Projection { name, out_features, mine } in projections {
-            let weight = loader.checkpoint.matrix(&format!("{name}.weight"), *out_features, in_features)?;
-            slices.push(weight.row_slice(mine.clone()));
+            parts.push(LinearPart {
+                name,
+                shape: [*out_features, in_features],
+                outputs: mine.clone(),
+                inputs: 0..in_features,
+            });
             if bias {
                 biases.push((loader.checkpoint.vector(&format!("{name}.bias"), *out_features)?, mine.clone()));
             }
         }
+        let weight = loader.linear_weight(&parts)?;
         let bias = bias.then(|| loader.vector(&biases)).transpose()?;
-        Ok(ColumnParallelLinear { weight: loader.linear_weight(&slices)?, bias })
+        Ok(ColumnParallelLinear { weight, bias })
     }
 
     /// `out`: `[T, this rank's outputs]`; `x`: `[T, in_features]`.

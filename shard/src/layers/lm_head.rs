@@ -5,6 +5,7 @@ use std::sync::Arc;
 use kernels::{Arena, DType, LinearWeight, Tensor, ops};
 
 use super::Loader;
+use super::linear_source::LinearPart;
 use crate::comm::Comm;
 use crate::error::Result;
 
@@ -19,17 +20,17 @@ impl LmHead {
     /// Loads this rank's rows of `{name}.weight` (`[vocab_size, hidden_size]`), which may be the embedding matrix.
     ///
     /// # Errors
-    /// Whatever is wrong with that tensor.
+    /// Whatever is wrong with that tensor, or what a quantised checkpoint has in its place.
     pub fn load(
         loader: &Loader<'_>,
         comm: &Arc<dyn Comm>,
         name: &str,
         [vocab_size, hidden_size]: [usize; 2],
     ) -> Result<LmHead> {
-        let weight = loader.checkpoint.matrix(&format!("{name}.weight"), vocab_size, hidden_size)?;
         let ids = loader.partition.vocab(vocab_size);
         let missing = loader.partition.vocab_stride(vocab_size) - ids.len();
-        let weight = loader.head_weight(weight.row_slice(ids), missing)?;
+        let part = LinearPart { name, shape: [vocab_size, hidden_size], outputs: ids, inputs: 0..hidden_size };
+        let weight = loader.head_weight(&part, missing)?;
         Ok(LmHead { weight: Arc::new(weight), comm: comm.clone() })
     }
 

@@ -1,14 +1,16 @@
 //! From names in a checkpoint to this rank's part of a layer, on its device.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
-use kernels::{DType, Device, LinearWeight, MatrixView, SourcePages, Tensor, WeightType};
+use kernels::{DType, Device, Int4Source, LinearWeight, MatrixView, SourcePages, Tensor, WeightType};
 
 use super::Partition;
-use crate::config::{Quantization, weight_types};
+use super::linear_source::{LinearPart, LinearSource};
+use crate::config::{Quantization, QuantizedCheckpoint, weight_types};
 use crate::error::Result;
-use crate::weights::{Checkpoint, CheckpointTensor, PackedWeights};
+use crate::weights::{Checkpoint, CheckpointTensor, Obstacle, PackedWeights};
 
 /// What a layer needs in order to load itself.
 pub struct Loader<'a> {
@@ -24,6 +26,10 @@ pub struct Loader<'a> {
     linear_type: WeightType,
     /// The same for the output head.
     head_type: WeightType,
+    /// How linear layers were quantised beforehand.
+    quantized: Option<QuantizedCheckpoint>,
+    /// Layers that were quantised beforehand: those that are computed with as they are (`None`), and those that became floats.
+    quantized_layers: RefCell<BTreeMap<Option<Obstacle>, usize>>,
     pages: &'a dyn SourcePages,
     packed: RefCell<PackedWeights>,
     bytes: Cell<u64>,
@@ -49,11 +55,18 @@ impl<'a> Loader<'a> {
             dtype,
             linear_type,
             head_type,
+            quantized: None,
+            quantized_layers: RefCell::default(),
             pages,
             packed: RefCell::new(PackedWeights::Off),
             bytes: Cell::default(),
             sources: RefCell::default(),
         }
+    }
+
+    /// The same, of a checkpoint that may be quantised.
+    pub fn with_quantized_checkpoint(self, quantized: Option<QuantizedCheckpoint>) -> Loader<'a> {
+        Loader { quantized, ..self }
     }
 
     /// The same, taking packed weights from a file or keeping them in one.
@@ -80,18 +93,103 @@ impl<'a> Loader<'a> {
         self.bytes.get()
     }
 
-    /// Packs slices of matrices, stacked along their rows.
-    pub(super) fn linear_weight(&self, slices: &[MatrixView<'a>]) -> Result<LinearWeight> {
-        self.sources.borrow_mut().extend(slices.iter().map(|slice| slice.data));
-        self.pack(slices, self.linear_type)
+    /// For people: how many layers that were quantised beforehand became floats, and why; `None` if none did.
+    pub fn dequantized_layers(&self) -> Option<String> {
+        let layers = self.quantized_layers.borrow();
+        let reasons: Vec<String> = layers
+            .iter()
+            .filter_map(|(obstacle, count)| obstacle.as_ref().map(|obstacle| format!("{count} {obstacle}")))
+            .collect();
+        let kept = layers.get(&None).copied().unwrap_or_default();
+        let all = layers.values().sum::<usize>();
+        (!reasons.is_empty()).then(|| {
+            let (dtype, bits) = (self.dtype, self.dtype.size_bytes() * 8);
+            let floats = all - kept;
+            format!(
+                "{floats} of {all} quantised linear layers become {dtype} while loading, {bits} bits a weight: {}",
+                reasons.join(", ")
+            )
+        })
     }
 
-    /// Packs a slice of the output head, followed by rows of zeros.
-    pub(super) fn head_weight(&self, slice: MatrixView<'a>, missing: usize) -> Result<LinearWeight> {
-        self.sources.borrow_mut().push(slice.data);
+    /// Packs this rank's parts of layers with the same inputs, stacked along their outputs.
+    pub(super) fn linear_weight(&self, parts: &[LinearPart<'_>]) -> Result<LinearWeight> {
+        let layers = parts.iter().map(|part| self.find(part)).collect::<Result<Vec<_>>>()?;
+        if let Some(slices) = layers.iter().map(LinearSource::float).collect::<Option<Vec<_>>>() {
+            return self.pack(&slices, self.linear_type);
+        }
+        let Some(matrices) = layers.iter().map(LinearSource::int4).collect::<Option<Vec<&dyn Int4Source>>>() else {
+            return self.pack_dequantized(&layers, 0, Obstacle::Stack);
+        };
+        *self.quantized_layers.borrow_mut().entry(None).or_default() += layers.len();
+        let weight = self.while_reading(&layers, || LinearWeight::pack_int4(self.device, &matrices))?;
+        self.count(weight.bytes());
+        Ok(weight)
+    }
+
+    /// Packs this rank's part of the output head, followed by rows of zeros.
+    pub(super) fn head_weight(&self, part: &LinearPart<'_>, missing: usize) -> Result<LinearWeight> {
+        let head = self.find(part)?;
+        let Some(slice) = head.float() else { return self.pack_dequantized(&[head], missing, Obstacle::Head) };
         let zeros = vec![0; missing * slice.cols * slice.dtype.size_bytes()];
         let padding = MatrixView::dense(&zeros, slice.dtype, missing, slice.cols);
         self.pack(&[slice, padding], self.head_type)
+    }
+
+    fn find(&self, part: &LinearPart<'_>) -> Result<LinearSource<'a>> {
+        let layer = LinearSource::find(self.checkpoint, self.quantized.as_ref(), part)?;
+        self.sources.borrow_mut().extend(layer.bytes());
+        Ok(layer)
+    }
+
+    /// Packs layers, some of them quantised, as floats of the model's element type, followed by rows of zeros. `otherwise` is why layers
+    /// become floats that have no obstacle of their own.
+    fn pack_dequantized(
+        &self,
+        layers: &[LinearSource<'a>],
+        missing: usize,
+        otherwise: Obstacle,
+    ) -> Result<LinearWeight> {
+        for layer in layers.iter().filter(|layer| layer.float().is_none()) {
+            let obstacle = layer.obstacle().unwrap_or(otherwise);
+            *self.quantized_layers.borrow_mut().entry(Some(obstacle)).or_default() += 1;
+        }
+        let float = WeightType::Float(self.dtype);
+        let inputs = layers.first().map_or(0, |layer| layer.shape()[1]);
+        let weight = if self.device.is_plan() {
+            let outputs = layers.iter().map(|layer| layer.shape()[0]).sum::<usize>();
+            LinearWeight::zeroed(self.device, outputs + missing, inputs, float)?
+        } else {
+            self.while_reading(layers, || {
+                let rounded = |layer: &LinearSource<'_>| match layer {
+                    LinearSource::Float(_) => vec![],
+                    LinearSource::Quantized(slice) => slice.dequantize(self.device, self.dtype),
+                };
+                let rounded: Vec<Vec<u8>> = layers.iter().map(rounded).collect();
+                let zeros = vec![0; missing * inputs * self.dtype.size_bytes()];
+                let mut matrices = Vec::with_capacity(layers.len() + 1);
+                for (layer, rounded) in layers.iter().zip(&rounded) {
+                    let dense = MatrixView::dense(rounded, self.dtype, layer.shape()[0], inputs);
+                    matrices.push(layer.float().unwrap_or(dense));
+                }
+                matrices.push(MatrixView::dense(&zeros, self.dtype, missing, inputs));
+                LinearWeight::pack_as(self.device, &matrices, float)
+            })?
+        };
+        self.count(weight.bytes());
+        Ok(weight)
+    }
+
+    /// Calls `pack`, which reads all bytes of these layers.
+    fn while_reading<T>(&self, layers: &[LinearSource<'a>], pack: impl FnOnce() -> T) -> T {
+        if self.device.is_plan() {
+            return pack();
+        }
+        let parts: Vec<&[u8]> = layers.iter().flat_map(LinearSource::bytes).collect();
+        parts.iter().for_each(|part| self.pages.begin(part));
+        let packed = pack();
+        parts.iter().for_each(|part| self.pages.end(part));
+        packed
     }
 
     fn pack(&self, slices: &[MatrixView<'_>], weight_type: WeightType) -> Result<LinearWeight> {

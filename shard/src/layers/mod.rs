@@ -6,6 +6,7 @@
 
 mod column_parallel;
 mod embedding;
+mod linear_source;
 mod lm_head;
 mod loader;
 mod partition;

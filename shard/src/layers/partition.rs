@@ -77,6 +77,7 @@ mod tests {
             dtype: None,
             kv_dtype: None,
             quantization: None,
+            quantized_checkpoint: None,
             vocab_size: 10,
             hidden_size: 8 * num_heads,
             intermediate_size,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use kernels::{LinearWeight, Tensor, ops};
 
+use super::linear_source::LinearPart;
 use super::{Loader, RmsNorm};
 use crate::comm::Comm;
 use crate::error::Result;
@@ -21,7 +22,7 @@ impl RowParallelLinear {
     /// Loads this rank's columns `mine` of `{name}.weight` (`[out_features, in_features]`).
     ///
     /// # Errors
-    /// Whatever is wrong with that tensor or, if `bias`, with `{name}.bias`.
+    /// Whatever is wrong with that tensor, or what a quantised checkpoint has in its place, or, if `bias`, with `{name}.bias`.
     pub fn load(
         loader: &Loader<'_>,
         comm: &Arc<dyn Comm>,
@@ -30,7 +31,7 @@ impl RowParallelLinear {
         mine: Range<usize>,
         bias: bool,
     ) -> Result<RowParallelLinear> {
-        let weight = loader.checkpoint.matrix(&format!("{name}.weight"), out_features, in_features)?;
+        let part = LinearPart { name, shape: [out_features, in_features], outputs: 0..out_features, inputs: mine };
         let bias = match bias {
             // Every rank looks it up, so that all of them fail alike if it is missing.
             true => Some(loader.checkpoint.vector(&format!("{name}.bias"), out_features)?),
@@ -38,7 +39,7 @@ impl RowParallelLinear {
         };
         let bias = bias.filter(|_| comm.rank() == 0);
         Ok(RowParallelLinear {
-            weight: loader.linear_weight(&[weight.col_slice(mine)])?,
+            weight: loader.linear_weight(&[part])?,
             bias: bias.map(|bias| loader.vector(&[(bias, 0..out_features)])).transpose()?,
             comm: comm.clone(),
         })

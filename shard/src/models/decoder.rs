@@ -269,18 +269,32 @@ impl Decoder {
         // Once without reading anything: what is missing or misshapen is found now rather than after minutes of packing, and the
         // disk can be told what comes next.
         let plan = Device::plan();
-        let planner = Loader::new(&checkpoint, &plan, partition, dtype, spec.quantization, &AlwaysThere);
+        let planner = Loader::new(&checkpoint, &plan, partition, dtype, spec.quantization, &AlwaysThere)
+            .with_quantized_checkpoint(spec.quantized_checkpoint);
         Parts::load(&planner, &comm, &spec, names)?;
         let pages = ReadAhead::new(&checkpoint, planner.into_sources());
         let layout = spec.quantization.map_or(dtype.to_string(), |mode| format!("{dtype}-{}", mode.name()));
-        let cache = packed_weights_cache.and_then(|folder| checkpoint.packed_cache(folder, &comm, layout));
+        let cache = match (packed_weights_cache, spec.quantized_checkpoint) {
+            (Some(folder), None) => checkpoint.packed_cache(folder, &comm, layout),
+            (Some(_), Some(_)) => {
+                tracing::warn!(
+                    "packed weights are not kept: the checkpoint is quantised, and packed as fast as they would be read"
+                );
+                None
+            }
+            (None, _) => None,
+        };
         let packed = PackedWeights::of(cache.as_ref());
         let is_packed = matches!(packed, PackedWeights::Read(_));
-        let loader = Loader::new(&checkpoint, device, partition, dtype, spec.quantization, &pages);
-        let loader = loader.with_packed_weights(packed);
+        let loader = Loader::new(&checkpoint, device, partition, dtype, spec.quantization, &pages)
+            .with_quantized_checkpoint(spec.quantized_checkpoint)
+            .with_packed_weights(packed);
         let load = || Parts::load(&loader, &comm, &spec, names);
         let Parts { embed_tokens, layers, norm, lm_head } = if is_packed { load()? } else { pages.during(load)? };
         loader.finish_packed_weights();
+        if let Some(layers) = loader.dequantized_layers().filter(|_| comm.rank() == 0) {
+            tracing::warn!("{layers}");
+        }
 
         let (dim, positions, factor) = (spec.head_dim, spec.max_position_embeddings, spec.rope.attention_factor());
         let rope = match spec.rope.depends_on_position() {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use kernels::{Arena, Device, KvCache, StepLimits, Tensor};
 
-pub use crate::config::{DecoderSpec, ModelOptions, Quantization, RopeKind, RopeOverride};
+pub use crate::config::{DecoderSpec, ModelOptions, QuantMethod, Quantization, RopeKind, RopeOverride};
 pub use decode_graphs::{DecodeGraphs, GraphStep};
 pub use step::{SequenceRows, StepInput, StepPlan, StepRows};
 

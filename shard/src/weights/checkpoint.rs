@@ -132,7 +132,7 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::TensorShape`], [`Error::TensorDtype`].
     pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<CheckpointTensor<'_>> {
-        self.tensor(name, &[rows, cols]).map(|(data, dtype)| CheckpointTensor { data, dtype, rows, cols })
+        self.floats(name, &[rows, cols]).map(|(data, dtype)| CheckpointTensor { data, dtype, rows, cols })
     }
 
     /// The vector `name` of `len` elements, as one column: what is cut from it then are rows.
@@ -140,27 +140,55 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::matrix`].
     pub fn vector(&self, name: &str, len: usize) -> Result<CheckpointTensor<'_>> {
-        self.tensor(name, &[len]).map(|(data, dtype)| CheckpointTensor { data, dtype, rows: len, cols: 1 })
+        self.floats(name, &[len]).map(|(data, dtype)| CheckpointTensor { data, dtype, rows: len, cols: 1 })
     }
 
-    fn tensor(&self, name: &str, expected: &[usize]) -> Result<(&[u8], DType)> {
+    /// The 32-bit integers `name`, dense in `shape`.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::matrix`].
+    pub fn int32(&self, name: &str, shape: &[usize]) -> Result<&[[u8; 4]]> {
+        let (file, data, dtype) = self.tensor(name, shape)?;
+        match dtype {
+            Dtype::I32 => Ok(data.as_chunks().0),
+            other => Err(wrong_dtype(file, name, other, "I32")),
+        }
+    }
+
+    /// The error that the contents of the tensor `name` contradict each other.
+    pub fn wrong(&self, name: &str, reason: String) -> Error {
+        let path = self.owners.get(name).map_or(&*self.dir, |file| self.files[*file].path());
+        Error::TensorInfo { path: path.to_owned(), tensor: name.to_owned(), reason }
+    }
+
+    fn floats(&self, name: &str, expected: &[usize]) -> Result<(&[u8], DType)> {
+        let (file, data, dtype) = self.tensor(name, expected)?;
+        match dtype {
+            Dtype::F32 => Ok((data, DType::F32)),
+            Dtype::F16 => Ok((data, DType::F16)),
+            Dtype::BF16 => Ok((data, DType::Bf16)),
+            other => Err(wrong_dtype(file, name, other, "F32, F16, BF16")),
+        }
+    }
+
+    /// A tensor of this shape, of whatever type, and its file.
+    fn tensor(&self, name: &str, expected: &[usize]) -> Result<(&SafetensorsFile, &[u8], Dtype)> {
         let file = self.owners.get(name).map(|file| &self.files[*file]);
         let Some((file, (info, data))) = file.and_then(|file| Some((file, file.tensor(name)?))) else {
             return Err(Error::MissingTensor { tensor: name.to_owned(), dir: self.dir.clone() });
         };
-        let (path, tensor) = (|| file.path().to_owned(), || name.to_owned());
         if info.shape != expected {
+            let (path, tensor) = (file.path().to_owned(), name.to_owned());
             let (expected, actual) = (expected.to_vec(), info.shape.clone());
-            return Err(Error::TensorShape { path: path(), tensor: tensor(), expected, actual });
+            return Err(Error::TensorShape { path, tensor, expected, actual });
         }
-        let dtype = match info.dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::BF16 => DType::Bf16,
-            other => return Err(Error::TensorDtype { path: path(), tensor: tensor(), dtype: other.to_string() }),
-        };
-        Ok((data, dtype))
+        Ok((file, data, info.dtype))
     }
+}
+
+fn wrong_dtype(file: &SafetensorsFile, name: &str, dtype: Dtype, supported: &'static str) -> Error {
+    let (path, tensor) = (file.path().to_owned(), name.to_owned());
+    Error::TensorDtype { path, tensor, dtype: dtype.to_string(), supported }
 }
 
 impl<'a> CheckpointTensor<'a> {
@@ -177,17 +205,10 @@ impl<'a> CheckpointTensor<'a> {
         MatrixView::dense(data, self.dtype, rows.len(), self.cols)
     }
 
-    /// Some of its columns: what a row-parallel layer's rank needs.
-    pub fn col_slice(&self, cols: std::ops::Range<usize>) -> MatrixView<'a> {
+    /// Some of the columns of some of its rows: what a row-parallel layer's rank needs are columns.
+    pub fn slice(&self, rows: std::ops::Range<usize>, cols: std::ops::Range<usize>) -> MatrixView<'a> {
         assert!(cols.start <= cols.end && cols.end <= self.cols, "columns {cols:?} of {}", self.cols);
-        MatrixView {
-            data: self.data,
-            dtype: self.dtype,
-            rows: self.rows,
-            cols: cols.len(),
-            row_stride: self.cols,
-            first_col: cols.start,
-        }
+        MatrixView { cols: cols.len(), first_col: cols.start, ..self.row_slice(rows) }
     }
 
     /// All of it.

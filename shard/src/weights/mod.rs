@@ -2,9 +2,11 @@
 
 mod checkpoint;
 mod packed_cache;
+mod quantized;
 mod read_ahead;
 mod safetensors_file;
 
 pub use checkpoint::{Checkpoint, CheckpointTensor};
 pub use packed_cache::{CheckpointIdentity, PackedCache, PackedReader, PackedWeights, PackedWriter};
+pub use quantized::{Obstacle, QuantizedMatrix, QuantizedSlice};
 pub use read_ahead::ReadAhead;
