@@ -2,11 +2,12 @@
 // prompt's chunk or a decode step computes it.
 //
 // Positions are cut at absolute places into splits of 256, and those into tiles of 64. A tile's scores have a maximum of their own;
-// its weights are powers of two below it, rounded to the type of the cache; weighted values and the sum of the weights are
+// its weights are powers of two below it, rounded to the type of the queries; weighted values and the sum of the weights are
 // chains of matrix instructions over ascending positions. Tiles merge in ascending order into their split, splits into the
 // row. Which operand of the instruction keys and values are differs between the kernels, the products and their order do not.
 #pragma once
 
+#include "fp8.cuh"
 #include "kv_cache.cuh"
 #include "ptx.cuh"
 
@@ -56,14 +57,60 @@ DEVICE Factors merge(State& state, const State& next) {
 
 DEVICE float merged(float sum, float next, const Factors& factors) { return fmaf(next, factors.take, sum * factors.keep); }
 
-// A square of the cache in the registers of a warp.
+// A cache of the type that a kernel computes in.
 template <typename T>
-DEVICE RowsOperand load_square(const T* squares, unsigned square) {
-    const T* from = squares + square * SQUARE_ELEMENTS + threadIdx.x % WARP * VECTOR;
-    return *reinterpret_cast<const RowsOperand*>(from);
+struct SameCache {
+    // What it computes in, and what is stored.
+    using Element = T;
+    using Stored = T;
+
+    // A square of an access, as an operand.
+    DEVICE RowsOperand square(const RowsOperand& access, unsigned) const { return access; }
+};
+
+// A cache of eight-bit floats: squares are widened in registers, exactly.
+template <typename T>
+struct Fp8Cache {
+    using Element = T;
+    using Stored = fp8;
+
+    Widening widening;
+
+    DEVICE RowsOperand square(const RowsOperand& access, unsigned square) const {
+        RowsOperand operand;
+        for (unsigned i = 0; i < 4; ++i) {
+            operand.pair[i] = widened_pair<T>(widening, access.pair[square * 2 + i / 2], i % 2 == 1);
+        }
+        return operand;
+    }
+};
+
+// What a kernel over such a cache takes behind its other parameters, and the cache of it.
+#define WIDENING_PARAMETERS , u32 shift_factor, u32 kept, u32 multiplier, u32 to_infinity
+#define FP8_CACHE(T) (Fp8Cache<T>{{shift_factor, kept, multiplier, to_infinity}})
+
+// Half of an access.
+DEVICE RowsOperand load_half(const void* from) {
+    u64 half = *static_cast<const u64*>(from);
+    return {{u32(half), u32(half >> 32), 0, 0}};
 }
 
-// The same square as columns: of the rows 0 to 7 (half 0) or 8 to 15 (half 1).
+// What one access has of the squares of a head, from `square` on, in the registers of a warp.
+template <unsigned DIM, typename C>
+DEVICE RowsOperand load_access(const C* squares, unsigned square) {
+    const C* from = lane_start(squares, 0, square, threadIdx.x % WARP, DIM);
+    bool is_alone = DIM / SQUARE % ACCESS_SQUARES<C> != 0 && square + 1 == DIM / SQUARE;
+    return is_alone ? load_half(from) : *reinterpret_cast<const RowsOperand*>(from);
+}
+
+// The same of one square alone: of those from `first`, an even number, on.
+template <unsigned DIM, typename C>
+DEVICE RowsOperand load_square(const C* squares, unsigned first, unsigned square) {
+    const C* from = lane_start(squares, first, square, threadIdx.x % WARP, DIM);
+    return ACCESS_SQUARES<C> == 1 ? *reinterpret_cast<const RowsOperand*>(from) : load_half(from);
+}
+
+// A square as columns: of the rows 0 to 7 (half 0) or 8 to 15 (half 1).
 DEVICE ColumnsOperand columns_of(const RowsOperand& square, unsigned half) {
     return {{square.pair[half], square.pair[half + 2]}};
 }

@@ -29,12 +29,12 @@ DEVICE ColumnsOperand load_queries(const T* queries, unsigned dim, unsigned grou
 //
 // sums: [items][heads][DIM]; states: [items][heads], both unwritten where the row sees nothing; qkv: [T][qkv_cols], queries
 // first; items: [*num_items]; positions: [T]; tables: those of all rows, of which a row's begins at table_starts[row]: [T].
-template <typename T, unsigned DIM>
+template <unsigned DIM, typename Cache, typename T = typename Cache::Element, typename C = typename Cache::Stored>
 DEVICE void attention_splits(
-    float* sums, State* states, const T* qkv, const T* keys, const T* values, const SplitItem* items, const u32* num_items,
+    float* sums, State* states, const T* qkv, const C* keys, const C* values, const SplitItem* items, const u32* num_items,
     const u32* positions, const u32* tables, const u32* table_starts, unsigned qkv_cols, unsigned group,
-    unsigned kv_heads, float scale, u32 window) {
-    constexpr unsigned SQUARES = DIM / SQUARE;
+    unsigned kv_heads, float scale, u32 window, const Cache& cache) {
+    constexpr unsigned SQUARES = DIM / SQUARE, TOGETHER = ACCESS_SQUARES<C>;
     // A warp's weights as columns: [blocks][lanes][2 pairs][2].
     SHARED(T, all_weights, WARPS * TILE_BLOCKS * WARP * 4);
     SHARED(State, tile_states, WARPS * HEADS);
@@ -65,10 +65,14 @@ DEVICE void attention_splits(
             for (unsigned block = 0; block < TILE_BLOCKS; ++block) {
                 u32 first = tile_start + block * BLOCK_POSITIONS;
                 if (visible.meets(first, BLOCK_POSITIONS)) {
-                    const T* squares = keys + block_start(table[block], kv_heads, kv_head, DIM);
+                    const C* squares = keys + block_start(table[block], kv_heads, kv_head, DIM);
 #pragma unroll
-                    for (unsigned square = 0; square < SQUARES; ++square) {
-                        multiply_add<T>(scores[block], load_square(squares, square), query[square]);
+                    for (unsigned square = 0; square < SQUARES; square += TOGETHER) {
+                        RowsOperand access = load_access<DIM>(squares, square);
+#pragma unroll
+                        for (unsigned i = 0; i < TOGETHER && square + i < SQUARES; ++i) {
+                            multiply_add<T>(scores[block], cache.square(access, i), query[square + i]);
+                        }
                     }
                 }
                 for (unsigned i = 0; i < 4; ++i) {
@@ -96,13 +100,17 @@ DEVICE void attention_splits(
                 u32 first = tile_start + block * BLOCK_POSITIONS;
                 if (!visible.meets(first, BLOCK_POSITIONS)) continue;
                 ColumnsOperand shares = reinterpret_cast<const ColumnsOperand*>(weights)[block * WARP + lane];
-                const T* squares = values + block_start(table[block], kv_heads, kv_head, DIM);
+                const C* squares = values + block_start(table[block], kv_heads, kv_head, DIM);
                 bool has_hidden = visible.cuts(first, BLOCK_POSITIONS);
 #pragma unroll
-                for (unsigned square = 0; square < SQUARES; ++square) {
-                    RowsOperand loaded = load_square(squares, square);
-                    if (has_hidden) loaded = without_hidden(loaded, visible, first);
-                    multiply_add<T>(weighted[square], loaded, shares);
+                for (unsigned square = 0; square < SQUARES; square += TOGETHER) {
+                    RowsOperand access = load_access<DIM>(squares, square);
+#pragma unroll
+                    for (unsigned i = 0; i < TOGETHER && square + i < SQUARES; ++i) {
+                        RowsOperand loaded = cache.square(access, i);
+                        if (has_hidden) loaded = without_hidden(loaded, visible, first);
+                        multiply_add<T>(weighted[square + i], loaded, shares);
+                    }
                 }
                 multiply_add<T>(total, {{ones, ones, ones, ones}}, shares);
             }
@@ -158,15 +166,20 @@ DEVICE void attention_merge(
     out[(size_t(row) * heads + head) * dim + threadIdx.x] = round_to<T>(sum / state.denominator);
 }
 
-#define SPLITS(T, DIM)                                                                                               \
-    KERNEL __launch_bounds__(THREADS) attention_splits_##DIM##_##T(                                                  \
-        float* sums, State* states, const T* qkv, const T* keys, const T* values, const SplitItem* items,            \
-        const u32* num_items, const u32* positions, const u32* tables, const u32* table_starts, unsigned qkv_cols,   \
-        unsigned group, unsigned kv_heads, float scale, u32 window) {                                                \
-        attention_splits<T, DIM>(sums, states, qkv, keys, values, items, num_items, positions, tables, table_starts, \
-                                 qkv_cols, group, kv_heads, scale, window);                                          \
-    }                                                                                                                \
-    EXPORT(attention_splits_##DIM##_##T)
+// ...: parameters of the cache, each behind a comma.
+#define SPLITS_KERNEL(NAME, T, C, DIM, CACHE, ...)                                                                 \
+    KERNEL __launch_bounds__(THREADS) NAME(                                                                        \
+        float* sums, State* states, const T* qkv, const C* keys, const C* values, const SplitItem* items,          \
+        const u32* num_items, const u32* positions, const u32* tables, const u32* table_starts, unsigned qkv_cols, \
+        unsigned group, unsigned kv_heads, float scale, u32 window __VA_ARGS__) {                                  \
+        attention_splits<DIM>(sums, states, qkv, keys, values, items, num_items, positions, tables, table_starts,  \
+                              qkv_cols, group, kv_heads, scale, window, CACHE);                                    \
+    }                                                                                                              \
+    EXPORT(NAME)
+
+#define SPLITS(T, DIM)                                                     \
+    SPLITS_KERNEL(attention_splits_##DIM##_##T, T, T, DIM, SameCache<T>()) \
+    SPLITS_KERNEL(attention_splits_##DIM##_##T##_fp8, T, fp8, DIM, FP8_CACHE(T), WIDENING_PARAMETERS)
 
 #define ATTENTION(T)                                                                                              \
     SPLITS(T, 32)                                                                                                 \

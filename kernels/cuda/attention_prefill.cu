@@ -36,10 +36,11 @@ DEVICE bool has_non_finite(const RowsOperand& square) {
 // Blocks of the grid: items along x, KV heads along y, DIM / VALUES parts of the dimensions of the values along z.
 //
 // out: [T][heads * DIM]; qkv: [T][qkv_cols], queries first; tables: those of all sequences, each from its table_start on.
-template <typename T, unsigned DIM, unsigned VALUES>
+template <
+    unsigned DIM, unsigned VALUES, typename Cache, typename T = typename Cache::Element, typename C = typename Cache::Stored>
 DEVICE void attention_prefill(
-    T* out, const T* qkv, const T* keys, const T* values, const TileItem* items, const Sequence* sequences,
-    const u32* tables, unsigned qkv_cols, unsigned group, unsigned kv_heads, float scale, u32 window) {
+    T* out, const T* qkv, const C* keys, const C* values, const TileItem* items, const Sequence* sequences,
+    const u32* tables, unsigned qkv_cols, unsigned group, unsigned kv_heads, float scale, u32 window, const Cache& cache) {
     constexpr unsigned VALUE_TILES = VALUES / COLUMNS, TILE_COLUMNS = TILE / COLUMNS;
     // A row's sums so far, each lane's own: [VALUE_TILES][4][threads].
     SHARED(float, row_sums, VALUE_TILES * 4 * THREADS);
@@ -85,10 +86,10 @@ DEVICE void attention_prefill(
                 // Pairs differ by less than WARP_PAIRS positions, so all see a block that is farther from both ends.
                 bool is_inside = any.begin + WARP_PAIRS <= first && first + BLOCK_POSITIONS + WARP_PAIRS <= any.end;
                 if (is_inside || !any.meets(first, BLOCK_POSITIONS)) continue;
-                const T* squares = values + block_start(tables[sequence.table_start + first / BLOCK_POSITIONS], kv_heads, kv_head, DIM);
+                const C* squares = values + block_start(tables[sequence.table_start + first / BLOCK_POSITIONS], kv_heads, kv_head, DIM);
 #pragma unroll 1
                 for (unsigned square = 0; square < VALUES / SQUARE; ++square) {
-                    RowsOperand loaded = load_square(squares, first_square + square);
+                    RowsOperand loaded = cache.square(load_square<DIM>(squares, first_square, square), 0);
                     is_apart |= has_non_finite<T>(without_hidden(loaded, any, first));
                 }
             }
@@ -105,8 +106,8 @@ DEVICE void attention_prefill(
                 for (unsigned block = 0; block < TILE_BLOCKS; ++block) {
                     u32 first = tile_start + block * BLOCK_POSITIONS;
                     if (!any.meets(first, BLOCK_POSITIONS)) continue;
-                    const T* squares = keys + block_start(tables[sequence.table_start + first / BLOCK_POSITIONS], kv_heads, kv_head, DIM);
-                    RowsOperand loaded = load_square(squares, square);
+                    const C* squares = keys + block_start(tables[sequence.table_start + first / BLOCK_POSITIONS], kv_heads, kv_head, DIM);
+                    RowsOperand loaded = cache.square(load_square<DIM>(squares, 0, square), 0);
                     multiply_add<T>(scores[2 * block], queries, columns_of(loaded, 0));
                     multiply_add<T>(scores[2 * block + 1], queries, columns_of(loaded, 1));
                 }
@@ -164,8 +165,8 @@ DEVICE void attention_prefill(
                     for (unsigned block = 0; block < TILE_BLOCKS; ++block) {
                         u32 first = tile_start + block * BLOCK_POSITIONS;
                         if (!seen.meets(first, BLOCK_POSITIONS)) continue;
-                        const T* squares = values + block_start(tables[sequence.table_start + first / BLOCK_POSITIONS], kv_heads, kv_head, DIM);
-                        RowsOperand loaded = load_square(squares, first_square + square);
+                        const C* squares = values + block_start(tables[sequence.table_start + first / BLOCK_POSITIONS], kv_heads, kv_head, DIM);
+                        RowsOperand loaded = cache.square(load_square<DIM>(squares, first_square, square), 0);
                         if (seen.cuts(first, BLOCK_POSITIONS)) loaded = without_hidden(loaded, seen, first);
                         multiply_add<T>(tile_sums[0], weights[block], columns_of(loaded, 0));
                         multiply_add<T>(tile_sums[1], weights[block], columns_of(loaded, 1));
@@ -206,14 +207,19 @@ DEVICE void attention_prefill(
     }
 }
 
-#define PREFILL(T, DIM, VALUES)                                                                                        \
-    KERNEL __launch_bounds__(THREADS, BLOCKS) attention_prefill_##DIM##_##T(                                           \
-        T* out, const T* qkv, const T* keys, const T* values, const TileItem* items, const Sequence* sequences,        \
-        const u32* tables, unsigned qkv_cols, unsigned group, unsigned kv_heads, float scale, u32 window) {            \
-        attention_prefill<T, DIM, VALUES>(out, qkv, keys, values, items, sequences, tables, qkv_cols, group, kv_heads, \
-                                          scale, window);                                                              \
-    }                                                                                                                  \
-    EXPORT(attention_prefill_##DIM##_##T)
+// ...: parameters of the cache, each behind a comma.
+#define PREFILL_KERNEL(NAME, T, C, DIM, VALUES, CACHE, ...)                                                             \
+    KERNEL __launch_bounds__(THREADS, BLOCKS) NAME(                                                                     \
+        T* out, const T* qkv, const C* keys, const C* values, const TileItem* items, const Sequence* sequences,         \
+        const u32* tables, unsigned qkv_cols, unsigned group, unsigned kv_heads, float scale, u32 window __VA_ARGS__) { \
+        attention_prefill<DIM, VALUES>(out, qkv, keys, values, items, sequences, tables, qkv_cols, group, kv_heads,     \
+                                       scale, window, CACHE);                                                           \
+    }                                                                                                                   \
+    EXPORT(NAME)
+
+#define PREFILL(T, DIM, VALUES)                                                      \
+    PREFILL_KERNEL(attention_prefill_##DIM##_##T, T, T, DIM, VALUES, SameCache<T>()) \
+    PREFILL_KERNEL(attention_prefill_##DIM##_##T##_fp8, T, fp8, DIM, VALUES, FP8_CACHE(T), WIDENING_PARAMETERS)
 
 #define ATTENTION(T)        \
     PREFILL(T, 32, 32)      \

@@ -1,6 +1,7 @@
 // How keys and values lie in the paged cache of a layer: blocks of 16 positions, [num_blocks][kv_heads][dim / 16] squares of
-// 16 x 16 elements, each as the matrix instruction takes its 16-row operand: the 16 bytes of a lane are neighbours, so a warp
-// reads a square with one access of 512 bytes and needs no shared memory to transpose it.
+// 16 x 16 elements, each as the matrix instruction takes its 16-row operand: the elements of a lane are neighbours, so a warp
+// needs no shared memory to transpose a square. Those of one byte lie in pairs of squares, of which a lane has eight elements
+// beside eight of the other; where their number is odd, the last is alone. So a warp reads 512 bytes with one access of either.
 //
 // Rows of a square are positions for keys, dimensions for values; columns the other. Read with rows as columns, the same
 // registers are the 8-column operand of two instructions: decode and prefill read one cache.
@@ -12,11 +13,28 @@ constexpr unsigned BLOCK_POSITIONS = 16;
 constexpr unsigned SQUARE = 16;
 constexpr unsigned SQUARE_ELEMENTS = SQUARE * SQUARE;
 
-// Where an element of a square lies in it. PTX ISA, "Matrix Fragments for mma.m16n8k16": rows of a lane are eight apart, its
-// columns are two neighbours and the two eight further on.
-DEVICE unsigned in_square(unsigned row, unsigned col) {
+// Elements of a square that a lane has, and the squares of one access.
+constexpr unsigned LANE_ELEMENTS = SQUARE_ELEMENTS / WARP;
+template <typename C>
+constexpr unsigned ACCESS_SQUARES = 16 / (LANE_ELEMENTS * sizeof(C));
+
+// Where a lane's elements of a square lie among `dim` / 16 squares, which are those from `first`, an even number, on.
+template <typename C>
+DEVICE C* lane_start(C* squares, unsigned first, unsigned square, unsigned lane, unsigned dim) {
+    if (ACCESS_SQUARES<C> == 1) return squares + (first + square) * SQUARE_ELEMENTS + lane * LANE_ELEMENTS;
+    unsigned of_access = square / ACCESS_SQUARES<C> * ACCESS_SQUARES<C>;
+    unsigned together = min(ACCESS_SQUARES<C>, dim / SQUARE - of_access);
+    // One offset and no pointers in between, which ptxas would rather keep than compute again.
+    return squares + (first * SQUARE_ELEMENTS + lane * together * LANE_ELEMENTS + of_access * SQUARE_ELEMENTS +
+                      (square - of_access) * LANE_ELEMENTS);
+}
+
+// Where one element does. PTX ISA, "Matrix Fragments for mma.m16n8k16": rows of a lane are eight apart, its columns are two
+// neighbours and the two eight further on.
+template <typename C>
+DEVICE C* element_of(C* squares, unsigned square, unsigned row, unsigned col, unsigned dim) {
     unsigned lane = row % 8 * 4 + col % 8 / 2, pair = row / 8 + col / 8 * 2;
-    return (lane * 4 + pair) * 2 + col % 2;
+    return lane_start(squares, 0, square, lane, dim) + pair * 2 + col % 2;
 }
 
 // Where a head's squares of a block begin.
@@ -24,5 +42,12 @@ DEVICE size_t block_start(unsigned block, unsigned kv_heads, unsigned kv_head, u
     return (size_t(block) * kv_heads + kv_head) * BLOCK_POSITIONS * dim;
 }
 
-DEVICE unsigned key_at(unsigned offset, unsigned d) { return d / SQUARE * SQUARE_ELEMENTS + in_square(offset, d % SQUARE); }
-DEVICE unsigned value_at(unsigned offset, unsigned d) { return d / SQUARE * SQUARE_ELEMENTS + in_square(d % SQUARE, offset); }
+template <typename C>
+DEVICE C* key_at(C* squares, unsigned offset, unsigned d, unsigned dim) {
+    return element_of(squares, d / SQUARE, offset, d % SQUARE, dim);
+}
+
+template <typename C>
+DEVICE C* value_at(C* squares, unsigned offset, unsigned d, unsigned dim) {
+    return element_of(squares, d / SQUARE, d % SQUARE, offset, dim);
+}

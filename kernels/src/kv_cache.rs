@@ -25,7 +25,7 @@ use crate::limits::{BLOCK_SIZE, KV_SPLIT};
 use crate::memory::Memory;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::Avx512Bf16;
-use crate::simd::LANES;
+use crate::simd::{LANES, float8};
 use crate::{DType, Device, Error, Result};
 
 /// Keys and values of all layers.
@@ -65,6 +65,15 @@ impl KvDType {
             KvDType::F32 => 4,
             KvDType::F16 | KvDType::Bf16 => 2,
             KvDType::F8E4m3 | KvDType::F8E5m2 => 1,
+        }
+    }
+
+    /// The format of eight bits that it is, if it is one.
+    pub(crate) fn fp8(self) -> Option<float8::Format> {
+        match self {
+            KvDType::F8E4m3 => Some(float8::E4M3),
+            KvDType::F8E5m2 => Some(float8::E5M2),
+            KvDType::F32 | KvDType::F16 | KvDType::Bf16 => None,
         }
     }
 
@@ -273,16 +282,16 @@ impl KvCache {
         (keys.address(0, keys.bytes()), values.address(0, values.bytes()))
     }
 
-    /// The kernels of a GPU read and write caches of the type of the activations.
+    /// The kernels of a GPU read and write caches of the type of the activations, or of eight-bit floats.
     pub(crate) fn expect_activations_of(&self, op: &'static str, dtype: DType) -> Result<()> {
-        match self.dtype == dtype.into() {
-            true => Ok(()),
-            false => {
-                let reason =
-                    format!("{op} on a GPU takes a cache of {dtype}, the activations' type, not {}", self.dtype);
-                Err(Error::Unsupported { reason })
-            }
+        if self.dtype == dtype.into() || (self.dtype.fp8().is_some() && dtype != DType::F32) {
+            return Ok(());
         }
+        let reason = format!(
+            "{op} on a GPU takes a cache of {dtype}, the activations' type, or of eight-bit floats, not {}",
+            self.dtype
+        );
+        Err(Error::Unsupported { reason })
     }
 
     /// The dot products for which the steps lie in pairs, if they do.
@@ -314,9 +323,10 @@ fn expect_cuda_shape(head_dim: usize, dtype: KvDType) -> Result<()> {
         return Err(Error::Unsupported { reason });
     }
     match dtype {
-        KvDType::Bf16 | KvDType::F16 => Ok(()),
-        KvDType::F32 | KvDType::F8E4m3 | KvDType::F8E5m2 => {
-            Err(Error::Unsupported { reason: format!("a KV cache on a GPU is bfloat16 or float16, not {dtype}") })
+        KvDType::Bf16 | KvDType::F16 | KvDType::F8E4m3 | KvDType::F8E5m2 => Ok(()),
+        KvDType::F32 => {
+            let reason = format!("a KV cache on a GPU is bfloat16, float16, fp8_e4m3fn or fp8_e5m2, not {dtype}");
+            Err(Error::Unsupported { reason })
         }
     }
 }

@@ -233,9 +233,9 @@ fn num_shard(sharded: Option<bool>, num_shard: Option<usize>, gpus: Option<usize
 fn cuda_takes(kv_cache_dtype: KvCacheDtype, dtype: Option<Dtype>) -> Result<(), LauncherError> {
     let refuse = |sentence: &str| Err(LauncherError::argument(sentence));
     match (kv_cache_dtype, dtype) {
-        (KvCacheDtype::F32 | KvCacheDtype::Fp8E4m3fn | KvCacheDtype::Fp8E5m2, _) => {
-            refuse("`kv_cache_dtype` with `device` cuda is `auto`, the type of the weights: bfloat16 or float16")
-        }
+        (KvCacheDtype::F32, _) => refuse(
+            "`kv_cache_dtype` with `device` cuda is `auto`, the type of the weights, bfloat16 or float16, or `fp8_e4m3fn` or `fp8_e5m2`",
+        ),
         (_, Some(Dtype::Float32)) => {
             refuse("`dtype` is float32, which is not computed on a GPU: bfloat16 and float16 are")
         }
@@ -336,9 +336,9 @@ mod tests {
         assert_eq!(check("--cuda-graphs 1,8").unwrap().shard.cuda_graphs, [1, 8]);
         let settings = check("--cuda-graphs= --cuda-memory-fraction=").unwrap();
         assert_eq!((settings.shard.cuda_graphs, settings.shard.cuda_memory_fraction), (vec![], 1.0));
-        for (words, name) in
-            [("--kv-cache-dtype fp8_e5m2", "`kv_cache_dtype`"), ("--dtype float32", "`dtype` is float32")]
-        {
+        let settings = check("--device cuda --kv-cache-dtype fp8_e5m2").unwrap();
+        assert_eq!(settings.shard.kv_cache_dtype, KvCacheDtype::Fp8E5m2);
+        for (words, name) in [("--kv-cache-dtype f32", "`kv_cache_dtype`"), ("--dtype float32", "`dtype` is float32")] {
             assert!(check(&format!("--device cuda {words}")).unwrap_err().contains(name), "{words}");
         }
     }

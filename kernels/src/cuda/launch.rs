@@ -7,7 +7,7 @@ use cudarc::driver::sys;
 
 use super::Cuda;
 use super::driver::{Function, check};
-use crate::{DType, Result};
+use crate::{DType, KvDType, Result};
 
 /// A kernel's name in the sources: `attention_splits_128_bf16`, `linear_rows_8_bf16_f32`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -18,12 +18,14 @@ pub(crate) struct KernelName {
     dtype: Option<DType>,
     /// Its results are f32 rather than of its type.
     gives_f32: bool,
+    /// The cache that it reads or writes is of eight-bit floats rather than of its type.
+    has_fp8_cache: bool,
 }
 
 impl KernelName {
     /// A kernel that has no types.
     pub(crate) fn plain(base: &'static str) -> KernelName {
-        KernelName { base, number: None, dtype: None, gives_f32: false }
+        KernelName { base, number: None, dtype: None, gives_f32: false, has_fp8_cache: false }
     }
 
     /// That of an element type.
@@ -49,6 +51,11 @@ impl KernelName {
     pub(crate) fn giving(self, out: DType) -> KernelName {
         KernelName { gives_f32: out == DType::F32, ..self }
     }
+
+    /// The same over a cache of eight-bit floats, if it is one.
+    pub(crate) fn over(self, cache: KvDType) -> KernelName {
+        KernelName { has_fp8_cache: cache.fp8().is_some(), ..self }
+    }
 }
 
 impl fmt::Display for KernelName {
@@ -63,7 +70,10 @@ impl fmt::Display for KernelName {
             Some(DType::F32) => f.write_str("_f32")?,
             None => {}
         }
-        if self.gives_f32 { f.write_str("_f32") } else { Ok(()) }
+        if self.gives_f32 {
+            f.write_str("_f32")?;
+        }
+        if self.has_fp8_cache { f.write_str("_fp8") } else { Ok(()) }
     }
 }
 
@@ -97,7 +107,7 @@ impl Argument {
     }
 }
 
-/// Parameters of a kernel at most: the longest list has eighteen.
+/// Parameters of a kernel at most: the longest list has nineteen.
 const MAX_PARAMETERS: usize = 20;
 
 impl Cuda {
@@ -181,5 +191,8 @@ mod tests {
         let linear = KernelName::numbered("linear_rows", 8, DType::F16);
         assert_eq!(linear.giving(DType::F16).to_string(), "linear_rows_8_f16");
         assert_eq!(linear.giving(DType::F32).to_string(), "linear_rows_8_f16_f32");
+        let splits = KernelName::numbered("attention_splits", 64, DType::Bf16);
+        assert_eq!(splits.over(KvDType::Bf16).to_string(), "attention_splits_64_bf16");
+        assert_eq!(splits.over(KvDType::F8E5m2).to_string(), "attention_splits_64_bf16_fp8");
     }
 }

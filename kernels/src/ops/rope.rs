@@ -188,10 +188,12 @@ fn cuda_arm(
     let (keys, values) = kv.addresses(layer);
     let addresses = [qkv.address(), cos.address(), sin.address(), positions, slot_mapping, keys, values];
     let numbers = [num_heads, kv.kv_heads(), kv.head_dim(), rope.half].map(Argument::count);
-    let arguments = [&addresses.map(Argument::Pointer)[..], &numbers].concat();
-    // SAFETY: rope.cu: a block per row of `qkv` with heads of the cache's width; positions lie in the table and slots in the cache (all
-    // checked by the operation); what it touches lives as long as its stream's work.
-    unsafe { cuda.launch(KernelName::of(OP, qkv.dtype()), [qkv.rows(), 1, 1], CUDA_THREADS, &arguments) }
+    let format = kv.dtype().fp8().map(|format| [format.mantissa_bits, format.largest].map(Argument::U32));
+    let arguments = [&addresses.map(Argument::Pointer)[..], &numbers, format.as_ref().map_or(&[], |of| of)].concat();
+    let name = KernelName::of(OP, qkv.dtype()).over(kv.dtype());
+    // SAFETY: rope.cu: a block per row of `qkv` with heads of the cache's width and type; positions lie in the table and slots in the
+    // cache (all checked by the operation); what it touches lives as long as its stream's work.
+    unsafe { cuda.launch(name, [qkv.rows(), 1, 1], CUDA_THREADS, &arguments) }
 }
 
 struct Rotate<'a> {

@@ -18,16 +18,16 @@ pub(crate) struct E4m3(u8);
 pub(crate) struct E5m2(u8);
 
 /// What tells one format from the other.
-#[derive(Clone, Copy)]
-struct Format {
-    mantissa_bits: u32,
-    bias: i32,
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Format {
+    pub(crate) mantissa_bits: u32,
+    pub(crate) bias: i32,
     /// The bits of the largest finite number.
-    largest: u32,
+    pub(crate) largest: u32,
 }
 
-const E4M3: Format = Format { mantissa_bits: 3, bias: 7, largest: 0x7e };
-const E5M2: Format = Format { mantissa_bits: 2, bias: 15, largest: 0x7b };
+pub(crate) const E4M3: Format = Format { mantissa_bits: 3, bias: 7, largest: 0x7e };
+pub(crate) const E5M2: Format = Format { mantissa_bits: 2, bias: 15, largest: 0x7b };
 
 /// NaN in both formats, one of several in E5M2.
 const NAN: u32 = 0x7f;
@@ -55,7 +55,8 @@ impl Format {
         (sign | rounded) as u8
     }
 
-    const fn decode(self, bits: u8) -> f32 {
+    /// The number that a code is.
+    pub(crate) const fn decode(self, bits: u8) -> f32 {
         let (magnitude, mantissa) = (bits as u32 & 0x7f, bits as u32 & ((1 << self.mantissa_bits) - 1));
         let exponent = magnitude >> self.mantissa_bits;
         let unit = f32::from_bits(((1 - self.bias - self.mantissa_bits as i32 + 127) as u32) << 23);

@@ -17,7 +17,7 @@ mod avx512_bf16;
 mod avx512_vnni;
 mod byte_dots;
 mod element;
-mod float8;
+pub(crate) mod float8;
 mod math;
 mod portable;
 

@@ -3,8 +3,7 @@
 use kernels::ops::{self, AttentionRows, RopeTable, SequenceRows};
 use kernels::{BLOCK_SIZE, Device, KvCache, KvDType};
 
-use crate::element::{ELEMENTS, Element, f32_bytes, tensor, u32_bytes};
-use crate::in_square;
+use crate::element::{E4M3, E5M2, ELEMENTS, Element, Stored, f32_bytes, tensor, u32_bytes};
 use crate::simulator::Argument::{self, Buffer, F32, U32};
 use crate::simulator::{SIMULATORS, Simulator};
 
@@ -17,8 +16,11 @@ struct Sequences {
     dim: usize,
     /// The type of the kernel, which holds all numbers exactly.
     element: &'static Element,
+    stored: Stored,
     /// A sequence and a position whose value is no number, with infinities.
     poisoned: Option<(usize, usize)>,
+    /// Of every position the value in a dimension, if it is not random.
+    value: Option<fn(usize) -> f32>,
 }
 
 const SCALE: f32 = 0.3;
@@ -32,9 +34,16 @@ impl Sequences {
         self.window.map_or(u32::MAX as usize, |window| window as usize)
     }
 
-    /// Queries, keys and values of every position of a sequence.
+    /// Queries, keys and values of every position of a sequence, the latter two as the cache holds them.
     fn qkv(&self, sequence: usize) -> Vec<f32> {
         let mut qkv = self.element.random(30 + sequence as u64, self.lengths[sequence] * self.cols());
+        for row in qkv.chunks_exact_mut(self.cols()) {
+            row[self.heads * self.dim..].iter_mut().for_each(|x| *x = self.stored.rounded(*x));
+            if let Some(value) = self.value {
+                let values = &mut row[(self.heads + self.kv_heads) * self.dim..];
+                values.iter_mut().enumerate().for_each(|(at, x)| *x = value(at % self.dim));
+            }
+        }
         if let Some((_, position)) = self.poisoned.filter(|(poisoned, _)| *poisoned == sequence) {
             let values = self.kv_heads * self.dim;
             let value = &mut qkv[(position + 1) * self.cols() - values..][..values];
@@ -65,7 +74,7 @@ impl Sequences {
     /// Keys and values as the kernels read them; what no position owns is no number.
     fn cache(&self) -> [Vec<u8>; 2] {
         let (num_blocks, tables) = self.tables();
-        let Sequences { heads, kv_heads, dim, .. } = *self;
+        let Sequences { heads, kv_heads, dim, element, stored, .. } = *self;
         let mut keys = vec![f32::NAN; num_blocks * kv_heads * BLOCK_SIZE * dim];
         let mut values = keys.clone();
         for (sequence, table) in tables.iter().enumerate() {
@@ -73,14 +82,15 @@ impl Sequences {
                 for head in 0..kv_heads {
                     let start = (table[t / BLOCK_SIZE] as usize * kv_heads + head) * BLOCK_SIZE * dim;
                     for d in 0..dim {
-                        let square = start + d / 16 * 256;
-                        keys[square + in_square(t % 16, d % 16)] = row[(heads + head) * dim + d];
-                        values[square + in_square(d % 16, t % 16)] = row[(heads + kv_heads + head) * dim + d];
+                        let key = start + stored.in_squares(d / 16, t % 16, d % 16, dim);
+                        let value = start + stored.in_squares(d / 16, d % 16, t % 16, dim);
+                        keys[key] = row[(heads + head) * dim + d];
+                        values[value] = row[(heads + kv_heads + head) * dim + d];
                     }
                 }
             }
         }
-        [self.element.bytes(&keys), self.element.bytes(&values)]
+        [stored.bytes(element, &keys), stored.bytes(element, &values)]
     }
 
     /// The tables of all one after the other, and where each begins.
@@ -91,10 +101,19 @@ impl Sequences {
     }
 
     /// The numbers with which the arguments of both kernels end.
-    fn numbers(&self) -> [Argument<'static>; 5] {
+    fn numbers(&self) -> Vec<Argument<'static>> {
         let Sequences { heads, kv_heads, .. } = *self;
         let group = heads / kv_heads;
-        [U32(self.cols()), U32(group), U32(kv_heads), F32(SCALE), U32(self.window())]
+        let mut numbers = vec![U32(self.cols()), U32(group), U32(kv_heads), F32(SCALE), U32(self.window())];
+        if let Stored::Fp8(fp8) = self.stored {
+            numbers.extend(fp8.widening(self.element).map(U32));
+        }
+        numbers
+    }
+
+    /// The kernel of that name.
+    fn kernel(&self, base: &str) -> String {
+        format!("{base}_{}_{}{}", self.dim, self.element.name, self.stored.suffix())
     }
 
     /// What the operation computes for the last rows of each sequence.
@@ -153,7 +172,7 @@ impl Sequences {
             Buffer(&table_starts),
         ];
         let arguments: Vec<Argument<'_>> = arguments.into_iter().chain(self.numbers()).collect();
-        let name = format!("attention_splits_{dim}_{}", element.name);
+        let name = self.kernel("attention_splits");
         let after = simulator.run(&name, [blocks.min(num_items + 1), kv_heads, 1], 128, &arguments);
         let out = element.bytes(&vec![0.0; self.lengths.len() * heads * dim]);
         let arguments = [
@@ -193,7 +212,7 @@ impl Sequences {
             Buffer(&tables),
         ];
         let arguments: Vec<Argument<'_>> = arguments.into_iter().chain(self.numbers()).collect();
-        let name = format!("attention_prefill_{dim}_{}", element.name);
+        let name = self.kernel("attention_prefill");
         simulator.run(&name, [num_items, kv_heads, dim.div_ceil(128)], 128, &arguments).swap_remove(0)
     }
 
@@ -219,7 +238,9 @@ fn attention_is_that_of_the_operation_and_decode_has_the_bits_of_prefill() {
             kv_heads,
             dim,
             element,
+            stored: Stored::Same,
             poisoned: None,
+            value: None,
         };
         check_attention(&sequences(&[3, 520], Some(200), 4, 1, 32));
         check_attention(&sequences(&[1, 16, 17, 255], None, 8, 1, 64));
@@ -230,11 +251,69 @@ fn attention_is_that_of_the_operation_and_decode_has_the_bits_of_prefill() {
     }
 }
 
+#[test]
+fn attention_over_eight_bits_is_that_over_the_numbers_they_are() {
+    for element in &ELEMENTS {
+        for fp8 in [&E4M3, &E5M2] {
+            let sequences = |lengths: &[usize], window, heads, kv_heads, dim| Sequences {
+                lengths: lengths.to_vec(),
+                window,
+                heads,
+                kv_heads,
+                dim,
+                element,
+                stored: Stored::Fp8(fp8),
+                poisoned: None,
+                value: None,
+            };
+            check_attention(&sequences(&[3, 300], Some(200), 4, 1, 32));
+            check_attention(&sequences(&[17], None, 8, 1, 64));
+            check_attention(&sequences(&[15, 70], None, 4, 4, 80));
+            check_attention(&sequences(&[40], Some(30), 4, 2, 96));
+            check_attention(&sequences(&[257], None, 6, 2, 128));
+            check_attention(&sequences(&[50], Some(13), 2, 2, 256));
+        }
+    }
+}
+
+/// A position that sees itself alone gets its own value: of every dimension another code.
+#[test]
+fn every_number_of_eight_bits_is_widened_exactly() {
+    for element in &ELEMENTS {
+        for fp8 in [&E4M3, &E5M2] {
+            let value: fn(usize) -> f32 =
+                if fp8.mantissa_bits == 3 { |d| E4M3.value(d as u8) } else { |d| E5M2.value(d as u8) };
+            let sequences = Sequences {
+                lengths: vec![1],
+                window: None,
+                heads: 1,
+                kv_heads: 1,
+                dim: 256,
+                element,
+                stored: Stored::Fp8(fp8),
+                poisoned: None,
+                value: Some(value),
+            };
+            for simulator in &*SIMULATORS {
+                for out in [sequences.decode(simulator, 1), sequences.prefill(simulator, &[1])] {
+                    for (code, actual) in (0..=255).zip(element.values(&out)) {
+                        let expected = fp8.value(code);
+                        let is_same = actual == expected || (actual.is_nan() && expected.is_nan());
+                        assert!(is_same, "{} {}: {code:#x} is {actual}", element.name, fp8.name);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// A value of zero weight is not read, whatever it is.
 #[test]
 fn what_a_row_does_not_see_does_not_harm_it() {
     let (length, num_rows) = (90, 40);
-    for element in &ELEMENTS {
+    let [bf16, f16] = &ELEMENTS;
+    let caches = [(bf16, Stored::Same), (f16, Stored::Same), (bf16, Stored::Fp8(&E4M3)), (f16, Stored::Fp8(&E5M2))];
+    for (element, stored) in caches {
         for (group, window) in [(1, None), (3, None), (2, Some(30))] {
             let sequences = |poisoned| Sequences {
                 lengths: vec![length],
@@ -243,7 +322,9 @@ fn what_a_row_does_not_see_does_not_harm_it() {
                 kv_heads: 1,
                 dim: 32,
                 element,
+                stored,
                 poisoned,
+                value: None,
             };
             let healthy = sequences(None);
             let row_bytes = group * 32 * 2;
@@ -255,7 +336,11 @@ fn what_a_row_does_not_see_does_not_harm_it() {
                     let rows = expected.chunks_exact(row_bytes).zip(actual.chunks_exact(row_bytes));
                     for (t, (expected, actual)) in (length - num_rows..).zip(rows) {
                         let sees = position <= t && t < position + healthy.window();
-                        let context = format!("{} group {group} window {window:?} {position} at {t}", element.name);
+                        let context = format!(
+                            "{} over {}: group {group} window {window:?} {position} at {t}",
+                            element.name,
+                            stored.name()
+                        );
                         assert_eq!(element.values(actual).iter().any(|x| !x.is_finite()), sees, "{context}");
                         assert!(sees || expected == actual, "{context}: other bits");
                     }
@@ -266,8 +351,9 @@ fn what_a_row_does_not_see_does_not_harm_it() {
 }
 
 fn check_attention(sequences: &Sequences) {
-    let Sequences { lengths, heads, dim, element, .. } = sequences;
-    let context = format!("{} {lengths:?}, window {:?}, dim {dim}", element.name, sequences.window);
+    let Sequences { lengths, heads, dim, element, stored, .. } = sequences;
+    let (name, stored) = (element.name, stored.name());
+    let context = format!("{name} over {stored}, {lengths:?}, window {:?}, dim {dim}", sequences.window);
     // The last rows: one of each sequence, and more.
     let one = vec![1; lengths.len()];
     let several: Vec<usize> = lengths.iter().map(|length| *length.min(&21)).collect();

@@ -3,8 +3,7 @@
 use kernels::ops::{self, EmbeddingTable, RopeTable};
 use kernels::{BLOCK_SIZE, DType, Device, KvCache, KvDType, MatrixView, Tensor};
 
-use crate::element::{ELEMENTS, f32_bytes, tensor, u32_bytes, weight};
-use crate::in_square;
+use crate::element::{E4M3, E5M2, ELEMENTS, Stored, f32_bytes, tensor, u32_bytes, weight};
 use crate::simulator::Argument::{Buffer, F32, U32};
 use crate::simulator::SIMULATORS;
 
@@ -162,14 +161,24 @@ fn embeddings_are_rows_of_the_table_or_zeros() {
 #[test]
 fn queries_and_keys_turn_and_the_cache_receives_them() {
     let (heads, kv_heads, num_blocks) = (4, 2, 3);
-    for element in &ELEMENTS {
+    let caches = [Stored::Same, Stored::Fp8(&E4M3), Stored::Fp8(&E5M2)];
+    for (element, stored) in ELEMENTS.iter().flat_map(|element| caches.map(|stored| (element, stored))) {
         for (dim, rotary_dim) in [(64, 64), (80, 32), (128, 128)] {
             let (rows, half) = (19, rotary_dim / 2);
             let cols = (heads + 2 * kv_heads) * dim;
             let positions: Vec<u32> = (0..rows as u32).map(|row| row * 37 % 500).collect();
             let slots: Vec<u32> = (0..rows as u32).map(|row| (row * 5 + 3) % (16 * num_blocks as u32)).collect();
             let inv_freq: Vec<f32> = (0..half).map(|i| 10_000f32.powf(-2.0 * i as f32 / rotary_dim as f32)).collect();
-            let qkv = element.random(8, rows * cols);
+            let mut qkv = element.random(8, rows * cols);
+            if let Stored::Fp8(fp8) = stored {
+                // Values beyond its largest number and below its least, and some that are no number.
+                for (at, value) in qkv.chunks_exact_mut(cols).flat_map(|row| &mut row[cols - dim..]).enumerate() {
+                    *value *= fp8.value(fp8.largest) * [1.1, 1e-3, 1e-6][at % 3];
+                }
+                let last = qkv.len() - 3;
+                qkv[last..].copy_from_slice(&[f32::NAN, f32::INFINITY, f32::NEG_INFINITY]);
+                qkv = element.rounded(&qkv);
+            }
 
             let device = Device::cpu(1);
             let rope = RopeTable::new(&device, rotary_dim, 500, &inv_freq, 1.0).unwrap();
@@ -182,10 +191,12 @@ fn queries_and_keys_turn_and_the_cache_receives_them() {
             };
             let (cos, sin) = (f32_bytes(&angles(f32::cos)), f32_bytes(&angles(f32::sin)));
             for simulator in &*SIMULATORS {
-                let context = format!("{} {dim} / {rotary_dim}", element.name);
-                let cache = element.bytes(&vec![-7.0; num_blocks * kv_heads * BLOCK_SIZE * dim]);
+                let context = format!("{} over {} {dim} / {rotary_dim}", element.name, stored.name());
+                let mut keys = vec![-7.0; num_blocks * kv_heads * BLOCK_SIZE * dim];
+                let mut values = keys.clone();
+                let cache = stored.bytes(element, &keys);
                 let (qkv, positions, slots_bytes) = (element.bytes(&qkv), u32_bytes(&positions), u32_bytes(&slots));
-                let arguments = [
+                let mut arguments = vec![
                     Buffer(&qkv),
                     Buffer(&cos),
                     Buffer(&sin),
@@ -198,13 +209,15 @@ fn queries_and_keys_turn_and_the_cache_receives_them() {
                     U32(dim),
                     U32(half),
                 ];
-                let name = format!("rope_and_store_kv_{}", element.name);
+                if let Stored::Fp8(fp8) = stored {
+                    arguments.extend([U32(fp8.mantissa_bits as usize), U32(usize::from(fp8.largest))]);
+                }
+                let name = format!("rope_and_store_kv_{}{}", element.name, stored.suffix());
                 let after = simulator.run(&name, [rows, 1, 1], 256, &arguments);
                 let turned = element.values(&after[0]);
                 element.assert_close(&after[0], &expected.as_f32(), 1.0, &context);
 
                 // The cache holds what the row holds, each at its place, and nothing else was written.
-                let (mut keys, mut values) = (element.values(&cache), element.values(&cache));
                 for (row, slot) in slots.iter().enumerate() {
                     for head in 0..kv_heads {
                         let (block, offset) = (*slot as usize / BLOCK_SIZE, *slot as usize % BLOCK_SIZE);
@@ -212,14 +225,13 @@ fn queries_and_keys_turn_and_the_cache_receives_them() {
                         let key = &turned[row * cols + (heads + head) * dim..][..dim];
                         let value = &turned[row * cols + (heads + kv_heads + head) * dim..][..dim];
                         for d in 0..dim {
-                            let square = start + d / 16 * 256;
-                            keys[square + in_square(offset, d % 16)] = key[d];
-                            values[square + in_square(d % 16, offset)] = value[d];
+                            keys[start + stored.in_squares(d / 16, offset, d % 16, dim)] = key[d];
+                            values[start + stored.in_squares(d / 16, d % 16, offset, dim)] = value[d];
                         }
                     }
                 }
-                assert!(after[5] == element.bytes(&keys), "{context}: keys");
-                assert!(after[6] == element.bytes(&values), "{context}: values");
+                assert!(after[5] == stored.bytes(element, &keys), "{context}: keys");
+                assert!(after[6] == stored.bytes(element, &values), "{context}: values");
             }
         }
     }

@@ -6,8 +6,9 @@
 use super::SequenceRows;
 use crate::cuda::{Argument, Cuda, KernelName};
 use crate::limits::{BLOCK_SIZE, KV_SPLIT};
+use crate::simd::float8;
 use crate::step_lists::CudaLists;
-use crate::{Error, KvCache, Result, Tensor};
+use crate::{DType, Error, KvCache, Result, Tensor};
 
 /// Threads of a block of every kernel but the merge, which has one for each dimension.
 const THREADS: usize = 128;
@@ -171,6 +172,19 @@ impl Work {
     }
 }
 
+/// What kernels widen numbers of eight bits to elements of bf16 or f16 with: `Widening` of `fp8.cuh`.
+fn widening(format: float8::Format, dtype: DType) -> [u32; 4] {
+    let (mantissa_bits, bias) = if dtype == DType::F16 { (10, 15) } else { (7, 127) };
+    let twice = |bits: u16| u32::from(bits) << 16 | u32::from(bits);
+    let power_of_two = |exponent: i32| f32::from_bits(((127 + exponent) as u32) << 23);
+    let shift = mantissa_bits - format.mantissa_bits;
+    let multiplier = power_of_two(bias - format.bias);
+    // The least power of two that elements lack, 2^(bias + 1), by the middle of the largest number and what would come next.
+    let [before, largest] = [format.largest - 1, format.largest].map(|code| format.decode(code as u8));
+    let to_infinity = power_of_two(bias) / ((largest + (largest - before) / 2.0) / 2.0);
+    [1 << shift, twice(0x8000 | 0x7f << shift), twice(dtype.encode16(multiplier)), twice(dtype.encode16(to_infinity))]
+}
+
 /// `out` and `qkv` and the cache fit each other, and the rows the cache.
 pub(super) fn run(
     cuda: &Cuda,
@@ -196,8 +210,15 @@ pub(super) fn run(
     }
     let (keys, values) = kv.addresses(layer);
     let window = Argument::U32(window.unwrap_or(u32::MAX));
-    let shape =
-        [Argument::count(qkv.cols()), Argument::count(group), Argument::count(kv_heads), Argument::F32(scale), window];
+    let mut numbers = vec![
+        Argument::count(qkv.cols()),
+        Argument::count(group),
+        Argument::count(kv_heads),
+        Argument::F32(scale),
+        window,
+    ];
+    numbers.extend(kv.dtype().fp8().into_iter().flat_map(|format| widening(format, dtype).map(Argument::U32)));
+    let kernel = |base| KernelName::numbered(base, dim, dtype).over(kv.dtype());
     for launch in &lists.decode {
         let addresses = [
             lists.sums,
@@ -211,13 +232,13 @@ pub(super) fn run(
             lists.tables,
             lists.table_starts,
         ];
-        let arguments = [&addresses.map(Argument::Pointer)[..], &shape].concat();
+        let arguments = [&addresses.map(Argument::Pointer)[..], &numbers].concat();
         let blocks = cuda.multiprocessors() as usize * BLOCKS_OF_MULTIPROCESSOR;
         let blocks = blocks.div_ceil(kv_heads);
         let grid = [if lists.is_fixed { blocks } else { launch.num_splits.min(blocks) }, kv_heads, 1];
         // SAFETY: attention_decode.cu: `count` splits of rows of qkv whose tables hold their positions' blocks, all of them blocks of
         // the cache (checked by `attention`); sums and states for as many splits; all live as long as their stream's work.
-        unsafe { cuda.launch(KernelName::numbered("attention_splits", dim, dtype), grid, THREADS, &arguments)? };
+        unsafe { cuda.launch(kernel("attention_splits"), grid, THREADS, &arguments)? };
 
         let of_row = |list: u64| list + (launch.first_row * size_of::<u32>()) as u64;
         let first_out = out.address() + (launch.first_row * out.cols() * dtype.size_bytes()) as u64;
@@ -229,16 +250,42 @@ pub(super) fn run(
         };
     }
     let addresses = [out.address(), qkv.address(), keys, values, lists.tiles, lists.sequences, lists.tables];
-    let arguments = [&addresses.map(Argument::Pointer)[..], &shape].concat();
+    let arguments = [&addresses.map(Argument::Pointer)[..], &numbers].concat();
     let grid = [lists.num_tiles, kv_heads, dim.div_ceil(BLOCK_VALUES)];
     // SAFETY: attention_prefill.cu: tiles of sequences whose rows lie in `out` and `qkv` and whose tables hold their positions' blocks
     // (checked by `attention`); all live as long as their stream's work.
-    unsafe { cuda.launch(KernelName::numbered("attention_prefill", dim, dtype), grid, THREADS, &arguments) }
+    unsafe { cuda.launch(kernel("attention_prefill"), grid, THREADS, &arguments) }
 }
 
 #[cfg(test)]
 mod tests {
+    use half::{bf16, f16};
+
     use super::*;
+
+    /// `widened_pair` of fp8.cuh, half a pair.
+    #[test]
+    fn widening_gives_every_number() {
+        for format in [float8::E4M3, float8::E5M2] {
+            for dtype in [DType::Bf16, DType::F16] {
+                let [shift_factor, kept, multiplier, to_infinity] = widening(format, dtype);
+                let value = |bits: u32| match dtype {
+                    DType::F16 => f16::from_bits(bits as u16).to_f32(),
+                    _ => bf16::from_bits(bits as u16).to_f32(),
+                };
+                // The products of elements are exact in f32, or beyond all of them.
+                let product = |a: f32, b: u32| value(u32::from(dtype.encode16(a * value(b))));
+                for code in 0..=255u8 {
+                    let moved = i32::from(code.cast_signed()).cast_unsigned().wrapping_mul(shift_factor) & kept;
+                    let number = product(value(moved), multiplier);
+                    let widened = product(number, to_infinity) * 0.0 + number;
+                    let expected = format.decode(code);
+                    let is_same = widened.to_bits() == expected.to_bits();
+                    assert!(is_same || (widened.is_nan() && !expected.is_finite()), "{dtype} {code}: {widened}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn what_is_filled_up_has_one_launch_over_all_rows() {
