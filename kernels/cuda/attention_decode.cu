@@ -40,6 +40,8 @@ DEVICE void attention_splits(
     SHARED(State, tile_states, WARPS * HEADS);
     SHARED(float, tile_sums, WARPS * HEADS * DIM);
 
+    allow_kernel_behind();
+    wait_for_kernels_before();
     unsigned warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     // Of sums, a lane has two columns (heads) of two rows (positions or dimensions), eight apart.
     unsigned first_head = lane % 4 * 2, first_row = lane / 4;
@@ -51,9 +53,9 @@ DEVICE void attention_splits(
         u32 split_start = item.split * SPLIT, tile_start = split_start + warp * TILE;
         // All threads of the block skip it, so none waits at a barrier for another.
         if (!visible.meets(split_start, SPLIT)) continue;
-        const u32* table = tables + table_starts[item.row] + tile_start / BLOCK_POSITIONS;
 
         if (visible.meets(tile_start, TILE)) {
+            TileTable table(tables + table_starts[item.row], visible, tile_start);
             const T* queries = qkv + size_t(item.row) * qkv_cols + kv_head * group * DIM;
             ColumnsOperand query[SQUARES];
 #pragma unroll
@@ -65,7 +67,7 @@ DEVICE void attention_splits(
             for (unsigned block = 0; block < TILE_BLOCKS; ++block) {
                 u32 first = tile_start + block * BLOCK_POSITIONS;
                 if (visible.meets(first, BLOCK_POSITIONS)) {
-                    const C* squares = keys + block_start(table[block], kv_heads, kv_head, DIM);
+                    const C* squares = keys + block_start(table.block[block], kv_heads, kv_head, DIM);
 #pragma unroll
                     for (unsigned square = 0; square < SQUARES; square += TOGETHER) {
                         RowsOperand access = load_access<DIM>(squares, square);
@@ -96,11 +98,12 @@ DEVICE void attention_splits(
 
             Sums weighted[SQUARES] = {}, total = {};
             u32 ones = pair_of_ones<T>();
+#pragma unroll
             for (unsigned block = 0; block < TILE_BLOCKS; ++block) {
                 u32 first = tile_start + block * BLOCK_POSITIONS;
                 if (!visible.meets(first, BLOCK_POSITIONS)) continue;
                 ColumnsOperand shares = reinterpret_cast<const ColumnsOperand*>(weights)[block * WARP + lane];
-                const C* squares = values + block_start(table[block], kv_heads, kv_head, DIM);
+                const C* squares = values + block_start(table.block[block], kv_heads, kv_head, DIM);
                 bool has_hidden = visible.cuts(first, BLOCK_POSITIONS);
 #pragma unroll
                 for (unsigned square = 0; square < SQUARES; square += TOGETHER) {
@@ -153,6 +156,8 @@ constexpr u32 NO_ITEM = 0xffffffff;
 template <typename T>
 DEVICE void attention_merge(
     T* out, const float* sums, const State* states, const u32* first_items, const u32* positions, u32 window) {
+    allow_kernel_behind();
+    wait_for_kernels_before();
     unsigned row = blockIdx.x, head = blockIdx.y, heads = gridDim.y, dim = blockDim.x;
     if (first_items[row] == NO_ITEM) return;
     Visible visible = visible_of(positions[row], window);

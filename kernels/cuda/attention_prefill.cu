@@ -42,6 +42,8 @@ DEVICE void attention_prefill(
     T* out, const T* qkv, const C* keys, const C* values, const TileItem* items, const Sequence* sequences,
     const u32* tables, unsigned qkv_cols, unsigned group, unsigned kv_heads, float scale, u32 window, const Cache& cache) {
     constexpr unsigned VALUE_TILES = VALUES / COLUMNS, TILE_COLUMNS = TILE / COLUMNS;
+    allow_kernel_behind();
+    wait_for_kernels_before();
     // A row's sums so far, each lane's own: [VALUE_TILES][4][threads].
     SHARED(float, row_sums, VALUE_TILES * 4 * THREADS);
 

@@ -5,7 +5,8 @@
 #include "kv_cache.cuh"
 #include "types.cuh"
 
-constexpr unsigned THREADS = 256;
+// Heads are short: a block has few threads, and there are many blocks.
+constexpr unsigned THREADS = 64;
 // Of a row that only fills up its step: it is left as it is.
 constexpr unsigned NO_SLOT = 0xffffffff;
 
@@ -26,43 +27,40 @@ struct AsFp8 {
     DEVICE fp8 operator()(T element) const { return round_to_fp8(to_f32(element), format); }
 };
 
-// A block per row of qkv: [T, (heads + 2 * kv_heads) * dim]. cosines, sines: [positions, pairs]; positions, slots: [T].
+// A block per row of qkv, [T, (heads + 2 * kv_heads) * dim], along x, and per head along y, those of keys and values behind those of
+// queries. cosines, sines: [positions, pairs]; positions, slots: [T].
 template <typename T, typename Store, typename C = typename Store::Stored>
 DEVICE void rope_and_store_kv(
     T* qkv, const float* cosines, const float* sines, const unsigned* positions, const unsigned* slots, C* keys, C* values,
     unsigned heads, unsigned kv_heads, unsigned dim, unsigned pairs, const Store& stored) {
-    qkv += size_t(blockIdx.x) * (heads + 2 * kv_heads) * dim;
-    cosines += size_t(positions[blockIdx.x]) * pairs;
-    sines += size_t(positions[blockIdx.x]) * pairs;
-    unsigned slot = slots[blockIdx.x];
+    allow_kernel_behind();
+    wait_for_kernels_before();
+    unsigned head = blockIdx.y, slot = slots[blockIdx.x];
     if (slot == NO_SLOT) return;
     unsigned block = slot / BLOCK_POSITIONS, offset = slot % BLOCK_POSITIONS;
+    T* x = qkv + (size_t(blockIdx.x) * (heads + 2 * kv_heads) + head) * dim;
 
-    for (unsigned at = threadIdx.x; at < (heads + kv_heads) * pairs; at += THREADS) {
-        unsigned head = at / pairs, i = at % pairs;
-        T* low = qkv + head * dim + i;
-        T* high = low + pairs;
-        float a = to_f32(*low), b = to_f32(*high);
-        *low = round_to<T>(fmaf(-b, sines[i], a * cosines[i]));
-        *high = round_to<T>(fmaf(a, sines[i], b * cosines[i]));
-        if (head >= heads) {
-            C* squares = keys + block_start(block, kv_heads, head - heads, dim);
-            *key_at(squares, offset, i, dim) = stored(*low);
-            *key_at(squares, offset, i + pairs, dim) = stored(*high);
-        }
+    if (head >= heads + kv_heads) {
+        C* squares = values + block_start(block, kv_heads, head - heads - kv_heads, dim);
+        for (unsigned d = threadIdx.x; d < dim; d += THREADS) *value_at(squares, offset, d, dim) = stored(x[d]);
+        return;
     }
-    // What is not rotated of the keys, and the values.
-    unsigned rest = dim - 2 * pairs;
-    for (unsigned at = threadIdx.x; at < kv_heads * rest; at += THREADS) {
-        unsigned head = at / rest, d = 2 * pairs + at % rest;
-        C* squares = keys + block_start(block, kv_heads, head, dim);
-        *key_at(squares, offset, d, dim) = stored(qkv[(heads + head) * dim + d]);
+    size_t angles = size_t(positions[blockIdx.x]) * pairs;
+    bool is_key = head >= heads;
+    C* squares = is_key ? keys + block_start(block, kv_heads, head - heads, dim) : nullptr;
+    for (unsigned i = threadIdx.x; i < pairs; i += THREADS) {
+        float cosine = cosines[angles + i], sine = sines[angles + i];
+        float a = to_f32(x[i]), b = to_f32(x[i + pairs]);
+        T low = round_to<T>(fmaf(-b, sine, a * cosine)), high = round_to<T>(fmaf(a, sine, b * cosine));
+        x[i] = low;
+        x[i + pairs] = high;
+        if (!is_key) continue;
+        *key_at(squares, offset, i, dim) = stored(low);
+        *key_at(squares, offset, i + pairs, dim) = stored(high);
     }
-    for (unsigned at = threadIdx.x; at < kv_heads * dim; at += THREADS) {
-        unsigned head = at / dim, d = at % dim;
-        C* squares = values + block_start(block, kv_heads, head, dim);
-        *value_at(squares, offset, d, dim) = stored(qkv[(heads + kv_heads + head) * dim + d]);
-    }
+    if (!is_key) return;
+    // What is not rotated of the keys.
+    for (unsigned d = 2 * pairs + threadIdx.x; d < dim; d += THREADS) *key_at(squares, offset, d, dim) = stored(x[d]);
 }
 
 // ...: parameters of what is stored, each behind a comma.

@@ -167,8 +167,8 @@ pub fn rope_and_store_kv<'a>(
     Ok(())
 }
 
-/// Threads of a row, as `rope.cu` has them.
-const CUDA_THREADS: usize = 256;
+/// Threads of a row and head, as `rope.cu` has them.
+const CUDA_THREADS: usize = 64;
 
 fn cuda_arm(
     cuda: &Cuda,
@@ -191,9 +191,10 @@ fn cuda_arm(
     let format = kv.dtype().fp8().map(|format| [format.mantissa_bits, format.largest].map(Argument::U32));
     let arguments = [&addresses.map(Argument::Pointer)[..], &numbers, format.as_ref().map_or(&[], |of| of)].concat();
     let name = KernelName::of(OP, qkv.dtype()).over(kv.dtype());
-    // SAFETY: rope.cu: a block per row of `qkv` with heads of the cache's width and type; positions lie in the table and slots in the
-    // cache (all checked by the operation); what it touches lives as long as its stream's work.
-    unsafe { cuda.launch(name, [qkv.rows(), 1, 1], CUDA_THREADS, &arguments) }
+    let grid = [qkv.rows(), num_heads + 2 * kv.kv_heads(), 1];
+    // SAFETY: rope.cu: a block per row and head of `qkv` with heads of the cache's width and type; positions lie in the table and slots
+    // in the cache (all checked by the operation); what it touches lives as long as its stream's work.
+    unsafe { cuda.launch(name, grid, CUDA_THREADS, &arguments) }
 }
 
 struct Rotate<'a> {

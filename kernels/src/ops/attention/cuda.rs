@@ -129,7 +129,8 @@ impl Work {
             }
             let index = work.sequences.len() as u32;
             let tiles = (sequence.num_rows * group).div_ceil(BLOCK_PAIRS) as u32;
-            work.tiles.extend((0..tiles).map(|tile| [index, tile]));
+            // The last tile sees the most positions: it begins first, so that none is left over for the end.
+            work.tiles.extend((0..tiles).rev().map(|tile| [index, tile]));
             let [first_row, num_rows, start] =
                 [sequence.first_row, sequence.num_rows, sequence.start_position].map(|x| x as u32);
             work.sequences.push([first_row, num_rows, start, table_start]);
@@ -323,6 +324,6 @@ mod tests {
         assert_eq!((work.table_starts[0], work.table_starts[21], work.table_starts[22]), (0, 19, 20));
         assert_eq!(work.tables.len(), 39);
         assert_eq!(work.sequences, [[1, 20, 5, 17]]);
-        assert_eq!(work.tiles, [[0, 0], [0, 1]]);
+        assert_eq!(work.tiles, [[0, 1], [0, 0]]);
     }
 }
