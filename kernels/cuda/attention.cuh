@@ -96,15 +96,14 @@ DEVICE RowsOperand load_half(const void* from) {
 }
 
 // The blocks of a tile, from a sequence's table: known before anything is loaded from them, so that these loads do not wait for each
-// other. Of those that nobody sees, block 0: there is one, and what is loaded of it is not used.
+// other. Behind the last position that is seen, the block of that one.
 struct TileTable {
     u32 block[TILE_BLOCKS];
 
     DEVICE TileTable(const u32* table, const Visible& visible, u32 tile_start) {
 #pragma unroll
         for (unsigned i = 0; i < TILE_BLOCKS; ++i) {
-            u32 first = tile_start + i * BLOCK_POSITIONS;
-            block[i] = visible.meets(first, BLOCK_POSITIONS) ? table[first / BLOCK_POSITIONS] : 0;
+            block[i] = table[min(tile_start + i * BLOCK_POSITIONS, visible.end - 1) / BLOCK_POSITIONS];
         }
     }
 };

@@ -8,6 +8,8 @@
 
 constexpr unsigned WARPS = SPLIT_TILES;
 constexpr unsigned THREADS = WARPS * WARP;
+// Blocks of a multiprocessor, at least. Not said, ptxas would sooner spill than use more registers.
+constexpr unsigned BLOCKS = 3;
 // Columns of a matrix instruction: heads that share a KV head, at most.
 constexpr unsigned HEADS = 8;
 
@@ -173,7 +175,7 @@ DEVICE void attention_merge(
 
 // ...: parameters of the cache, each behind a comma.
 #define SPLITS_KERNEL(NAME, T, C, DIM, CACHE, ...)                                                                 \
-    KERNEL __launch_bounds__(THREADS) NAME(                                                                        \
+    KERNEL __launch_bounds__(THREADS, BLOCKS) NAME(                                                                \
         float* sums, State* states, const T* qkv, const C* keys, const C* values, const SplitItem* items,          \
         const u32* num_items, const u32* positions, const u32* tables, const u32* table_starts, unsigned qkv_cols, \
         unsigned group, unsigned kv_heads, float scale, u32 window __VA_ARGS__) {                                  \
@@ -182,8 +184,8 @@ DEVICE void attention_merge(
     }                                                                                                              \
     EXPORT(NAME)
 
-#define SPLITS(T, DIM)                                                     \
-    SPLITS_KERNEL(attention_splits_##DIM##_##T, T, T, DIM, SameCache<T>()) \
+#define SPLITS(T, DIM) SPLITS_KERNEL(attention_splits_##DIM##_##T, T, T, DIM, SameCache<T>())
+#define FP8_SPLITS(T, DIM) \
     SPLITS_KERNEL(attention_splits_##DIM##_##T##_fp8, T, fp8, DIM, FP8_CACHE(T), WIDENING_PARAMETERS)
 
 #define ATTENTION(T)                                                                                              \
@@ -193,6 +195,9 @@ DEVICE void attention_merge(
     SPLITS(T, 96)                                                                                                 \
     SPLITS(T, 128)                                                                                                \
     SPLITS(T, 256)                                                                                                \
+    FP8_SPLITS(T, 32)                                                                                             \
+    FP8_SPLITS(T, 64)                                                                                             \
+    FP8_SPLITS(T, 128)                                                                                            \
     KERNEL attention_merge_##T(T* out, const float* sums, const State* states, const u32* first_items,            \
                                const u32* positions, u32 window) {                                                \
         attention_merge(out, sums, states, first_items, positions, window);                                       \

@@ -35,7 +35,8 @@ KERNEL __launch_bounds__(THREADS, 1) truncate_rows(SampleRow* entries, const flo
     if (entry.top_k < vocab_size) entry.bound_key = nth_largest(row, entry, vocab_size, entry.top_k, at).key;
 
     if (entry.top_p < 1.0f) {
-        Prefix prefix = shortest_prefix(row, entry, vocab_size, entry.top_p, max, key_of, at);
+        auto largest_first = [](float score) { return key_of(score); };
+        Prefix prefix = shortest_prefix(row, entry, vocab_size, entry.top_p, max, largest_first, at);
         // Of equal scores, as many as it takes, of the lowest ids.
         u64 rest = prefix.mass > prefix.before ? prefix.mass - prefix.before : 1;
         u64 wanted = prefix.each == 0 ? 1 : (rest + prefix.each - 1) / prefix.each;
