@@ -156,7 +156,7 @@ fn a_device_that_counts_is_told_of_every_token() {
         cached_tokens: 4,
         cached_ids: packed_u32(&[7, 8, 7, 9]),
         speculates: true,
-        ..open(2, &[0, 1], penalised.clone())
+        ..open(2, &[0, 1, 5], penalised.clone())
     };
     let apply = |slots: &mut Slots, rows: &mut Rows, seq, plan: Plan| {
         let plan = Plan { seq, ..plan };
