@@ -32,6 +32,10 @@ pub const MAX_TOP_N_TOKENS: u32 = 128;
 /// Tokens reported beyond `top_n_tokens` because they tie with the last. 8: equal floats are rare outside a model
 /// that is broken, where the whole vocabulary may tie.
 pub const MAX_TOP_TIES: usize = 8;
+const _: () = assert!(
+    MAX_TOP_N_TOKENS as usize + MAX_TOP_TIES <= kernels::ops::sample::MAX_TOPS,
+    "a GPU has room for all tokens that a row reports"
+);
 /// Rows of one step for which there is room for logits, if the slots alone would make less. 64: the prompt of a request that
 /// wants its prompt's log-probabilities must not crawl where few rows decode; 64 rows of a 128k vocabulary take 32 MiB.
 pub const MIN_LOGIT_ROWS: usize = 64;

@@ -1,4 +1,4 @@
-//! What devices with kernels of their own do of it (`kernels/cuda/process.cu`, `truncate.cu`, `sample.cu`): which requests they sample,
+//! What devices with kernels of their own do of it (`kernels/cuda/process.cu`, `truncate.cu`, `sample.cu`, `top.cu`): which requests they sample,
 //! and what they are told of each.
 //!
 //! A request is sampled by its device for the whole reply or not at all: a log-probability has other last bits on the processor, and
