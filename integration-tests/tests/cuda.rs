@@ -146,3 +146,28 @@ fn what_is_missing_is_one_sentence() {
     let odd = TinyModel::default().write();
     fails(on_gpu().model(odd.path()), "on a GPU");
 }
+
+/// Simulated GPUs too small for a model: what is found out about one comes before.
+#[test]
+fn an_instruction_with_other_bits_is_not_used() {
+    if !cusim::Simulation::build().is_simulated() {
+        return println!("skipped: a real GPU has the bits that it has");
+    }
+    const SENTENCE: &str = "linear layers of many rows do not use wgmma";
+    let log = |setup: Setup| {
+        let exit = setup.env("CUSIM_DEVICE_MEMORY", "1000000").run();
+        assert!(exit.log.contains("out of memory"), "{}", exit.log);
+        exit.log
+    };
+    for without_a_word in [on_gpu(), on_gpu().env("CUSIM_COMPUTE_CAPABILITY", "8.0")] {
+        let log = log(without_a_word);
+        assert!(!log.contains(SENTENCE), "{log}");
+    }
+    for (name, value, reason) in [
+        ("CUSIM_WGMMA_DESCENDING", "1", "on this GPU its products have other bits than those of mma"),
+        ("TGI_CUDA_WGMMA", "off", "TGI_CUDA_WGMMA is off"),
+    ] {
+        let log = log(on_gpu().env(name, value));
+        assert!(log.contains(&format!("{SENTENCE}: {reason}")), "{name}: {log}");
+    }
+}

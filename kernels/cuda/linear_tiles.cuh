@@ -57,6 +57,33 @@ DEVICE void multiply_tiles(
     }
 }
 
+// Elements between rows of results in shared memory. Four more of 4 bytes than there are outputs, and lanes that write different rows at
+// the same time have different banks.
+template <typename Out, unsigned OUTPUTS>
+constexpr unsigned STORED_STRIDE = OUTPUTS + 16 / sizeof(Out);
+
+// The block copies STORE_ROWS rows of results, the first that of `first_row` and `first_output`, from shared memory to out.
+template <unsigned OUTPUTS, typename Out>
+DEVICE void store_rows(Out* out, const Out* staged, unsigned first_row, unsigned first_output, u32 m, u32 n) {
+    struct alignas(16) Access {
+        Out at[16 / sizeof(Out)];
+    };
+    constexpr unsigned ACCESS = 16 / sizeof(Out);
+    bool has_whole_accesses = n % ACCESS == 0;
+    for (unsigned at = threadIdx.x * ACCESS; at < STORE_ROWS * OUTPUTS; at += TILES_THREADS * ACCESS) {
+        unsigned staged_row = at / OUTPUTS, row = first_row + staged_row;
+        unsigned staged_output = at % OUTPUTS, output = first_output + staged_output;
+        if (row >= m || output >= n) continue;
+        Out* to = out + size_t(row) * n + output;
+        const Out* from = staged + staged_row * STORED_STRIDE<Out, OUTPUTS> + staged_output;
+        if (has_whole_accesses) {
+            *reinterpret_cast<Access*>(to) = *reinterpret_cast<const Access*>(from);
+        } else {
+            for (unsigned i = 0; i < min(ACCESS, n - output); ++i) to[i] = from[i];
+        }
+    }
+}
+
 // BLOCK_ROWS, BLOCK_OUTPUTS: what a block computes. WARPS_ALONG_OUTPUTS: neighbours along the outputs, of eight warps; the others
 // are neighbours along the rows.
 template <typename Format, typename Out, unsigned BLOCK_ROWS, unsigned BLOCK_OUTPUTS, unsigned WARPS_ALONG_OUTPUTS>
@@ -273,15 +300,10 @@ DEVICE void linear_tiles(
         }
     }
 
-    // Store. Of sums, a lane has two outputs, eight apart, of two rows. Four more elements of 4 bytes a row than there are
-    // outputs, and lanes that write different rows at the same time have different banks.
-    struct alignas(16) Access {
-        Out at[16 / sizeof(Out)];
-    };
-    constexpr unsigned ACCESS = 16 / sizeof(Out), STRIDE = BLOCK_OUTPUTS + ACCESS;
+    // Store. Of sums, a lane has two outputs, eight apart, of two rows.
+    constexpr unsigned STRIDE = STORED_STRIDE<Out, BLOCK_OUTPUTS>;
     static_assert(STORE_ROWS * STRIDE * sizeof(Out) <= STAGES * STAGE * sizeof(RowsOperand), "it takes the place of the stages");
     Out* staged = reinterpret_cast<Out*>(stages);
-    bool has_whole_accesses = n % ACCESS == 0;
     for (unsigned start = 0; start < BLOCK_ROWS; start += STORE_ROWS) {
         // All threads have read what lies there, and all copies have landed: the groups behind the last tile are empty.
         __syncthreads();
@@ -303,18 +325,7 @@ DEVICE void linear_tiles(
             }
         }
         __syncthreads();
-        for (unsigned at = threadIdx.x * ACCESS; at < STORE_ROWS * BLOCK_OUTPUTS; at += TILES_THREADS * ACCESS) {
-            unsigned staged_row = at / BLOCK_OUTPUTS, row = first_row + start + staged_row;
-            unsigned staged_output = at % BLOCK_OUTPUTS, output = first_output + staged_output;
-            if (row >= m || output >= n) continue;
-            Out* to = out + size_t(row) * n + output;
-            const Out* from = staged + staged_row * STRIDE + staged_output;
-            if (has_whole_accesses) {
-                *reinterpret_cast<Access*>(to) = *reinterpret_cast<const Access*>(from);
-            } else {
-                for (unsigned i = 0; i < min(ACCESS, n - output); ++i) to[i] = from[i];
-            }
-        }
+        store_rows<BLOCK_OUTPUTS>(out, staged, first_row + start, first_output, m, n);
     }
 }
 

@@ -37,8 +37,8 @@ impl Device {
         Device::Cpu(Arc::new(Cpu { isa, pool, packed: Mutex::default(), inputs: Mutex::default() }))
     }
 
-    /// A GPU, counted among those that `CUDA_VISIBLE_DEVICES` shows, with the kernels `code` and `host_threads` threads of the processor for what is not
-    /// its to do. `report` is told, for people, of kernels that have to be compiled first.
+    /// A GPU, counted among those that `CUDA_VISIBLE_DEVICES` shows, with the kernels `code` and `host_threads` threads of the processor for
+    /// what is not its to do. `report` is told, for people, of kernels that have to be compiled first, and of an instruction that is not used.
     ///
     /// # Errors
     /// [`Error::CudaUnavailable`](crate::Error::CudaUnavailable), in one sentence; [`Error::Cuda`](crate::Error::Cuda).

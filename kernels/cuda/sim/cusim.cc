@@ -228,6 +228,8 @@ alignas(1024) static char dynamic_bytes[SHARED_BYTES + DYNAMIC_GUARD_BYTES];
 
 void begin_shared(void* array, size_t bytes) {
     poison(array, bytes);
+    uint32_t address = uint32_t(block.dynamic_shared_bytes + block.shared_bytes + 15) / 16 * 16;
+    block.shared_arrays.push_back({static_cast<char*>(array), address, bytes});
     block.shared_bytes += bytes;
     if (block.shared_bytes > STATIC_SHARED_BYTES || block.shared_bytes + block.dynamic_shared_bytes > SHARED_BYTES) {
         fail("%s declares %zu bytes of shared memory, beside %zu of the launch", block.kernel, block.shared_bytes,
@@ -236,6 +238,21 @@ void begin_shared(void* array, size_t bytes) {
 }
 
 void* dynamic_shared() { return dynamic_bytes; }
+
+uint32_t shared_address(const void* byte) {
+    for (const SharedArray& array : block.shared_arrays) {
+        ptrdiff_t offset = static_cast<const char*>(byte) - array.start;
+        if (offset >= 0 && size_t(offset) < array.bytes) return array.address + uint32_t(offset);
+    }
+    fail("%s: a pointer leads to no array in shared memory", block.kernel);
+}
+
+const char* shared_at(uint32_t address, size_t bytes) {
+    for (const SharedArray& array : block.shared_arrays) {
+        if (address >= array.address && address - array.address + bytes <= array.bytes) return array.start + (address - array.address);
+    }
+    fail("%s: %zu bytes at %u are in no array in shared memory", block.kernel, bytes, address);
+}
 
 static void begin_dynamic() {
     poison(dynamic_bytes, block.dynamic_shared_bytes);
@@ -271,6 +288,7 @@ void launch(const char* kernel, dim3 grid, dim3 size, size_t dynamic_shared_byte
             for (unsigned x = 0; x < grid.x; ++x) {
                 block.index = {x, y, z};
                 block.serial++;
+                block.shared_arrays.clear();
                 block.shared_bytes = 0;
                 if (dynamic_shared_bytes > 0) begin_dynamic();
                 run_block();

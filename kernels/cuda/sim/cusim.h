@@ -61,6 +61,13 @@ struct Warp {
     alignas(16) char shown[2][32][64];
 };
 
+// An array in shared memory: where it is here, and where on a device, at a multiple of 16.
+struct SharedArray {
+    char* start;
+    uint32_t address;
+    size_t bytes;
+};
+
 struct Block {
     const char* kernel;
     dim3 grid, size, index;
@@ -73,8 +80,9 @@ struct Block {
     Thread* current = nullptr;
     void* scheduler_stack_pointer = nullptr;
     std::function<void()> body;
-    // A number of its own among all blocks that ever ran, and the bytes of its arrays in shared memory so far.
+    // A number of its own among all blocks that ever ran, and its arrays in shared memory so far, one behind the other, and their bytes.
     uint64_t serial = 0;
+    std::vector<SharedArray> shared_arrays;
     size_t shared_bytes = 0, dynamic_shared_bytes = 0;
 };
 
@@ -137,6 +145,11 @@ T& shared() {
 
 // The bytes whose number the launch says, at a multiple of 1024.
 void* dynamic_shared();
+
+// Where a byte of a declared array lies in the block's shared memory, as instructions are told that take no pointers; and the bytes from
+// such an address on, which lie in one array or end the program.
+uint32_t shared_address(const void* byte);
+const char* shared_at(uint32_t address, size_t bytes);
 
 // --- Kernels by name -----------------------------------------------------------------------------------------------
 

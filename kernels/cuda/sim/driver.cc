@@ -23,7 +23,8 @@
 // other's memory), CUSIM_COMPUTE_CAPABILITY ("9.0"), and of CUDA_VISIBLE_DEVICES how many devices it leaves; CUSIM_UNASKED_MS, after so
 // many milliseconds without a question a stream begins by itself, which hosts need that leave a stream alone while others wait for what
 // it does (never); by cuDriverGetVersion CUSIM_DRIVER_VERSION (13000); by the first kernel CUSIM_PAUSE_US (0), how many microseconds at
-// most a block pauses at each barrier, so that processes meet at other places.
+// most a block pauses at each barrier, so that processes meet at other places, and CUSIM_WGMMA_DESCENDING, with which products of
+// warpgroups are added in another order than those of warps.
 //
 // NVRTC compiles nothing: its cubin names the file of kernels, and a module has those that this library was built with from that file.
 // A source without text, or with the word CUSIM_COMPILE_ERROR in it, is one with an error.

@@ -24,6 +24,7 @@ pub(crate) use memory::{DeviceMemory, PinnedWords};
 use self::driver::{Function, Module};
 pub use self::images::{CudaArchitecture, CudaCode, CudaSource};
 use self::images::{Image, Progress};
+use crate::ops::linear::squares::wgmma_keeps_bits;
 use crate::{Device, Error, Result};
 
 /// A GPU with its kernels.
@@ -34,11 +35,12 @@ pub struct Cuda {
     /// The processor beside it, for what is done once or for single rows.
     host: OnceLock<Device>,
     host_threads: usize,
+    has_wgmma: bool,
 }
 
 impl Cuda {
-    /// Opens a GPU and loads its kernels of `code`; `report` hears of kernels that are compiled first. `host_threads` threads of the processor
-    /// do what is not the GPU's to do.
+    /// Opens a GPU and loads its kernels of `code`; `report` hears of kernels that are compiled first, and of an instruction that is not
+    /// used. `host_threads` threads of the processor do what is not the GPU's to do.
     ///
     /// # Errors
     /// [`Error::CudaUnavailable`](crate::Error::CudaUnavailable), [`Error::Cuda`](crate::Error::Cuda).
@@ -53,13 +55,46 @@ impl Cuda {
             })
         };
         let modules = images.iter().map(module).collect::<Result<_>>()?;
-        Ok(Cuda {
+        let mut cuda = Cuda {
             context: Arc::new(context),
             modules,
             functions: RwLock::default(),
             host: OnceLock::new(),
             host_threads,
-        })
+            has_wgmma: false,
+        };
+        cuda.has_wgmma = cuda.try_wgmma(report)?;
+        Ok(cuda)
+    }
+
+    /// Whether linear layers of many rows use Hopper's matrix instruction; `report` hears why not where the GPU has it.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`](crate::Error::Cuda): after a kernel that does not end well the GPU does nothing more for this process.
+    fn try_wgmma(&self, report: &dyn Fn(&str)) -> Result<bool> {
+        let refuse = |reason: &str| {
+            report(&format!("linear layers of many rows do not use wgmma: {reason}"));
+            Ok(false)
+        };
+        if std::env::var_os("TGI_CUDA_WGMMA").is_some_and(|value| value == "off") {
+            return refuse("TGI_CUDA_WGMMA is off");
+        }
+        match wgmma_keeps_bits(self) {
+            Ok(None) => Ok(false),
+            Ok(Some(true)) => Ok(true),
+            Ok(Some(false)) => refuse("on this GPU its products have other bits than those of mma"),
+            Err(Error::Unsupported { reason }) => refuse(&reason),
+            Err(Error::Cuda { call, code }) => {
+                let code = format!("{code}, on trying wgmma, which TGI_CUDA_WGMMA=off leaves out");
+                Err(Error::Cuda { call, code })
+            }
+            Err(other) => Err(other),
+        }
+    }
+
+    /// Whether `linear_wgmma.cu` has the bits of the other kernels here.
+    pub(crate) fn has_wgmma(&self) -> bool {
+        self.has_wgmma
     }
 
     /// `NVIDIA H200 (compute capability 9.0)`.

@@ -14,6 +14,9 @@ const ROW_KERNELS: [(usize, usize); 4] = [(1, 16), (2, 32), (4, 32), (8, 64)];
 /// The kernels of many rows: outputs of a block.
 const TILE_KERNELS: [usize; 2] = [128, 64];
 
+/// That of many rows on Hopper: rows and outputs of a block.
+const WGMMA_KERNEL: (usize, usize) = (128, 128);
+
 /// A layer, and how the sums of its outputs are cut.
 struct Layer {
     element: &'static Element,
@@ -106,7 +109,7 @@ impl Layer {
             if form.is_f32() { (f32_bytes(&nothing), "_f32") } else { (self.element.bytes(&nothing), "") };
         let bias = f32_bytes(&self.bias());
         let bias = if form.has_bias() { Buffer(&bias) } else { Null };
-        let parts = kernel.starts_with("linear_tiles").then_some(U32(self.parts));
+        let parts = (!kernel.starts_with("linear_rows")).then_some(U32(self.parts));
         let arguments = [Buffer(&out), Buffer(x), Buffer(weight), bias, U32(m), U32(self.n), U32(self.k)];
         let arguments: Vec<Argument<'_>> = arguments.into_iter().chain(parts).collect();
         simulator.run(&format!("{kernel}_{}{suffix}", self.element.name), grid, threads, &arguments).swap_remove(0)
@@ -122,6 +125,12 @@ impl Layer {
         let m = operands.1.len() / (self.k * 2);
         let grid = [m.div_ceil(128), self.n.div_ceil(outputs), 1];
         self.run(simulator, &format!("linear_tiles_{outputs}"), (grid, 256), operands, form)
+    }
+
+    fn many_on_hopper(&self, simulator: &Simulator, operands: (&[u8], &[u8]), form: Form) -> Vec<u8> {
+        let ((rows, outputs), m) = (WGMMA_KERNEL, operands.1.len() / (self.k * 2));
+        let grid = [m.div_ceil(rows), self.n.div_ceil(outputs), 1];
+        self.run(simulator, &format!("linear_wgmma_{outputs}"), (grid, 256), operands, form)
     }
 
     fn assert_close(&self, actual: &[u8], x: &[f32], form: Form, context: &str) {
@@ -166,6 +175,8 @@ impl Layer {
                     let many = self.many(simulator, outputs, (&weight, &x_bytes), *form);
                     assert!(many == expected, "{context}: tiles of {outputs} outputs have other bits");
                 }
+                let many = self.many_on_hopper(simulator, (&weight, &x_bytes), *form);
+                assert!(many == expected, "{context}: the products of warpgroups have other bits");
                 for row in [0, m - 1] {
                     let one = &x_bytes[row * row_bytes..][..row_bytes];
                     let alone = self.few(simulator, ROW_KERNELS[0], (&weight, one), *form);
@@ -238,6 +249,35 @@ fn embeddings_are_rows_of_a_packed_head_or_zeros() {
             }
         }
     }
+}
+
+#[test]
+fn the_simulator_finds_mistakes_with_warpgroups() {
+    let kernels = [Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cuda_simulated/warpgroups.cu")];
+    let simulator = Simulator::build("warpgroups", &[], &kernels);
+    // 64 rows, all the same, times as many columns as one instruction has.
+    let (out, columns): (Vec<u8>, Vec<f32>) = (f32_bytes(&[0.0; 64 * 128]), (0..128).map(|x| x as f32).collect());
+    let columns = f32_bytes(&columns);
+    let run = |kernel: &str| simulator.try_run(kernel, [1, 1, 1], 128, &[Buffer(&out), Buffer(&columns)]);
+    let sums = |kernel: &str| -> Vec<f32> {
+        let output = run(kernel);
+        assert!(output.status.success(), "{kernel}: {}", String::from_utf8_lossy(&output.stderr));
+        output.stdout.as_chunks::<4>().0[..64 * 128].iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    };
+    // Sixteen products of two and the column's number, twice.
+    assert!(sums("multiplies").into_iter().eq((0..64 * 128).map(|at| 64.0 * (at % 128) as f32)));
+    assert!(sums("reads_sums_too_early").iter().all(|x| x.is_nan()), "they are under way");
+    assert!(sums("replaces_columns_too_early").into_iter().eq([0.0; 64 * 128]), "the columns are read at the wait");
+    let says = |kernel: &str, sentence: &str| {
+        let output = run(kernel);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && stderr.contains(sentence), "{kernel}: {stderr}");
+    };
+    says("lacks_a_fence", "lacks_a_fence: a warpgroup multiplies without a fence");
+    says("replaces_rows_too_early", "replaces_rows_too_early: an operand in registers was written before the wait");
+    says("writes_sums_too_early", "writes_sums_too_early: sums were written before the wait");
+    says("describes_too_much", "are in no array in shared memory");
+    says("describes_a_swizzle", "swizzled are not simulated");
 }
 
 #[test]

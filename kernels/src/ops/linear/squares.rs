@@ -1,7 +1,8 @@
 //! Linear layers on a GPU: `kernels/cuda/linear.cuh` says how a weight lies in memory and in which order its products are summed.
 //!
 //! Two kernels keep that one order, in blocks of several sizes: one for few rows, which streams the weight once, and one for many, which
-//! computes tiles. So a row has the same bits in a decode step and in a prompt's chunk.
+//! computes tiles. So a row has the same bits in a decode step and in a prompt's chunk. A third, for many rows on Hopper, keeps it with
+//! another instruction, which is trusted where it was seen to give the same bits ([`wgmma_keeps_bits`]).
 //!
 //! Quantised weights are the numbers that the processor has; a GPU multiplies them with inputs that are not quantised.
 
@@ -28,6 +29,14 @@ const SQUARE: usize = 16;
 const TILE_ROWS: usize = 128;
 const GROUPED_TILE_ROWS: usize = 64;
 const TILE_THREADS: usize = 256;
+
+/// Rows and outputs of a block of the kernel for many on Hopper, and its threads (`linear_wgmma.cu`).
+const WGMMA_ROWS: usize = 128;
+const WGMMA_OUTPUTS: usize = 128;
+const WGMMA_THREADS: usize = 256;
+
+/// The compute capability of GPUs that have its instruction: Hopper's, and no later one.
+const WGMMA_CAPABILITY: (u32, u32) = (9, 0);
 
 /// Inputs that a block packs of sixteen outputs, unless it needs the largest of all, and its threads (`linear_pack.cu`).
 const PACK_INPUTS: usize = 1024;
@@ -80,16 +89,20 @@ enum Kernel {
     Rows { tiles: usize, outputs: usize },
     /// That for many (`linear_tiles.cuh`): so many rows, and outputs.
     Tiles { rows: usize, outputs: usize },
+    /// That for many of weights as they are, on Hopper (`linear_wgmma.cu`).
+    Wgmma,
 }
 
 impl Kernel {
-    /// The kernel for m rows and n outputs. It may depend on anything: they all give the same bits.
+    /// The kernel for m rows and n outputs. It may depend on anything: they all give the same bits. `has_wgmma`: whether
+    /// [`Kernel::Wgmma`] does.
     ///
     /// Up to 64 rows are one pass over the weight. Beyond, what a multiprocessor gets from L2 is the limit, of the weight and of x: for a
     /// product the less, the larger the blocks are. Smaller ones win only if all of them run at the same time, hence if of the larger
     /// there is one for every second multiprocessor, or fewer. Of more, some multiprocessor would compute two halves of a block,
-    /// which takes longer than the whole.
-    fn of(weight_type: WeightType, m: usize, n: usize, multiprocessors: usize) -> Kernel {
+    /// which takes longer than the whole. Hopper's kernel computes its one block about twice as fast as the other the same one,
+    /// and so about as fast as that its half: where halves run at the same time, they stay.
+    fn of(weight_type: WeightType, m: usize, n: usize, multiprocessors: usize, has_wgmma: bool) -> Kernel {
         let leaves_half_idle = |outputs: usize| m.div_ceil(TILE_ROWS) * n.div_ceil(outputs) <= multiprocessors / 2;
         match (m, weight_type) {
             (0..=8, _) => Kernel::Rows { tiles: 1, outputs: 16 },
@@ -99,6 +112,7 @@ impl Kernel {
             (33..=64, WeightType::Nf4 | WeightType::Int4) => Kernel::Rows { tiles: 8, outputs: 32 },
             (_, WeightType::Nf4 | WeightType::Int4) => Kernel::Tiles { rows: GROUPED_TILE_ROWS, outputs: 128 },
             (33..=64, _) => Kernel::Rows { tiles: 8, outputs: 64 },
+            (_, WeightType::Float(_)) if has_wgmma && !leaves_half_idle(WGMMA_OUTPUTS) => Kernel::Wgmma,
             _ if !leaves_half_idle(128) => Kernel::Tiles { rows: TILE_ROWS, outputs: 128 },
             _ if !leaves_half_idle(64) => Kernel::Tiles { rows: TILE_ROWS, outputs: 64 },
             // Halves along the rows: 64 x 64.
@@ -277,27 +291,124 @@ pub(super) fn run(cuda: &Cuda, out: &mut Tensor, x: &Tensor, w: &LinearWeight, b
         }
         _ => {}
     }
-    let [rows_kernel, tiles_kernel] = kernels(weight_type);
     let (m, n, k) = (x.rows(), w.n(), w.k());
-    let parts = parts(k);
     let bias = bias.map_or(0, Tensor::address);
-    let addresses = [out.address(), x.address(), w.address(), bias].map(Argument::Pointer);
-    let arguments = [&addresses[..], &[m, n, k, parts].map(Argument::count)].concat();
-    match Kernel::of(weight_type, m, n, cuda.multiprocessors() as usize) {
-        Kernel::Rows { tiles, outputs } => {
-            let name = KernelName::numbered(rows_kernel, tiles, dtype).giving(out.dtype());
-            let grid = [n.div_ceil(outputs), m.div_ceil(8 * tiles), 1];
-            // SAFETY: linear_rows.cuh: x of m rows of k, out of m rows of n, a weight for n outputs of k inputs, a bias of n or none
-            // (checked by `linear`); a warp per part of the sum; all live as long as their stream's work.
-            unsafe { cuda.launch(name, grid, 32 * parts, &arguments[..7]) }
-        }
-        Kernel::Tiles { rows, outputs } => {
-            let name = KernelName::numbered(tiles_kernel, outputs, dtype).giving(out.dtype());
-            let grid = [m.div_ceil(rows), n.div_ceil(outputs), 1];
-            // SAFETY: linear_tiles.cuh: as above.
-            unsafe { cuda.launch(name, grid, TILE_THREADS, &arguments) }
+    let product = Product {
+        weight_type,
+        dtype,
+        out_dtype: out.dtype(),
+        addresses: [out.address(), x.address(), w.address(), bias],
+        shape: [m, n, k],
+        parts: parts(k),
+    };
+    let kernel = Kernel::of(weight_type, m, n, cuda.multiprocessors() as usize, cuda.has_wgmma());
+    // SAFETY: x of m rows of k, out of m rows of n, a weight for n outputs of k inputs, a bias of n or none (checked by `linear`); all
+    // live as long as their stream's work.
+    unsafe { product.launch(cuda, kernel) }
+}
+
+/// A linear layer of tensors that are on the GPU.
+struct Product {
+    weight_type: WeightType,
+    dtype: DType,
+    out_dtype: DType,
+    /// Of out, x, the weight, and the bias or 0.
+    addresses: [u64; 4],
+    /// m, n and k.
+    shape: [usize; 3],
+    parts: usize,
+}
+
+impl Product {
+    /// Asks for it.
+    ///
+    /// # Safety
+    /// At the addresses are tensors of these types and of these shapes: `[m][n]`, `[m][k]`, a packed weight, and `[n]`. Nobody frees them
+    /// before the stream has passed the kernel.
+    unsafe fn launch(&self, cuda: &Cuda, kernel: Kernel) -> Result<()> {
+        let [rows_kernel, tiles_kernel] = kernels(self.weight_type);
+        let ([m, n, k], parts) = (self.shape, self.parts);
+        let arguments = [&self.addresses.map(Argument::Pointer)[..], &[m, n, k, parts].map(Argument::count)].concat();
+        let name = |base, number| KernelName::numbered(base, number, self.dtype).giving(self.out_dtype);
+        match kernel {
+            Kernel::Rows { tiles, outputs } => {
+                let grid = [n.div_ceil(outputs), m.div_ceil(8 * tiles), 1];
+                // SAFETY: linear_rows.cuh: the caller's obligation; a warp per part of the sum.
+                unsafe { cuda.launch(name(rows_kernel, tiles), grid, 32 * parts, &arguments[..7]) }
+            }
+            Kernel::Tiles { rows, outputs } => {
+                let grid = [m.div_ceil(rows), n.div_ceil(outputs), 1];
+                // SAFETY: linear_tiles.cuh: the caller's obligation.
+                unsafe { cuda.launch(name(tiles_kernel, outputs), grid, TILE_THREADS, &arguments) }
+            }
+            Kernel::Wgmma => {
+                let grid = [m.div_ceil(WGMMA_ROWS), n.div_ceil(WGMMA_OUTPUTS), 1];
+                // SAFETY: linear_wgmma.cu: the caller's obligation.
+                unsafe { cuda.launch(name("linear_wgmma", WGMMA_OUTPUTS), grid, WGMMA_THREADS, &arguments) }
+            }
         }
     }
+}
+
+/// Whether the kernel of Hopper's instruction gives the bits of the others on this GPU, which NVIDIA promises nowhere: found out on
+/// random products of both types, in f32, so that no rounding hides a difference. `None` on GPUs that do not have it.
+///
+/// # Errors
+/// [`Error::Cuda`] if the GPU does not run it to its end; [`Error::Unsupported`] if its code was built without it; [`Error::OutOfMemory`].
+pub(crate) fn wgmma_keeps_bits(cuda: &Cuda) -> Result<Option<bool>> {
+    // Less than a block, of odd outputs; two parts that end between the kernel's rounds; four and six instructions deep.
+    const SHAPE: [usize; 3] = [123, 117, 160];
+    const PARTS: usize = 2;
+    if cuda.context.properties.capability != WGMMA_CAPABILITY {
+        return Ok(None);
+    }
+    let [m, n, k] = SHAPE;
+    for dtype in [DType::Bf16, DType::F16] {
+        let zeroed = |bytes| DeviceMemory::zeroed(&cuda.context, bytes, "a trial of linear layers");
+        let sum_bytes = m * n * size_of::<f32>();
+        let (x, weight) = (trial_elements(dtype, m * k, 1), trial_elements(dtype, n.next_multiple_of(SQUARE) * k, 2));
+        let (on_device, sums) = ([zeroed(x.len())?, zeroed(weight.len())?], [zeroed(sum_bytes)?, zeroed(sum_bytes)?]);
+        let mut results = [vec![0; sum_bytes], vec![0; sum_bytes]];
+        let kernels = [Kernel::Tiles { rows: TILE_ROWS, outputs: 128 }, Kernel::Wgmma];
+        // SAFETY: as many bytes were allocated, and are freed when what is asked of them is done. Any numbers are a packed weight.
+        unsafe {
+            cuda.context.upload(on_device[0].address(), &x)?;
+            cuda.context.upload(on_device[1].address(), &weight)?;
+            for ((kernel, sums), result) in kernels.into_iter().zip(&sums).zip(&mut results) {
+                let product = Product {
+                    weight_type: WeightType::Float(dtype),
+                    dtype,
+                    out_dtype: DType::F32,
+                    addresses: [sums.address(), on_device[0].address(), on_device[1].address(), 0],
+                    shape: SHAPE,
+                    parts: PARTS,
+                };
+                product.launch(cuda, kernel)?;
+                cuda.context.download(sums.address(), result)?;
+            }
+        }
+        if results[0] != results[1] {
+            return Ok(Some(false));
+        }
+    }
+    Ok(Some(true))
+}
+
+/// Random elements between 2^-12 and 2, of either sign: what is added differs by many orders of magnitude, and much of it cancels.
+fn trial_elements(dtype: DType, count: usize, seed: u64) -> Vec<u8> {
+    const EXPONENTS: u16 = 13;
+    let (mantissa_bits, bias) = if dtype == DType::F16 { (10, 15) } else { (7, 127) };
+    let mut state = seed;
+    let mut next = || {
+        // Knuth's generator of MMIX, of which the upper bits are random.
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 48) as u16
+    };
+    let element = |_| {
+        let (sign, exponent, mantissa) = (next() >> 15, bias - next() % EXPONENTS, next() >> (16 - mantissa_bits));
+        (sign << 15 | exponent << mantissa_bits | mantissa).to_le_bytes()
+    };
+    (0..count).flat_map(element).collect()
 }
 
 /// Into how many parts the sum over k inputs is cut: a function of k alone, since it decides the order of additions. A part of 512
@@ -312,27 +423,50 @@ mod tests {
     use crate::Int4Source;
     use crate::int4::testing::Matrix;
 
+    /// What is chosen on an H200, without Hopper's instruction and with it.
     #[track_caller]
-    fn check(m: usize, n: usize, expected: Kernel) {
+    fn check(weight_type: WeightType, m: usize, n: usize, expected: [Kernel; 2]) {
         const H200: usize = 132;
-        let weight_type = WeightType::Float(DType::Bf16);
-        assert_eq!(Kernel::of(weight_type, m, n, H200), expected, "{m} rows, {n} outputs");
+        let chosen = [false, true].map(|has_wgmma| Kernel::of(weight_type, m, n, H200, has_wgmma));
+        assert_eq!(chosen, expected, "{m} rows, {n} outputs");
     }
 
     #[test]
     fn blocks_are_as_large_as_the_gpu_is_full() {
         let rows = |tiles, outputs| Kernel::Rows { tiles, outputs };
         let tiles = |outputs| Kernel::Tiles { rows: 128, outputs };
-        check(1, 4096, rows(1, 16));
-        check(64, 28672, rows(8, 64));
+        let same = |m, n, expected| check(WeightType::Float(DType::Bf16), m, n, [expected, expected]);
+        let hopper = |m, n, otherwise| check(WeightType::Float(DType::F16), m, n, [otherwise, Kernel::Wgmma]);
+        same(1, 4096, rows(1, 16));
+        same(64, 28672, rows(8, 64));
         // 128 blocks each.
-        check(128, 4096, rows(8, 64));
-        check(256, 4096, tiles(64));
-        check(512, 4096, tiles(128));
+        same(128, 4096, rows(8, 64));
+        same(256, 4096, tiles(64));
+        hopper(512, 4096, tiles(128));
         // 96, 96 and 224.
-        check(128, 6144, tiles(64));
-        check(256, 6144, tiles(128));
-        check(65, 28672, tiles(128));
+        same(128, 6144, tiles(64));
+        hopper(256, 6144, tiles(128));
+        hopper(65, 28672, tiles(128));
+        // It takes weights as they are.
+        check(WeightType::Int8, 512, 4096, [tiles(128); 2]);
+        check(WeightType::Nf4, 512, 4096, [Kernel::Tiles { rows: 64, outputs: 128 }; 2]);
+    }
+
+    #[test]
+    fn elements_of_a_trial_are_numbers_of_many_magnitudes() {
+        for dtype in [DType::Bf16, DType::F16] {
+            let bytes = trial_elements(dtype, 4096, 1);
+            let value = |bytes: &[u8; 2]| match dtype {
+                DType::F16 => half::f16::from_le_bytes(*bytes).to_f32(),
+                _ => half::bf16::from_le_bytes(*bytes).to_f32(),
+            };
+            let values: Vec<f32> = bytes.as_chunks::<2>().0.iter().map(value).collect();
+            assert_eq!(values.len(), 4096);
+            assert!(values.iter().all(|x| (2f32.powi(-12)..2.0).contains(&x.abs())), "{dtype:?}");
+            let share = |of: &dyn Fn(f32) -> bool| values.iter().filter(|x| of(**x)).count() as f64 / 4096.0;
+            assert!((0.45..0.55).contains(&share(&|x| x < 0.0)), "{dtype:?}");
+            assert!((0.05..0.11).contains(&share(&|x| x.abs() >= 1.0)), "{dtype:?}");
+        }
     }
 
     /// Where `linear_int4.cu` finds a code: the byte of the panel's units, and how far up in it. Lane 4 r + c has of the outputs r and
