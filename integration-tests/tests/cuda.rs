@@ -12,9 +12,14 @@ const PROMPT: &str = "What is two plus three?";
 
 /// A server on the simulated GPU. What it computes takes a processor a while, so steps are small.
 fn on_gpu() -> Setup {
+    on_gpu_with_steps_of("64")
+}
+
+/// The same with steps of at most so many rows.
+fn on_gpu_with_steps_of(rows: &str) -> Setup {
     let environment = cusim::Simulation::build().environment();
     let setup = environment.into_iter().fold(Setup::new(), |setup, (name, value)| setup.env(name, value));
-    setup.args(&["--device", "cuda", "--max-batch-prefill-tokens", "64", "--max-batch-size", "8"]).args(&[
+    setup.args(&["--device", "cuda", "--max-batch-prefill-tokens", rows, "--max-batch-size", "8"]).args(&[
         "--max-total-tokens",
         "128",
         "--max-batch-total-tokens",
@@ -90,20 +95,26 @@ async fn two_gpus_serve_as_one_and_outlive_a_dead_shard() {
             "skipped: whether there are two GPUs is not known here; run it with CUDA_VISIBLE_DEVICES naming two"
         );
     }
-    let on_two = || on_gpu().args(&["--num-shard", "2"]);
+    // A step of more rows than one shot normalises, whose sums take two.
+    let on_two = || on_gpu_with_steps_of("96").args(&["--num-shard", "2"]);
+    let long = json!({ "inputs": PROMPT.repeat(12), "parameters": { "max_new_tokens": 4, "details": true } });
     let server = on_two().env("CUSIM_PEER_ACCESS", "0").start();
-    assert!(server.log().contains("sums of few rows go over NCCL"), "{}", server.log());
+    assert!(server.log().contains("sums go over NCCL"), "{}", server.log());
     let (status, by_nccl) = server.post("/v1/chat/completions", &chat(16)).await;
     assert_eq!(status, 200, "{by_nccl}");
+    let long_by_nccl = server.generate(&long).await;
+    let (_, tokens) = server.post("/tokenize", &long).await;
+    assert!((65..=96).contains(&tokens.as_array().unwrap().len()), "{tokens}");
     assert_eq!(server.stop().code, Some(0));
 
     let server = on_two().start();
-    assert!(server.log().contains("sums of few rows go over each other's memory"), "{}", server.log());
+    assert!(server.log().contains("sums go over each other's memory"), "{}", server.log());
     let (status, answer) = server.post("/v1/chat/completions", &chat(16)).await;
     assert_eq!(status, 200, "{answer}");
     let content = |answer: &Value| answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
     assert!(content(&answer).to_lowercase().contains("five"), "{answer}");
     assert_eq!(content(&answer), content(&by_nccl));
+    assert_eq!(server.generate(&long).await, long_by_nccl, "the same bits, whichever way sums go");
 
     let parameters = json!({ "max_new_tokens": 24, "details": true, "do_sample": true, "seed": 11 });
     let body = json!({ "inputs": PROMPT, "parameters": parameters });

@@ -6,49 +6,26 @@
 // Every rank pushes its part into the regions of all others and waits for theirs in its own. Words of eight bytes are four of data and
 // four of a flag, the number of the call: a word that has the flag has the data. So a call takes one way over NVLink. Data, a fence and
 // a flag would be three (the fence waits until all data has arrived, then the flag goes), and peers that read each other's memory as
-// many, since a read goes there and back. The price is twice the bytes. At some 0.7 us a way and 400 GB/s they cost what they save
-// at about 0.5 MiB of x times peers; beyond some 2 MiB the sum is NCCL's. (Numbers of the literature, not measured here.)
+// many, since a read goes there and back. The price is twice the bytes, and that every rank sums everything: where these cost more than
+// ways save, the sum is that of all_reduce_two_shot.cu.
 //
 // Calls use two buffers in turn. Two are enough: who begins call n has finished call n - 1, for which it had something from every peer;
 // a peer begins n - 1 behind the end of its call n - 2, and so it has read all that this call overwrites. It needs every call to be of
-// at least one vector, and the kernels of a rank to come one after the other (a stream does that, and `wait_for_kernels_before`).
+// at least one vector.
 //
-// A graph may hold calls, and run again and again: their number is counted in the region itself. Ranks make the same calls in the same
-// order. Each may have its own grid, as threads wait for words and not for blocks. But all blocks of a grid must be resident at a
-// time: otherwise those of one rank could wait for what another's would push that wait for room in turn.
+// Each rank may have its own grid, as threads wait for words and not for blocks.
 //
 // A region, which its rank allocates, fills with zeros, waits for that, and only then exports:
 //   Head                                                       256 bytes, of which peers touch none
 //   Words [2 buffers][num_ranks senders][2 halves][room]       a vector's first four elements, then its last four
-// in all 256 + 64 * num_ranks * room bytes, where `room` is how many vectors a call has at most, the same for all ranks.
-#include "ptx.cuh"
+// in all 256 + 64 * num_ranks * room bytes.
+#include "peers.cuh"
 #include "rms_norm.cuh"
-
-constexpr unsigned MAX_RANKS = 8;
 
 // 128 blocks at most (MAX_BLOCKS), or 64 rows (MAX_ROWS): they are resident where there are 32 multiprocessors, each of which has
 // registers for four or two of them at least, as the launch bounds demand.
 constexpr unsigned THREADS = 128;
 constexpr unsigned BLOCKS_OF_MULTIPROCESSOR = 4, ROWS_OF_MULTIPROCESSOR = 2;
-
-// Looks without result between two at whether the group is aborted: about 0.1 ms. That word lies across PCIe, where each takes as long
-// as the whole call.
-constexpr unsigned LOOKS = 256;
-
-struct alignas(256) Head {
-    // Calls so far, and blocks of the current one that have read that.
-    u32 calls, arrived;
-};
-static_assert(sizeof(Head) == 256, "hosts compute the layout as well");
-
-struct Group {
-    u32 rank, num_ranks, room;
-    // Not zero: nobody comes any more.
-    const u32* aborted;
-    Head* own;
-    // Those of rank + 1, rank + 2, ..., and from 0 again: so not all push to the same one first.
-    Head* peers[MAX_RANKS - 1];
-};
 
 struct Call {
     u32 flag;
@@ -86,7 +63,7 @@ DEVICE Call push_share(const Group& group, const T* x, const Share& share, u32 v
     // Ahead of each push, and first of all: while it comes, so does the number of the call.
     Vector<T> next = {};
     if (share.first < share.end) next = load(x + size_t(share.first) * VECTOR);
-    u32 flag = load_word(&group.own->calls) + 1;
+    u32 flag = number_of_call(group);
     for (u32 vector = share.first; vector < share.end; vector += share.stride) {
         const Vector<T> current = next;
         if (vector + share.stride < share.end) next = load(x + size_t(vector + share.stride) * VECTOR);
@@ -96,12 +73,7 @@ DEVICE Call push_share(const Group& group, const T* x, const Share& share, u32 v
     // reach: each call writes one vector more, in turn.
     u32 swept = flag / 2 % group.room;
     if (blockIdx.x == 0 && threadIdx.x == 0 && swept >= vectors) push(group, flag, swept, Vector<T>{});
-    // The last block counts the call, when all threads of the grid have its number.
-    __syncthreads();
-    if (threadIdx.x == 0 && atomicAdd(&group.own->arrived, 1u) + 1 == gridDim.x) {
-        group.own->arrived = 0;
-        group.own->calls = flag;
-    }
+    count_call(group, flag);
     return {flag, false};
 }
 
@@ -138,12 +110,9 @@ DEVICE Vector<T> sum_of_ranks(const Group& group, Call& call, u32 vector, const 
         if (rank != group.rank) {
             for (unsigned i = 0; i < 4; ++i) pairs[i] = u32(parts[rank][i / 2].at[i % 2]);
         }
-        // Not 0 + the first, which would make 0 of -0.
-        for (unsigned i = 0; i < VECTOR; ++i) sums[i] = rank == 0 ? to_f32(part.at[i]) : sums[i] + to_f32(part.at[i]);
+        add_part(sums, rank, part);
     }
-    Vector<T> sum;
-    for (unsigned i = 0; i < VECTOR; ++i) sum.at[i] = round_to<T>(sums[i]);
-    return sum;
+    return rounded<T>(sums);
 }
 
 // Shapes:  x [vectors * VECTOR].
@@ -169,18 +138,9 @@ DEVICE void all_reduce_add_rms_norm(T* out, T* residual, const T* x, const float
     allow_kernel_behind();
     wait_for_kernels_before();
     Call call = push_share(group, x, {row + threadIdx.x, ROW_THREADS, row + vectors}, gridDim.x * vectors);
-    add_rms_norm_row(out, residual, weight, eps, cols,
+    add_rms_norm_row(out, residual, weight, eps, blockIdx.x, cols,
                      [&](unsigned col) { return sum_of_ranks(group, call, row + col / VECTOR, x); });
 }
-
-// Regions as `Group` has them; those of ranks that there are not are null.
-#define GROUP_PARAMETERS                                                                                                       \
-    u32 rank, u32 num_ranks, u32 room, const u32 *aborted, Head *own, Head *peer1, Head *peer2, Head *peer3, Head *peer4, \
-        Head *peer5, Head *peer6, Head *peer7
-#define GROUP                                                                              \
-    Group {                                                                                \
-        rank, num_ranks, room, aborted, own, { peer1, peer2, peer3, peer4, peer5, peer6, peer7 } \
-    }
 
 #define ALL_REDUCE(T)                                                                                                       \
     KERNEL __launch_bounds__(THREADS, BLOCKS_OF_MULTIPROCESSOR) all_reduce_##T(T* x, u32 vectors, GROUP_PARAMETERS) {       \

@@ -302,6 +302,25 @@ DEVICE u32 load_word(const u32* from) {
     return word;
 }
 
+// Writes four bytes to memory of any GPU. PTX ISA, st.relaxed.
+DEVICE void store_word(u32* to, u32 word) {
+#ifdef CUSIM
+    __atomic_store_n(to, word, __ATOMIC_RELEASE);
+#else
+    asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(to), "r"(word) : "memory");
+#endif
+}
+
+// Between what threads of this GPU read and write and what those of others do: a `store_word` behind it releases what is before it, a
+// `load_word` before it acquires for what is behind it. PTX ISA, fence.
+DEVICE void fence_system() {
+#ifdef CUSIM
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+#else
+    asm volatile("fence.acq_rel.sys;" ::: "memory");
+#endif
+}
+
 // Between two looks at such memory. A device runs its other threads anyway, and the load itself takes long enough.
 DEVICE void let_others_run() {
 #ifdef CUSIM

@@ -23,7 +23,7 @@ DEVICE void add_rms_norm(T* out, T* residual, const T* x, const float* weight, f
     x += size_t(blockIdx.x) * cols;
     allow_kernel_behind();
     wait_for_kernels_before();
-    add_rms_norm_row(out, residual, weight, eps, cols, [&](unsigned col) { return load(x + col); });
+    add_rms_norm_row(out, residual, weight, eps, blockIdx.x, cols, [&](unsigned col) { return load(x + col); });
 }
 
 // Heads first_head .. first_head + gridDim.y of x: [T, cols], each by itself; weight: [dim]. A warp per row and head.

@@ -1,4 +1,5 @@
-// Rows that are normalised: what `rms_norm.cu` does, and `all_reduce.cu` with sums that have just arrived. The same bits in both.
+// Rows that are normalised: what `rms_norm.cu` does, and `all_reduce.cu` and `all_reduce_two_shot.cu` with sums that have just arrived. The
+// same bits in all of them.
 //
 // The mean square is summed in f32. What is normalised is rounded before the weight scales it, and a residual after every
 // addition, as transformers' LlamaRMSNorm and its decoder layers do: the order decides the last bit of a logit.
@@ -27,12 +28,12 @@ DEVICE Vector<T> scaled(const Vector<T>& x, float factor, const float* weight) {
     return out;
 }
 
-// Of residual + x, which replaces residual, the row of this block: [T, cols] both, out as well; weight: [cols]. addend_at(col): VECTOR
-// elements of the row of x. Every thread reads back only what it wrote itself.
+// A row of residual + x, which replaces residual: [T, cols] both, out as well; weight: [cols]. addend_at(col): VECTOR elements of that row of
+// x. Every thread reads back only what it wrote itself. A second row needs a barrier before it, as `block_sum` does.
 template <typename T, typename Addend>
-DEVICE void add_rms_norm_row(T* out, T* residual, const float* weight, float eps, unsigned cols, Addend addend_at) {
-    residual += size_t(blockIdx.x) * cols;
-    out += size_t(blockIdx.x) * cols;
+DEVICE void add_rms_norm_row(T* out, T* residual, const float* weight, float eps, unsigned row, unsigned cols, Addend addend_at) {
+    residual += size_t(row) * cols;
+    out += size_t(row) * cols;
     float sum = 0.0f;
     for (unsigned col = threadIdx.x * VECTOR; col < cols; col += ROW_THREADS * VECTOR) {
         Vector<T> added = load(residual + col);

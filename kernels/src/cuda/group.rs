@@ -1,8 +1,8 @@
 //! Ranks on GPUs of their own: tensors summed and gathered over all of them.
 //!
 //! Parts are added in the order of the ranks, in f32, and rounded once; what NCCL adds itself it adds in an order that depends on sizes
-//! and wiring. Three ways give the same bits. Where ranks have mapped each other's memory, one kernel sums what few rows have
-//! (`peers.rs`). Otherwise NCCL moves the parts and a kernel adds them (`kernels/cuda/ranks.cu`): everybody gathers all parts and adds
+//! and wiring. All ways give the same bits. Where ranks have mapped each other's memory, one kernel sums over it, with one shot or with two
+//! (`peers.rs`). Otherwise, and for very many rows, NCCL moves the parts and a kernel adds them (`kernels/cuda/ranks.cu`): everybody gathers all parts and adds
 //! all of them, or everybody adds a slice of each and the sums are gathered. The first is one call, the second moves less.
 
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nccl_rs::{Communicator, DataType, Nccl, UniqueId};
 
 use super::libraries::nccl_folders;
-use super::peers::{Handle, MAX_RANKS, MIN_MULTIPROCESSORS, Peers, Region};
+use super::peers::{Handle, MAX_RANKS, MAX_TWO_SHOT_BLOCKS, MIN_MULTIPROCESSORS, Peers, Region, Way};
 use super::{Argument, Cuda, DeviceMemory, Event, KernelName};
 use crate::contract::{
     expect_activations, expect_device, expect_f32, expect_len, expect_matrix, expect_on, expect_vectors,
@@ -40,10 +40,11 @@ const VECTOR: usize = 8;
 /// Threads of a block, as `ranks.cu` has them.
 const THREADS: usize = 256;
 
-/// Threads and blocks of the kernels over mapped memory, as `all_reduce.cu` has them.
+/// Threads and blocks of the kernels over mapped memory, as `all_reduce.cu` has them; where rows are normalised, and with two shots, blocks
+/// have the threads of a row (`rms_norm.cuh`).
 const MAPPED_THREADS: usize = 128;
 const MAX_MAPPED_BLOCKS: usize = 128;
-const FUSED_THREADS: usize = 256;
+const ROW_THREADS: usize = 256;
 const MAX_FUSED_ROWS: usize = 64;
 
 /// What ranks tell each other when they join: whether something went well, and a handle.
@@ -90,7 +91,7 @@ impl GpuGroup {
         Ok(group)
     }
 
-    /// Whether sums of few rows are one kernel over mapped memory, on all ranks.
+    /// Whether sums are one kernel over mapped memory, on all ranks.
     pub fn has_peer_access(&self) -> bool {
         self.peers.is_some()
     }
@@ -152,15 +153,18 @@ impl GpuGroup {
             .flat_map(|at| half::bf16::from_f32((at * (self.communicator.rank() + 3) % 251) as f32).to_le_bytes())
             .collect();
         let context = &self.cuda.context;
-        let [one, other] = [(); 2].map(|()| DeviceMemory::zeroed(context, own.len(), "a sum over ranks"));
-        let (one, other) = (one?, other?);
-        let mut sums = [vec![0; own.len()], vec![0; own.len()]];
-        // SAFETY: both hold as many bytes, whole vectors, and are freed when what is asked of them is done.
+        let [gathered, by_one_shot, by_two_shots] =
+            [(); 3].map(|()| DeviceMemory::zeroed(context, own.len(), "a sum over ranks"));
+        let sums = [gathered?, by_one_shot?, by_two_shots?];
+        for sum in &sums {
+            // SAFETY: it holds as many bytes, and is freed when what is asked of it is done.
+            unsafe { context.upload(sum.address(), &own)? };
+        }
+        // SAFETY: all hold as many whole vectors, and are freed when what is asked of them is done.
         unsafe {
-            context.upload(one.address(), &own)?;
-            context.upload(other.address(), &own)?;
-            self.sum_gathered(one.address(), VECTORS * VECTOR, DType::Bf16)?;
-            self.sum_mapped(peers, other.address(), VECTORS, DType::Bf16)?;
+            self.sum_gathered(sums[0].address(), VECTORS * VECTOR, DType::Bf16)?;
+            self.sum_mapped(peers, Way::OneShot, sums[1].address(), VECTORS, DType::Bf16)?;
+            self.sum_mapped(peers, Way::TwoShot, sums[2].address(), VECTORS, DType::Bf16)?;
         }
         let (summed, started) = (Event::new(context)?, Instant::now());
         summed.record()?;
@@ -172,12 +176,12 @@ impl GpuGroup {
             }
             std::thread::sleep(Duration::from_micros(100));
         }
-        // SAFETY: as above.
-        unsafe {
-            context.download(one.address(), &mut sums[0])?;
-            context.download(other.address(), &mut sums[1])?;
+        let mut bytes = [(); 3].map(|()| vec![0; own.len()]);
+        for (sum, bytes) in sums.iter().zip(&mut bytes) {
+            // SAFETY: as above.
+            unsafe { context.download(sum.address(), bytes)? };
         }
-        Ok(sums[0] == sums[1])
+        Ok(bytes[1] == bytes[0] && bytes[2] == bytes[0])
     }
 
     /// Replaces `x` (bfloat16 or float16, rows of whole vectors) by its sum over all ranks: added in their order in f32, rounded once.
@@ -191,9 +195,9 @@ impl GpuGroup {
         expect_vectors(OP, x.cols())?;
         let (ranks, element, dtype) = (self.communicator.world_size(), x.dtype().size_bytes(), x.dtype());
         let vectors = x.len() / VECTOR;
-        if let Some(peers) = self.peers.as_ref().filter(|peers| peers.have_room(vectors)) {
+        if let Some((peers, way)) = self.peers.as_ref().and_then(|peers| Some((peers, peers.way(vectors, 1)?))) {
             // SAFETY: as many vectors begin there.
-            return unsafe { self.sum_mapped(peers, x.address(), vectors, dtype) };
+            return unsafe { self.sum_mapped(peers, way, x.address(), vectors, dtype) };
         }
         let by_slices = ranks > 2 && x.bytes() * ranks > GATHERED_BYTES;
         let room = WORKSPACE_BYTES / element;
@@ -227,9 +231,9 @@ impl GpuGroup {
         eps: f32,
     ) -> Result<()> {
         const OP: &str = "all_reduce_add_rms_norm";
-        let (rows, cols) = (x.rows(), x.cols());
-        let peers = self.peers.as_ref().filter(|peers| rows <= MAX_FUSED_ROWS && peers.have_room(x.len() / VECTOR));
-        let Some(peers) = peers else {
+        let (rows, cols, row) = (x.rows(), x.cols(), x.cols() / VECTOR);
+        let Some((peers, way)) = self.peers.as_ref().and_then(|peers| Some((peers, peers.way(rows * row, row)?)))
+        else {
             self.all_reduce(x)?;
             return add_rms_norm(out, residual, x, weight, eps);
         };
@@ -241,11 +245,28 @@ impl GpuGroup {
         expect_matrix(OP, "residual", residual, rows, cols)?;
         expect_len(OP, "weight", weight, cols)?;
         expect_vectors(OP, cols)?;
-        let pointers = [out.address(), residual.address(), x.address(), weight.address()].map(Argument::Pointer);
-        let arguments = [&pointers[..], &[Argument::F32(eps), Argument::count(cols)], &peers.arguments()].concat();
-        // SAFETY: all_reduce.cu: a block per row, few enough to be resident at a time, whole vectors that fit the regions, shapes alike
-        // (all checked above); tensors live as long as their stream's work, regions as long as the group.
-        unsafe { self.cuda.launch(KernelName::of(OP, x.dtype()), [rows, 1, 1], FUSED_THREADS, &arguments) }
+        let pointers = |first_row: usize| {
+            let start = (first_row * cols * x.dtype().size_bytes()) as u64;
+            let rows = [&*out, residual, x].map(|tensor| Argument::Pointer(tensor.address() + start));
+            [&rows[..], &[Argument::Pointer(weight.address()), Argument::F32(eps)]].concat()
+        };
+        if way == Way::OneShot && rows <= MAX_FUSED_ROWS {
+            let arguments = [pointers(0), vec![Argument::count(cols)], peers.arguments(way)].concat();
+            // SAFETY: all_reduce.cu: a block per row, few enough to be resident at a time, whole vectors that fit the regions, shapes alike
+            // (all checked above); tensors live as long as their stream's work, regions as long as the group.
+            return unsafe { self.cuda.launch(KernelName::of(OP, x.dtype()), [rows, 1, 1], ROW_THREADS, &arguments) };
+        }
+        let name = KernelName::of("all_reduce_two_shot_add_rms_norm", x.dtype());
+        let piece = peers.room(Way::TwoShot) / row;
+        for first in (0..rows).step_by(piece) {
+            let len = piece.min(rows - first);
+            let extents = [len, cols].map(Argument::count);
+            let arguments = [pointers(first), extents.to_vec(), peers.arguments(Way::TwoShot)].concat();
+            let grid = [len.div_ceil(len.div_ceil(MAX_TWO_SHOT_BLOCKS)), 1, 1];
+            // SAFETY: all_reduce_two_shot.cu: as above, of the rows `first..first + len`, with a grid that is the same on all ranks.
+            unsafe { self.cuda.launch(name, grid, ROW_THREADS, &arguments)? };
+        }
+        Ok(())
     }
 
     /// `out` (`[ranks, ...]`) becomes every rank's `local`, in the order of the ranks; both f32.
@@ -284,16 +305,26 @@ impl GpuGroup {
         }
     }
 
-    /// Everybody pushes its part to all others, and adds what comes.
+    /// Everybody sums over mapped memory.
     ///
     /// # Safety
-    /// As many vectors begin at `address`, not more than there is room for.
-    unsafe fn sum_mapped(&self, peers: &Peers, address: u64, vectors: usize, dtype: DType) -> Result<()> {
-        let arguments = [&[Argument::Pointer(address), Argument::count(vectors)][..], &peers.arguments()].concat();
-        let grid = [vectors.div_ceil(MAPPED_THREADS).min(MAX_MAPPED_BLOCKS), 1, 1];
-        // SAFETY: all_reduce.cu: as many vectors (the caller's obligation), few enough blocks to be resident at a time; regions live as long
-        // as the group.
-        unsafe { self.cuda.launch(KernelName::of("all_reduce", dtype), grid, MAPPED_THREADS, &arguments) }
+    /// As many vectors begin at `address`.
+    unsafe fn sum_mapped(&self, peers: &Peers, way: Way, address: u64, vectors: usize, dtype: DType) -> Result<()> {
+        let (base, threads, max_blocks) = match way {
+            Way::OneShot => ("all_reduce", MAPPED_THREADS, MAX_MAPPED_BLOCKS),
+            Way::TwoShot => ("all_reduce_two_shot", ROW_THREADS, MAX_TWO_SHOT_BLOCKS),
+        };
+        let (name, piece) = (KernelName::of(base, dtype), peers.room(way));
+        for first in (0..vectors).step_by(piece) {
+            let len = piece.min(vectors - first);
+            let x = address + (first * VECTOR * dtype.size_bytes()) as u64;
+            let arguments = [&[Argument::Pointer(x), Argument::count(len)][..], &peers.arguments(way)].concat();
+            let grid = [len.div_ceil(threads).min(max_blocks), 1, 1];
+            // SAFETY: all_reduce.cu, all_reduce_two_shot.cu: as many vectors (the caller's obligation), which fit the regions; blocks few
+            // enough to be resident at a time, and as many on all ranks; regions live as long as the group.
+            unsafe { self.cuda.launch(name, grid, threads, &arguments)? };
+        }
+        Ok(())
     }
 
     /// Everybody gathers all parts and adds them.

@@ -45,7 +45,7 @@ impl KernelName {
             || matches!(self.base, "rms_norm" | "add_rms_norm" | "head_rms_norm" | "silu_mul")
             || matches!(self.base, "embedding" | "embedding_head" | "gather_rows" | "sample_rows")
             || matches!(self.base, "rope_and_store_kv" | "attention_splits" | "attention_merge" | "attention_prefill")
-            || matches!(self.base, "all_reduce" | "all_reduce_add_rms_norm")
+            || self.base.starts_with("all_reduce")
     }
 
     /// The same with f32 results, if `out` is that.

@@ -62,7 +62,9 @@ static void meet(unsigned num_ranks) {
 
 // --- A rank --------------------------------------------------------------------------------------------------------
 
-constexpr unsigned HEAD_BYTES = 256, MAX_BLOCKS = 128;
+constexpr unsigned HEAD_BYTES = 256, MAX_BLOCKS = 128, TWO_SHOT_BLOCKS = 64, TWO_SHOT_FLAGS_BYTES = 4096;
+
+enum Way { ONE_SHOT, TWO_SHOT };
 
 static void* load_module(const char* file) {
     void *program, *module;
@@ -85,17 +87,24 @@ static Pointer allocate(size_t bytes) {
 
 struct Rank {
     unsigned num_ranks, room;
-    void *stream, *context, *sums, *norms;
+    void *stream, *context, *norms;
+    // By way.
+    void* sums[2];
     Pointer own = 0, peers[MAX_RANKS - 1] = {};
+    // What kernels are told of them, by way.
+    struct {
+        Pointer own, peers[MAX_RANKS - 1];
+    } regions[2] = {};
     std::atomic<unsigned>* aborted;
 
-    // `calls`: how many there were already.
+    // `calls`: how many there were already, each way.
     Rank(unsigned num_ranks, unsigned room, unsigned calls = 0) : num_ranks(num_ranks), room(room) {
         CALL("cuInit", 0u);
         CALL("cuDevicePrimaryCtxRetain", &context, rank);
         CALL("cuCtxSetCurrent", context);
         CALL("cuStreamCreate", &stream, 1u);
-        sums = load_module("all_reduce.cu");
+        sums[ONE_SHOT] = load_module("all_reduce.cu");
+        sums[TWO_SHOT] = load_module("all_reduce_two_shot.cu");
         norms = load_module("rms_norm.cu");
         void* words;
         CALL("cuMemHostAlloc", &words, sizeof(unsigned), 2u);
@@ -104,16 +113,28 @@ struct Rank {
         own = allocate(region_bytes());
         CALL("cuMemsetD8Async", own, 0, region_bytes(), stream);
         CALL("cuMemsetD32Async", own, calls, size_t(1), stream);
+        CALL("cuMemsetD32Async", own + one_shot_bytes(), calls, size_t(1), stream);
         CALL("cuStreamSynchronize", stream);
         CALL("cuIpcGetMemHandle", &board->handles[rank], own);
         meet(num_ranks);
         for (unsigned at = 1; at < num_ranks; ++at) {
             CALL("cuIpcOpenMemHandle_v2", &peers[at - 1], board->handles[(unsigned(rank) + at) % num_ranks], 1u);
         }
+        for (Way way : {ONE_SHOT, TWO_SHOT}) {
+            Pointer offset = way == ONE_SHOT ? 0 : one_shot_bytes();
+            regions[way].own = own + offset;
+            for (unsigned at = 1; at < num_ranks; ++at) regions[way].peers[at - 1] = peers[at - 1] + offset;
+        }
         meet(num_ranks);
     }
 
-    size_t region_bytes() const { return HEAD_BYTES + size_t(64) * num_ranks * room; }
+    // What is for one shot; that for two follows.
+    size_t one_shot_bytes() const { return HEAD_BYTES + size_t(64) * num_ranks * room; }
+
+    size_t region_bytes() const {
+        size_t vectors = 2 * room + TWO_SHOT_BLOCKS * (num_ranks - 1);
+        return one_shot_bytes() + HEAD_BYTES + TWO_SHOT_FLAGS_BYTES + 16 * vectors;
+    }
 
     void launch(void* module, const char* name, unsigned grid, unsigned threads, std::vector<void*> arguments) const {
         void* function;
@@ -121,26 +142,31 @@ struct Rank {
         CALL("cuLaunchKernel", function, grid, 1u, 1u, threads, 1u, 1u, 0u, stream, arguments.data(), static_cast<void**>(nullptr));
     }
 
-    std::vector<void*> with_group(std::vector<void*> arguments) {
+    std::vector<void*> with_group(Way way, std::vector<void*> arguments) {
         static Pointer word;
         CALL("cuMemHostGetDevicePointer_v2", &word, static_cast<void*>(aborted), 0u);
         for (void* argument : {static_cast<void*>(&rank), static_cast<void*>(&num_ranks), static_cast<void*>(&room),
-                               static_cast<void*>(&word), static_cast<void*>(&own)}) {
+                               static_cast<void*>(&word), static_cast<void*>(&regions[way].own)}) {
             arguments.push_back(argument);
         }
-        for (Pointer& peer : peers) arguments.push_back(&peer);
+        for (Pointer& peer : regions[way].peers) arguments.push_back(&peer);
         return arguments;
     }
 
-    void all_reduce(const char* type, Pointer x, unsigned vectors) {
-        std::string name = std::string("all_reduce_") + type;
-        launch(sums, name.c_str(), std::min((vectors + 127) / 128, MAX_BLOCKS), 128, with_group({&x, &vectors}));
+    void all_reduce(Way way, const char* type, Pointer x, unsigned vectors) {
+        std::string name = std::string(way == ONE_SHOT ? "all_reduce_" : "all_reduce_two_shot_") + type;
+        unsigned threads = way == ONE_SHOT ? 128 : 256, most = way == ONE_SHOT ? MAX_BLOCKS : TWO_SHOT_BLOCKS;
+        launch(sums[way], name.c_str(), std::min((vectors + threads - 1) / threads, most), threads, with_group(way, {&x, &vectors}));
     }
 
-    void all_reduce_add_rms_norm(const char* type, Pointer out, Pointer residual, Pointer x, Pointer weight, unsigned rows, unsigned cols) {
+    // With two shots blocks have two rows, the last one what is left.
+    void all_reduce_add_rms_norm(Way way, const char* type, Pointer out, Pointer residual, Pointer x, Pointer weight, unsigned rows, unsigned cols) {
         float eps = 1e-5f;
-        std::string name = std::string("all_reduce_add_rms_norm_") + type;
-        launch(sums, name.c_str(), rows, 256, with_group({&out, &residual, &x, &weight, &eps, &cols}));
+        std::string name = std::string(way == ONE_SHOT ? "all_reduce_add_rms_norm_" : "all_reduce_two_shot_add_rms_norm_") + type;
+        std::vector<void*> arguments = {&out, &residual, &x, &weight, &eps};
+        if (way == TWO_SHOT) arguments.push_back(&rows);
+        arguments.push_back(&cols);
+        launch(sums[way], name.c_str(), way == ONE_SHOT ? rows : (rows + 1) / 2, 256, with_group(way, arguments));
     }
 
     void add_rms_norm(const char* type, Pointer out, Pointer residual, Pointer x, Pointer weight, unsigned rows, unsigned cols) const {
@@ -213,15 +239,17 @@ static void sum_lengths(Rank& self) {
     Pointer x = allocate(self.room * 16);
     unsigned seed = 0;
     for (unsigned vectors : {1u, 3u, 127u, 128u, 129u, 1025u, 1u, self.room, 2u, self.room}) {
-        self.be_late(++seed);
-        self.upload(x, part<T>(seed, unsigned(rank), vectors * VECTOR));
-        self.all_reduce(NAME<T>, x, vectors);
-        CHECK(are_equal(self.download<T>(x, vectors * VECTOR), sum<T>(seed, self.num_ranks, vectors * VECTOR)));
+        for (Way way : {ONE_SHOT, TWO_SHOT}) {
+            self.be_late(++seed);
+            self.upload(x, part<T>(seed, unsigned(rank), vectors * VECTOR));
+            self.all_reduce(way, NAME<T>, x, vectors);
+            CHECK(are_equal(self.download<T>(x, vectors * VECTOR), sum<T>(seed, self.num_ranks, vectors * VECTOR)));
+        }
     }
     CALL("cuMemFree_v2", x);
 }
 
-// Fifty calls that are asked for at once, of lengths of their own; ranks are late on their streams.
+// Fifty calls that are asked for at once, of lengths of their own, some with one shot and some with two; ranks are late on their streams.
 static void sum_in_a_row(Rank& self) {
     constexpr unsigned CALLS = 50;
     static unsigned seeds[CALLS];
@@ -235,7 +263,7 @@ static void sum_in_a_row(Rank& self) {
         seeds[call] = call * 31 + unsigned(rank);
         auto sleep = [](void* seed) { usleep(std::mt19937(*static_cast<unsigned*>(seed))() % 3 * 1500); };
         CALL("cuLaunchHostFunc", self.stream, static_cast<void (*)(void*)>(sleep), static_cast<void*>(&seeds[call]));
-        self.all_reduce("bf16", all[call], length(call));
+        self.all_reduce(call % 5 < 2 ? ONE_SHOT : TWO_SHOT, "bf16", all[call], length(call));
     }
     for (unsigned call = 0; call < CALLS; ++call) {
         CHECK(are_equal(self.download<bf16>(all[call], length(call) * VECTOR), sum<bf16>(call, self.num_ranks, length(call) * VECTOR)));
@@ -243,48 +271,52 @@ static void sum_in_a_row(Rank& self) {
     }
 }
 
-// A graph of three calls, so that each meets both buffers, launched again and again; what is fused has the bits of what is not.
+// A graph of three calls with one shot, so that each meets both buffers, and two with two shots, launched again and again; what is fused
+// has the bits of what is not.
 template <typename T>
 static void sum_in_graphs(Rank& self) {
     constexpr unsigned ROWS = 3, COLS = 2056, LENGTH = ROWS * COLS, VECTORS = LENGTH / VECTOR, FEW = 40;
-    Pointer x = allocate(LENGTH * 2), y = allocate(LENGTH * 2), few = allocate(FEW * 16), weight = allocate(COLS * 4);
-    Pointer residuals[2] = {allocate(LENGTH * 2), allocate(LENGTH * 2)}, outs[2] = {allocate(LENGTH * 2), allocate(LENGTH * 2)};
+    Pointer few = allocate(FEW * 16), weight = allocate(COLS * 4), parts[4], residuals[3], outs[3];
+    for (Pointer& part : parts) part = allocate(LENGTH * 2);
+    for (Pointer& residual : residuals) residual = allocate(LENGTH * 2);
+    for (Pointer& out : outs) out = allocate(LENGTH * 2);
     std::vector<float> scale(COLS);
     for (unsigned col = 0; col < COLS; ++col) scale[col] = 1.0f + float(col % 17) / 16.0f;
     self.upload(weight, scale);
     void *graph, *exec;
     CALL("cuStreamBeginCapture_v2", self.stream, 1u);
-    self.all_reduce(NAME<T>, x, VECTORS);
-    self.add_rms_norm(NAME<T>, outs[0], residuals[0], x, weight, ROWS, COLS);
-    self.all_reduce_add_rms_norm(NAME<T>, outs[1], residuals[1], y, weight, ROWS, COLS);
-    self.all_reduce(NAME<T>, few, FEW);
+    self.all_reduce(ONE_SHOT, NAME<T>, parts[0], VECTORS);
+    self.add_rms_norm(NAME<T>, outs[0], residuals[0], parts[0], weight, ROWS, COLS);
+    self.all_reduce_add_rms_norm(ONE_SHOT, NAME<T>, outs[1], residuals[1], parts[1], weight, ROWS, COLS);
+    self.all_reduce_add_rms_norm(TWO_SHOT, NAME<T>, outs[2], residuals[2], parts[2], weight, ROWS, COLS);
+    self.all_reduce(ONE_SHOT, NAME<T>, few, FEW);
+    self.all_reduce(TWO_SHOT, NAME<T>, parts[3], VECTORS);
     CALL("cuStreamEndCapture", self.stream, &graph);
     CALL("cuGraphInstantiateWithFlags", &exec, graph, 0ull);
-    for (unsigned seed = 0; seed < 25; ++seed) {
+    for (unsigned seed = 0; seed < 15; ++seed) {
         self.be_late(seed);
         std::vector<T> own = part<T>(seed, unsigned(rank), LENGTH), before = part<T>(seed, 50, LENGTH);
-        self.upload(x, own);
-        self.upload(y, own);
+        for (Pointer part : parts) self.upload(part, own);
         for (Pointer residual : residuals) self.upload(residual, before);
         self.upload(few, part<T>(seed + 100, unsigned(rank), FEW * VECTOR));
         CALL("cuGraphLaunch", exec, self.stream);
         std::vector<T> expected = sum<T>(seed, self.num_ranks, LENGTH);
-        CHECK(are_equal(self.download<T>(x, LENGTH), expected));
+        for (unsigned at : {0u, 3u}) CHECK(are_equal(self.download<T>(parts[at], LENGTH), expected));
         CHECK(are_equal(self.download<T>(few, FEW * VECTOR), sum<T>(seed + 100, self.num_ranks, FEW * VECTOR)));
         for (unsigned at = 0; at < LENGTH; ++at) expected[at] = round_to<T>(to_f32(before[at]) + to_f32(expected[at]));
         for (Pointer residual : residuals) CHECK(are_equal(self.download<T>(residual, LENGTH), expected));
-        CHECK(are_equal(self.download<T>(outs[1], LENGTH), self.download<T>(outs[0], LENGTH)));
+        for (unsigned at : {1u, 2u}) CHECK(are_equal(self.download<T>(outs[at], LENGTH), self.download<T>(outs[0], LENGTH)));
     }
     CALL("cuGraphExecDestroy", exec);
     CALL("cuGraphDestroy", graph);
 }
 
-// As many calls as have every word of a region written, however short they are.
+// As many calls with one shot as have every word of a region written, however short they are.
 static void sweep(Rank& self) {
     Pointer x = allocate(16);
     unsigned calls = 2 * self.room + 2, before = self.download<unsigned>(self.own, 1)[0];
-    for (unsigned call = 0; call < calls; ++call) self.all_reduce("f16", x, 1);
-    std::vector<unsigned> region = self.download<unsigned>(self.own, self.region_bytes() / 4);
+    for (unsigned call = 0; call < calls; ++call) self.all_reduce(ONE_SHOT, "f16", x, 1);
+    std::vector<unsigned> region = self.download<unsigned>(self.own, self.one_shot_bytes() / 4);
     CHECK(region[0] == before + calls);
     size_t part_words = size_t(self.room) * 8;
     for (size_t at = HEAD_BYTES / 4; at < region.size(); at += 2) {
@@ -293,15 +325,17 @@ static void sweep(Rank& self) {
     }
 }
 
-// The last rank never comes: who waits for it returns when its host says so, at once thereafter.
-static void abort_without_a_peer(Rank& self, bool is_killed) {
+// The last rank never comes: who waits for it returns when its host says so, at once thereafter, however sums go.
+static void abort_without_a_peer(Rank& self, Way first, bool is_killed) {
     if (unsigned(rank) == self.num_ranks - 1) {
         if (is_killed) kill(getpid(), SIGKILL);
         std::exit(0);
     }
     Pointer x = allocate(300 * 16), out = allocate(300 * 16), weight = allocate(2400 * 4);
-    self.all_reduce("bf16", x, 300);
-    self.all_reduce_add_rms_norm("bf16", out, x, x, weight, 1, 2400);
+    for (Way way : {first, first == ONE_SHOT ? TWO_SHOT : ONE_SHOT}) {
+        self.all_reduce(way, "bf16", x, 300);
+        self.all_reduce_add_rms_norm(way, "bf16", out, x, x, weight, 1, 2400);
+    }
     CHECK(ask("cuStreamQuery", self.stream) == 600);
     usleep(50000);
     CHECK(ask("cuStreamQuery", self.stream) == 600);
@@ -346,7 +380,7 @@ static void map_memory(Rank& self) {
 // A process that ends does not wait for its kernel, if that waits for others.
 static void end_while_waiting(Rank& self) {
     if (rank != 0) return;
-    self.all_reduce("bf16", allocate(16), 1);
+    self.all_reduce(TWO_SHOT, "bf16", allocate(16), 1);
     CHECK(ask("cuStreamQuery", self.stream) == 600);
     usleep(20000);
 }
@@ -430,7 +464,7 @@ int main(int, char** arguments) {
         for (bool is_killed : {false, true}) {
             is_right &= run(path, is_killed ? "a peer is killed" : "a peer ends", ranks, [=] {
                 Rank self(ranks, 300);
-                abort_without_a_peer(self, is_killed);
+                abort_without_a_peer(self, is_killed ? ONE_SHOT : TWO_SHOT, is_killed);
             });
         }
         is_right &= run(path, "memory of others", ranks, [=] {

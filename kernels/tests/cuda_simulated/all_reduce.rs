@@ -1,5 +1,5 @@
-//! Sums over the ranks of a group in one kernel: one rank alone, in a region that looks as if its peers had been there before it; and ranks
-//! that are processes on the simulated driver (`all_reduce.cc`).
+//! Sums over the ranks of a group in one kernel, with one shot and with two: one rank alone, in a region that looks as if its peers had been
+//! there before it; and ranks that are processes on the simulated driver (`all_reduce.cc`).
 
 use std::path::Path;
 use std::process::Command;
@@ -15,10 +15,12 @@ const HEAD_WORDS: usize = 64;
 /// Elements of a vector, and threads of a row that is normalised.
 const VECTOR: usize = 8;
 const ROW_THREADS: usize = 256;
+/// Blocks that have flags, as `all_reduce_two_shot.cu` has them.
+const MAX_BLOCKS: usize = 64;
 
 const EPS: f32 = 1e-5;
 
-/// The memory that a rank exports, in words of four bytes.
+/// The memory that a rank exports for one shot, in words of four bytes.
 struct Region {
     num_ranks: usize,
     room: usize,
@@ -43,10 +45,52 @@ impl Region {
             self.words[start..start + 2].copy_from_slice(&[u32::from_le_bytes(*pair), flag]);
         }
     }
+}
 
-    fn bytes(&self) -> Vec<u8> {
-        u32_bytes(&self.words)
+/// The same for two shots.
+struct TwoShotRegion {
+    num_ranks: usize,
+    room: usize,
+    words: Vec<u32>,
+}
+
+impl TwoShotRegion {
+    /// That of a rank which has made so many calls.
+    fn new(num_ranks: usize, room: usize, calls: u32) -> TwoShotRegion {
+        let vectors = 2 * room + MAX_BLOCKS * (num_ranks - 1);
+        let mut words = vec![0; HEAD_WORDS + 2 * MAX_BLOCKS * MAX_RANKS + 4 * vectors];
+        words[0] = calls;
+        TwoShotRegion { num_ranks, room, words }
     }
+
+    /// Has a rank tell these blocks that it has pushed both parts and sums.
+    fn tell(&mut self, sender: usize, call: u32, blocks: usize) {
+        for at in (0..2 * MAX_BLOCKS).filter(|at| at % MAX_BLOCKS < blocks) {
+            self.words[HEAD_WORDS + at * MAX_RANKS + sender] = call;
+        }
+    }
+
+    /// Has the sum of a vector.
+    fn set_sum(&mut self, vector: usize, sum: &[u8]) {
+        let start = HEAD_WORDS + 2 * MAX_BLOCKS * MAX_RANKS + 4 * vector;
+        for (word, pair) in self.words[start..].iter_mut().zip(sum.as_chunks::<4>().0) {
+            *word = u32::from_le_bytes(*pair);
+        }
+    }
+
+    /// Has a rank's part of this vector of a block's share arrive. Shares of a block have `share` vectors, and those of the blocks before it
+    /// `most`.
+    fn set_part(&mut self, sender: usize, (block, most): (usize, usize), share: usize, at: usize, part: &[u8]) {
+        self.set_sum(self.room + block * self.num_ranks * most + sender * share + at, part);
+    }
+}
+
+/// What the regions of a group are like before and after a call.
+struct Regions {
+    own: Vec<u32>,
+    own_after: Vec<u32>,
+    /// Of the next rank, of the one after it, and so on; before the call they are empty.
+    peers_after: Vec<Vec<u32>>,
 }
 
 /// A call of one rank of a group, and what the group is like before and after it.
@@ -95,32 +139,77 @@ impl Call {
         region
     }
 
+    /// With one shot.
+    fn one_shot(&self, element: &Element) -> Regions {
+        let own = self.own(element).words;
+        let mut own_after = own.clone();
+        own_after[0] = self.flag;
+        Regions { own, own_after, peers_after: vec![self.pushed(element).words; self.num_ranks - 1] }
+    }
+
+    /// With two shots, by as many blocks, each of which has `most` vectors.
+    fn two_shots(&self, element: &Element, blocks: usize, most: usize) -> Regions {
+        let num_ranks = self.num_ranks;
+        let empty = |calls| TwoShotRegion::new(num_ranks, self.room, calls);
+        let (mut own, mut own_after) = (empty(self.flag.wrapping_sub(1)), empty(self.flag));
+        let mut peers: Vec<TwoShotRegion> = (1..num_ranks).map(|_| empty(0)).collect();
+        let (sum, parts) = (self.sum(element), self.parts.iter().map(|part| element.bytes(part)));
+        let parts: Vec<Vec<u8>> = parts.collect();
+        for peer in (0..num_ranks).filter(|peer| *peer != self.rank) {
+            own.tell(peer, self.flag, blocks);
+            own_after.tell(peer, self.flag, blocks);
+        }
+        peers.iter_mut().for_each(|peer| peer.tell(self.rank, self.flag, MAX_BLOCKS));
+        for vector in 0..self.vectors {
+            let (block, of_block) = (vector / most, vector % most);
+            let share = most.min(self.vectors - block * most).div_ceil(num_ranks);
+            let (owner, at) = (of_block / share, of_block % share);
+            let bytes = vector * 2 * VECTOR..(vector + 1) * 2 * VECTOR;
+            let of_blocks = (block, most.div_ceil(num_ranks));
+            own_after.set_sum(vector, &sum[bytes.clone()]);
+            if owner == self.rank {
+                peers.iter_mut().for_each(|peer| peer.set_sum(vector, &sum[bytes.clone()]));
+                for sender in (0..num_ranks).filter(|sender| *sender != owner) {
+                    for region in [&mut own, &mut own_after] {
+                        region.set_part(sender, of_blocks, share, at, &parts[sender][bytes.clone()]);
+                    }
+                }
+            } else {
+                own.set_sum(vector, &sum[bytes.clone()]);
+                let peer = &mut peers[(owner + num_ranks - self.rank - 1) % num_ranks];
+                peer.set_part(self.rank, of_blocks, share, at, &parts[self.rank][bytes]);
+            }
+        }
+        let peers_after = peers.into_iter().map(|peer| peer.words).collect();
+        Regions { own: own.words, own_after: own_after.words, peers_after }
+    }
+
     /// Runs a kernel with what it has for arguments before those of the group. Its buffers afterwards, having seen that the group is as
     /// it should be.
     fn run(
         &self,
         simulator: &Simulator,
-        element: &Element,
         kernel: &str,
         grid: usize,
         threads: usize,
         arguments: &[Argument<'_>],
+        regions: &Regions,
     ) -> Vec<Vec<u8>> {
-        let context =
-            format!("{kernel}_{}: rank {} of {}, call {}", element.name, self.rank, self.num_ranks, self.flag);
-        let (own, empty) = (self.own(element), Region::new(self.num_ranks, self.room, 0).bytes());
-        let (own_bytes, aborted) = (own.bytes(), u32_bytes(&[0]));
-        let group = [U32(self.rank), U32(self.num_ranks), U32(self.room), Buffer(&aborted), Buffer(&own_bytes)];
+        let context = format!("{kernel}: rank {} of {}, call {}", self.rank, self.num_ranks, self.flag);
+        let (own, empty) = (u32_bytes(&regions.own), vec![0; regions.own.len() * 4]);
+        let aborted = u32_bytes(&[0]);
+        let group = [U32(self.rank), U32(self.num_ranks), U32(self.room), Buffer(&aborted), Buffer(&own)];
         let peers = (1..MAX_RANKS).map(|peer| if peer < self.num_ranks { Buffer(&empty) } else { Null });
         let all: Vec<Argument<'_>> = arguments.iter().copied().chain(group).chain(peers).collect();
-        let name = format!("{kernel}_{}", element.name);
-        let mut after = simulator.run(&name, [grid, 1, 1], threads, &all);
-        let mut group = after.split_off(after.len() - self.num_ranks - 1).into_iter().skip(1);
-        let mut counted = own;
-        counted.words[0] = self.flag;
-        assert!(group.next() == Some(counted.bytes()), "{context}: the region counts the call, and else is as it was");
-        let pushed = self.pushed(element).bytes();
-        assert!(group.all(|region| region == pushed), "{context}: what peers received");
+        let mut after = simulator.run(kernel, [grid, 1, 1], threads, &all);
+        let group = after.split_off(after.len() - self.num_ranks - 1);
+        assert!(
+            group[1] == u32_bytes(&regions.own_after),
+            "{context}: the region counts the call, and has what it should"
+        );
+        for (region, expected) in group[2..].iter().zip(&regions.peers_after) {
+            assert!(*region == u32_bytes(expected), "{context}: what peers received");
+        }
         after
     }
 }
@@ -137,12 +226,16 @@ fn sums_over_ranks_are_in_their_order() {
                     let arguments = [Buffer(&x), U32(vectors)];
                     // As many blocks as it may have, and fewer.
                     for grid in [vectors.div_ceil(THREADS), 1] {
-                        let after = call.run(simulator, element, "all_reduce", grid, THREADS, &arguments);
-                        assert!(
-                            after[0] == call.sum(element),
-                            "{} rank {rank} of {num_ranks}: {vectors}",
-                            element.name
-                        );
+                        let (kernel, regions) = (format!("all_reduce_{}", element.name), call.one_shot(element));
+                        let after = call.run(simulator, &kernel, grid, THREADS, &arguments, &regions);
+                        assert!(after[0] == call.sum(element), "{kernel}, rank {rank} of {num_ranks}: {vectors}");
+                    }
+                    // Of 24 blocks of 130 vectors, the last two have none.
+                    for grid in [vectors.min(24), vectors.div_ceil(ROW_THREADS)] {
+                        let kernel = format!("all_reduce_two_shot_{}", element.name);
+                        let regions = call.two_shots(element, grid, vectors.div_ceil(grid));
+                        let after = call.run(simulator, &kernel, grid, ROW_THREADS, &arguments, &regions);
+                        assert!(after[0] == call.sum(element), "{kernel}, rank {rank} of {num_ranks}: {vectors}");
                     }
                 }
             }
@@ -165,8 +258,15 @@ fn sums_that_are_normalised_have_the_bits_of_both_kernels() {
                 let expected = simulator.run(&name, [rows, 1, 1], ROW_THREADS, &arguments);
                 let x = element.bytes(&call.parts[1]);
                 let arguments = [Buffer(&zeros), Buffer(&residual), Buffer(&x), Buffer(&scale), F32(EPS), U32(cols)];
-                let after = call.run(simulator, element, "all_reduce_add_rms_norm", rows, ROW_THREADS, &arguments);
-                assert!(after[..2] == expected[..2], "{}: {rows} rows of {cols}", element.name);
+                let (kernel, regions) = (format!("all_reduce_add_rms_norm_{}", element.name), call.one_shot(element));
+                let after = call.run(simulator, &kernel, rows, ROW_THREADS, &arguments, &regions);
+                assert!(after[..2] == expected[..2], "{kernel}: {rows} rows of {cols}");
+                // Two rows a block, the last has what is left.
+                let (kernel, blocks) = (format!("all_reduce_two_shot_add_rms_norm_{}", element.name), rows.div_ceil(2));
+                let regions = call.two_shots(element, blocks, rows.div_ceil(blocks) * cols / VECTOR);
+                let arguments = [&arguments[..5], &[U32(rows), U32(cols)]].concat();
+                let after = call.run(simulator, &kernel, blocks, ROW_THREADS, &arguments, &regions);
+                assert!(after[..2] == expected[..2], "{kernel}: {rows} rows of {cols}");
             }
         }
     }
@@ -176,12 +276,17 @@ fn sums_that_are_normalised_have_the_bits_of_both_kernels() {
 fn who_waits_for_a_rank_that_never_comes_returns_when_the_group_is_aborted() {
     let (element, vectors, room) = (&ELEMENTS[0], 40, 40);
     let x = element.bytes(&element.random(1, vectors * VECTOR));
-    let (region, aborted) = (Region::new(2, room, 0).bytes(), u32_bytes(&[1]));
-    let mut arguments = vec![Buffer(&x), U32(vectors), U32(0), U32(2), U32(room)];
-    arguments.extend([Buffer(&aborted), Buffer(&region), Buffer(&region)]);
-    arguments.extend([Null; MAX_RANKS - 2]);
-    for simulator in &*SIMULATORS {
-        simulator.run("all_reduce_bf16", [1, 1, 1], THREADS, &arguments);
+    let aborted = u32_bytes(&[1]);
+    let one_shot = ("all_reduce_bf16", THREADS, Region::new(2, room, 0).words);
+    let two_shots = ("all_reduce_two_shot_bf16", ROW_THREADS, TwoShotRegion::new(2, room, 0).words);
+    for (kernel, threads, region) in [one_shot, two_shots] {
+        let region = u32_bytes(&region);
+        let mut arguments = vec![Buffer(&x), U32(vectors), U32(0), U32(2), U32(room)];
+        arguments.extend([Buffer(&aborted), Buffer(&region), Buffer(&region)]);
+        arguments.extend([Null; MAX_RANKS - 2]);
+        for simulator in &*SIMULATORS {
+            simulator.run(kernel, [1, 1, 1], threads, &arguments);
+        }
     }
 }
 

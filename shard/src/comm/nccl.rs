@@ -61,7 +61,7 @@ impl Nccl {
         let gpus = GpuGroup::join(device, &id, rank, world_size, GPU_JOIN_TIMEOUT)?;
         let way =
             if gpus.has_peer_access() { "each other's memory" } else { "NCCL, as they do not map each other's memory" };
-        tracing::info!("{world_size} GPUs; sums of few rows go over {way}");
+        tracing::info!("{world_size} GPUs; sums go over {way}");
         let group =
             Group { control, gpus, steps: AtomicUsize::new(0), aborted: Mutex::new(None), failure: OnceLock::new() };
         let (group, (watched, ended)) = (Arc::new(group), bounded(0));
