@@ -1,7 +1,7 @@
 """What a GPU confirms, and what it reaches beside torch: `python3 integration-tests/gpu-check/run.py [PIECE ..]`.
 
     correct    the tests of the CUDA backend on the machine's own GPU
-    shapes     this server's steps and linear layers on random models of 1B and 8B
+    shapes     this server's steps and linear layers on random models of 1B and 8B; without --quick, one rank of eight of 70B and 8B
     peers      ceilings of the GPU; torch's linear layers, attention and decode loop; transformers' continuous batching
     served     the whole server over HTTP, and the time to its ready line
     sanitize   compute-sanitizer over attention, linear layers and sampling

@@ -286,9 +286,10 @@ class ProgramsTest(unittest.TestCase):
 class PiecesTest(unittest.TestCase):
     def test_figures_of_a_report_of_gpu_check(self) -> None:
         step = {"rows": 8, "context": 1024, "seconds": 2.0, "seconds_of_ten": 1.0, "bytes": 3.0, "flops": 4.0}
-        model = {"shape": "1b", "weights": "fp8", "weights_bytes": 5, "loading_seconds": 6.0, "decode": [step], "prefill": [step]}
+        model = {"shape": "1b", "weights": "fp8", "weights_bytes": 5, "loading_seconds": 6.0, "decode": [step], "prefill": [step], "rank_of": 1}
+        rank = model | {"rank_of": 8, "prefill": []}
         linear = {"shape": "1b", "layer": "qkv", "n": 1, "k": 1, "rows": 8, "seconds": 1.0, "bytes": 2.0, "flops": 3.0}
-        found = shapes.figures({"device": "", "copy_bytes_per_second": 7.0, "linears": [linear], "models": [model]})
+        found = shapes.figures({"device": "", "copy_bytes_per_second": 7.0, "linears": [linear], "models": [model, rank]})
         self.assertEqual(
             found,
             {
@@ -297,6 +298,8 @@ class PiecesTest(unittest.TestCase):
                 "ours/1b/fp8/load": {"seconds": 6.0, "bytes": 5},
                 "ours/1b/fp8/decode/8/1024": {"seconds": 2.0, "seconds_of_ten": 1.0, "bytes": 3.0, "flops": 4.0},
                 "ours/1b/fp8/prefill/8": {"seconds": 2.0, "bytes": 3.0, "flops": 4.0},
+                "ours/1b/fp8-1of8/load": {"seconds": 6.0, "bytes": 5},
+                "ours/1b/fp8-1of8/decode/8/1024": {"seconds": 2.0, "seconds_of_ten": 1.0, "bytes": 3.0, "flops": 4.0},
             },
         )
 

@@ -327,3 +327,16 @@ DEVICE void let_others_run() {
     cusim::spin();
 #endif
 }
+
+// --- Time ----------------------------------------------------------------------------------------------------------
+
+// The time since some day, which is the same for all threads. PTX ISA, %globaltimer.
+DEVICE u64 nanoseconds_now() {
+    u64 now;
+#ifdef CUSIM
+    now = u64(std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count());
+#else
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now)::"memory");
+#endif
+    return now;
+}

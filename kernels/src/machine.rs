@@ -3,12 +3,13 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use crate::cuda::{Argument, KernelName};
 use crate::device::Cpu;
 use crate::memory::Memory;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx512Bf16, PairKernel, TILE_PAIRS, TILE_ROWS, TileKernel, Tiles};
 use crate::simd::{Kernel, LANES, Lanes, Simd, prefetch_line};
-use crate::{Device, Result};
+use crate::{Device, Error, Result};
 
 /// Runs `f` once to warm up, then until 7 runs and 100 ms have passed, and returns the median duration of a run.
 pub fn median_duration(mut f: impl FnMut()) -> Duration {
@@ -48,6 +49,22 @@ pub fn copy_bandwidth(device: &Device, bytes: usize) -> Result<Option<f64>> {
     copy()?;
     let duration = median_duration(|| copy().expect("it was copied before"));
     Ok(Some(2.0 * bytes as f64 / duration.as_secs_f64()))
+}
+
+/// Has a GPU take that long for nothing, once it comes to it, as a kernel does that waits for others: where a program that measures leaves
+/// something out. No time is no kernel, and other devices do nothing.
+///
+/// # Errors
+/// [`Error::Unsupported`](crate::Error::Unsupported) beyond four seconds; [`Error::Cuda`](crate::Error::Cuda).
+pub fn spin(device: &Device, duration: Duration) -> Result<()> {
+    let Device::Cuda(cuda) = device else { return Ok(()) };
+    if duration.is_zero() {
+        return Ok(());
+    }
+    let too_long = |_| Error::Unsupported { reason: format!("a GPU spins for four seconds at most, not {duration:?}") };
+    let nanoseconds = u32::try_from(duration.as_nanos()).map_err(too_long)?;
+    // SAFETY: spin.cu: it touches no memory.
+    unsafe { cuda.launch(KernelName::plain("spin"), [1, 1, 1], 1, &[Argument::U32(nanoseconds)]) }
 }
 
 /// A written buffer in huge pages, read to measure bandwidth: much larger than the caches it gives the memory's, smaller the

@@ -11,6 +11,7 @@
 // rounding of approximate functions (those of the C library stand in, which are nearer to the true values).
 #pragma once
 
+#include <chrono>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>

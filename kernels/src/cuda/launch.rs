@@ -46,6 +46,7 @@ impl KernelName {
             || matches!(self.base, "embedding" | "embedding_head" | "gather_rows" | "sample_rows")
             || matches!(self.base, "rope_and_store_kv" | "attention_splits" | "attention_merge" | "attention_prefill")
             || self.base.starts_with("all_reduce")
+            || self.base == "spin"
     }
 
     /// The same with f32 results, if `out` is that.

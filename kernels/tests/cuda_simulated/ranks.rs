@@ -1,4 +1,6 @@
-//! What ranks make of each other's parts, and ids that the host does not know.
+//! What ranks make of each other's parts, what stands in for others, and ids that the host does not know.
+
+use std::time::{Duration, Instant};
 
 use crate::element::{ELEMENTS, f32_bytes, u32_bytes};
 use crate::simulator::Argument::{Buffer, U32};
@@ -47,6 +49,13 @@ fn columns_of_ranks_lie_beside_each_other() {
             assert!(actual == f32_bytes(&expected), "{rows} x {cols} in parts of {stride}");
         }
     }
+}
+
+#[test]
+fn what_stands_in_for_others_takes_its_time() {
+    let begun = Instant::now();
+    SIMULATORS[0].run("spin", [1, 1, 1], 1, &[U32(30_000_000)]);
+    assert!(begun.elapsed() >= Duration::from_millis(30), "{:?}", begun.elapsed());
 }
 
 #[test]

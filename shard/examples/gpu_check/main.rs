@@ -1,6 +1,6 @@
-//! What a GPU does with models of 1B and 8B: needs nothing but this executable, neither a network nor weights.
+//! What a GPU does with models of 1B and 8B, and as one of several with larger ones: needs nothing but this executable, neither a network nor weights.
 //!
-//! `cargo run --release -p shard --example gpu_check [1b|8b|tiny ..]` (default: 1b and 8b; `--help` lists what makes it shorter). Models of
+//! `cargo run --release -p shard --example gpu_check [1b|8b|70b|tiny ..]` (default: 1b and 8b; `--help` lists what makes it shorter). Models of
 //! these shapes are made of random numbers in the folder for temporary files (2.5 and 16 GB) and kept for the next time. Prints the device's
 //! copy bandwidth, then the linear layers alone, decode steps and prompts, with the share of that bandwidth which their bytes are, or their
 //! arithmetic; each is the median of at least seven. Decode steps are graphs, and their weights bfloat16 and quantised. "of ten" is a
@@ -11,29 +11,35 @@
 //! `integration-tests/gpu-check` holds them against peers and goals.
 //!
 //! The bytes and products are those that the plan device counts, the same for whoever computes them.
+//!
+//! `--rank-of 8 --sum-us 8` measures what one rank of eight takes for a step: its slice of the weights, its heads, its part of the vocabulary.
+//! Instead of talking to others, every sum over ranks and the gathering of logits takes as long as that says, whatever it is of, in graphs
+//! too. With `--sum-us 0` the step is what the GPU computes alone. Prompts' sums take longer than a decode step's, so both cannot be had at once.
 
 mod linears;
+mod one_of;
 mod shape;
 mod step;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use kernels::Device;
 use kernels::machine::copy_bandwidth;
 use serde_json::{Value, json};
-use shard::comm::Single;
+use shard::comm::{Comm, Single};
 use shard::models::{Model, ModelOptions, Quantization};
 
+use crate::one_of::OneOf;
 use crate::shape::{SHAPES, Shape};
 use crate::step::Step;
 
 /// Measures random models on the first GPU.
 #[derive(Parser)]
 struct Args {
-    /// Of 1b, 8b, tiny [default: 1b and 8b].
+    /// Of 1b, 8b, 70b, tiny [default: 1b and 8b].
     shapes: Vec<String>,
 
     /// Of `bfloat16` and the modes of --quantize, with commas [default: all].
@@ -52,9 +58,17 @@ struct Args {
     #[arg(long, value_delimiter = ',')]
     prompts: Option<Vec<usize>>,
 
-    /// Leave the linear layers alone out.
+    /// Leave the linear layers alone out, as for one rank of several.
     #[arg(long)]
     without_linears: bool,
+
+    /// Measure one rank of so many; others are not there.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    rank_of: u16,
+
+    /// Microseconds that a sum over ranks takes; 0: no time.
+    #[arg(long, default_value_t = 0.0, requires = "rank_of")]
+    sum_us: f64,
 
     /// Where the JSON is written.
     #[arg(long, default_value = "gpu-check.json")]
@@ -104,7 +118,7 @@ fn main() -> anyhow::Result<()> {
     };
     for shape in shapes {
         let rows = args.rows.as_deref().unwrap_or(shape.batches);
-        if !args.without_linears {
+        if !args.without_linears && args.rank_of == 1 {
             for entry in linears::measure(shape, rows, &device, copied)? {
                 add("linears", entry)?;
             }
@@ -124,20 +138,30 @@ fn check(
     device: &Device,
     bandwidth: f64,
 ) -> anyhow::Result<Value> {
-    let dir = shape.write()?;
+    let ranks = usize::from(args.rank_of);
+    let dir = shape.write(ranks)?;
     let began = Instant::now();
     let options = ModelOptions { quantization, ..ModelOptions::default() };
-    let model = Model::load(&dir, device, Arc::new(Single), &options)?;
+    let batches = args.rows.as_deref().unwrap_or(shape.batches);
+    let comm: Arc<dyn Comm> = if ranks == 1 {
+        Arc::new(Single)
+    } else {
+        let max_rows = batches.iter().copied().max().unwrap_or(0).max(1);
+        let sum = Duration::try_from_secs_f64(args.sum_us * 1e-6)?;
+        Arc::new(OneOf::new(ranks, sum, shape, max_rows, device)?)
+    };
+    let model = Model::load(&dir, device, comm, &options)?;
     let (loading, gigabytes) = (began.elapsed(), model.weights_bytes() as f64 / 1e9);
     let mode = name_of(quantization);
-    println!("\n{} in {mode}: {gigabytes:.2} GB of weights, loaded in {loading:.1?}", shape.name);
+    let of = if ranks == 1 { String::new() } else { format!(", one rank of {ranks}, sums of {} us", args.sum_us) };
+    println!("\n{} in {mode}{of}: {gigabytes:.2} GB of weights, loaded in {loading:.1?}", shape.name);
     println!(
         "{:>9} {:>9} {:>10} {:>10} {:>12} {:>10} {:>9}",
         "rows", "context", "ms", "of ten", "tokens/s", "TB/s", "of copy"
     );
     let (mut decode, mut prefill) = (Vec::new(), Vec::new());
     for &context in args.contexts.as_deref().unwrap_or(shape.contexts) {
-        for &rows in args.rows.as_deref().unwrap_or(shape.batches) {
+        for &rows in batches {
             let cost = Step::new(shape, rows, 1, context).measure(&model, device)?;
             decode.push(cost.report(rows, context));
             let bytes = cost.bytes / cost.seconds;
@@ -161,6 +185,8 @@ fn check(
     Ok(json!({
         "shape": shape.name,
         "weights": mode,
+        "rank_of": ranks,
+        "sum_us": args.sum_us,
         "weights_bytes": model.weights_bytes(),
         "loading_seconds": loading.as_secs_f64(),
         "decode": decode,

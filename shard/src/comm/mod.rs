@@ -16,7 +16,7 @@ pub use nccl::Nccl;
 pub use shm::{Shm, ShmOptions};
 pub use single::Single;
 
-use kernels::GpuGroup;
+use kernels::Tensor;
 
 use crate::error::Result;
 
@@ -44,7 +44,7 @@ pub trait Comm: Send + Sync {
     }
 
     /// The group of the GPUs on which tensors live, if they do: then tensors are summed and gathered there.
-    fn gpus(&self) -> Option<&GpuGroup> {
+    fn gpus(&self) -> Option<&dyn GpuCollectives> {
         None
     }
 
@@ -77,6 +77,34 @@ pub trait Comm: Send + Sync {
 
     /// Lets collectives run again, in an epoch that is new to every rank. Called between steps.
     fn resume(&self) {}
+}
+
+/// What the GPUs of a group do for tensors that live there. Every rank asks for the same, with tensors of the same shapes, in the same order.
+pub trait GpuCollectives: Send + Sync {
+    /// Replaces `x` by its sum over all ranks, added in rank order in f32 and rounded once.
+    ///
+    /// # Errors
+    /// As [`GpuGroup::all_reduce`](kernels::GpuGroup::all_reduce).
+    fn all_reduce(&self, x: &mut Tensor) -> kernels::Result<()>;
+
+    /// Sums `x` over all ranks, adds that to `residual` and normalises the result into `out`; `x` is then undefined.
+    ///
+    /// # Errors
+    /// As [`GpuGroup::all_reduce_add_rms_norm`](kernels::GpuGroup::all_reduce_add_rms_norm).
+    fn all_reduce_add_rms_norm(
+        &self,
+        out: &mut Tensor,
+        residual: &mut Tensor,
+        x: &mut Tensor,
+        weight: &Tensor,
+        eps: f32,
+    ) -> kernels::Result<()>;
+
+    /// `out` (`[ranks, ...]`) becomes every rank's `local`, in rank order; both f32.
+    ///
+    /// # Errors
+    /// As [`GpuGroup::all_gather`](kernels::GpuGroup::all_gather).
+    fn all_gather(&self, local: &Tensor, out: &mut Tensor) -> kernels::Result<()>;
 }
 
 /// The step a collective belongs to. Ranks that execute different plans are found out at their first collective.

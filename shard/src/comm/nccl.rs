@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use kernels::{Device, GpuGroup, GroupId};
+use kernels::{Device, GpuGroup, GroupId, Tensor};
 
-use super::{Comm, Shm, StepTag};
+use super::{Comm, GpuCollectives, Shm, StepTag};
 use crate::error::{Error, Result};
 use crate::limits::{ABORT_GRACE, GPU_JOIN_TIMEOUT, PEER_CHECK_PERIOD};
 
@@ -144,7 +144,7 @@ impl Comm for Nccl {
         Ok(())
     }
 
-    fn gpus(&self) -> Option<&GpuGroup> {
+    fn gpus(&self) -> Option<&dyn GpuCollectives> {
         Some(&self.group.gpus)
     }
 
@@ -173,5 +173,26 @@ impl Comm for Nccl {
     fn resume(&self) {
         *self.group.aborted() = None;
         self.group.control.resume();
+    }
+}
+
+impl GpuCollectives for GpuGroup {
+    fn all_reduce(&self, x: &mut Tensor) -> kernels::Result<()> {
+        GpuGroup::all_reduce(self, x)
+    }
+
+    fn all_reduce_add_rms_norm(
+        &self,
+        out: &mut Tensor,
+        residual: &mut Tensor,
+        x: &mut Tensor,
+        weight: &Tensor,
+        eps: f32,
+    ) -> kernels::Result<()> {
+        GpuGroup::all_reduce_add_rms_norm(self, out, residual, x, weight, eps)
+    }
+
+    fn all_gather(&self, local: &Tensor, out: &mut Tensor) -> kernels::Result<()> {
+        GpuGroup::all_gather(self, local, out)
     }
 }
