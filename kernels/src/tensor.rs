@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::cuda::PIECE_BYTES;
 use crate::limits::MAX_RANK;
 use crate::memory::{Memory, Storage};
 use crate::simd::Element;
@@ -67,18 +68,35 @@ impl Tensor {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn from_matrix(device: &Device, matrix: &MatrixView<'_>, dtype: DType) -> Result<Tensor> {
-        if let Device::Cuda(cuda) = device {
-            let rounded = Tensor::from_matrix(cuda.host(), matrix, dtype)?;
-            return Tensor::from_bytes(device, rounded.shape(), dtype, &rounded.as_bytes());
-        }
         let mut tensor = Tensor::zeros(device, &[matrix.rows, matrix.cols], dtype)?;
-        if let Device::Cpu(cpu) = device {
-            let row_bytes = matrix.cols * dtype.size_bytes();
-            cpu.for_rows(&mut tensor.as_bytes_mut(), row_bytes, matrix.cols, |first, part| {
-                for (at, out) in part.chunks_exact_mut(row_bytes).enumerate() {
-                    matrix.dtype.convert(matrix.row_bytes(first + at), dtype, out);
+        let row_bytes = matrix.cols * dtype.size_bytes();
+        match device {
+            Device::Cpu(cpu) => {
+                cpu.for_rows(&mut tensor.as_bytes_mut(), row_bytes, matrix.cols, |first, part| {
+                    for (at, out) in part.chunks_exact_mut(row_bytes).enumerate() {
+                        matrix.dtype.convert(matrix.row_bytes(first + at), dtype, out);
+                    }
+                });
+            }
+            // A copy is of whole words.
+            Device::Cuda(cuda) if row_bytes > 0 && row_bytes.is_multiple_of(size_of::<u32>()) => {
+                let turn = (PIECE_BYTES / row_bytes).max(1);
+                let mut uploads = cuda.uploads();
+                for first in (0..matrix.rows).step_by(turn) {
+                    let len = turn.min(matrix.rows - first) * row_bytes;
+                    let mut piece = uploads.next(len)?;
+                    cuda.host().for_each_part(&mut piece.bytes_mut()[..len], row_bytes, |row, out| {
+                        matrix.dtype.convert(matrix.row_bytes(first + row), dtype, out);
+                    });
+                    // SAFETY: the tensor has as many bytes of its rows from this one on, and nobody else has a handle on it yet.
+                    unsafe { piece.upload(tensor.address() + (first * row_bytes) as u64, 0, len)? };
                 }
-            });
+            }
+            Device::Cuda(cuda) => {
+                let rounded = Tensor::from_matrix(cuda.host(), matrix, dtype)?;
+                return Tensor::from_bytes(device, rounded.shape(), dtype, &rounded.as_bytes());
+            }
+            Device::Plan(_) => {}
         }
         Ok(tensor)
     }

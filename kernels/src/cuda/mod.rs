@@ -11,15 +11,17 @@ mod launch;
 mod libraries;
 mod memory;
 mod peers;
+mod uploads;
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 pub use driver::Graph;
 pub(crate) use driver::{Context, Event};
 pub use group::{GpuGroup, GroupId};
 pub(crate) use launch::{Argument, KernelName};
 pub(crate) use memory::{DeviceMemory, PinnedWords};
+pub(crate) use uploads::{PIECE_BYTES, Uploads};
 
 use self::driver::{Function, Module};
 pub use self::images::{CudaArchitecture, CudaCode, CudaSource};
@@ -36,6 +38,7 @@ pub struct Cuda {
     host: OnceLock<Device>,
     host_threads: usize,
     has_wgmma: bool,
+    uploads: Mutex<Uploads>,
 }
 
 impl Cuda {
@@ -55,8 +58,10 @@ impl Cuda {
             })
         };
         let modules = images.iter().map(module).collect::<Result<_>>()?;
+        let context = Arc::new(context);
         let mut cuda = Cuda {
-            context: Arc::new(context),
+            uploads: Mutex::new(Uploads::new(&context)),
+            context,
             modules,
             functions: RwLock::default(),
             host: OnceLock::new(),
@@ -101,6 +106,12 @@ impl Cuda {
     pub(crate) fn describe(&self) -> String {
         let driver::Properties { name, capability: (major, minor), .. } = &self.context.properties;
         format!("cuda ({name}, compute capability {major}.{minor})")
+    }
+
+    /// Pinned memory through which weights go, for one at a time.
+    pub(crate) fn uploads(&self) -> MutexGuard<'_, Uploads> {
+        // Who panicked has left pieces that are whole, and their turns end.
+        self.uploads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Multiprocessors of the GPU.

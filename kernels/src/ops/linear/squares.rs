@@ -8,7 +8,7 @@
 
 use super::Format;
 use crate::contract::{expect_device, expect_on};
-use crate::cuda::{Argument, Cuda, DeviceMemory, KernelName};
+use crate::cuda::{Argument, Cuda, DeviceMemory, KernelName, PIECE_BYTES};
 use crate::int4::{Int4Lanes, Int4Stack};
 use crate::{DType, Error, LinearWeight, MatrixView, Result, SourcePages, Tensor, WeightType};
 
@@ -41,9 +41,6 @@ const WGMMA_CAPABILITY: (u32, u32) = (9, 0);
 /// Inputs that a block packs of sixteen outputs, unless it needs the largest of all, and its threads (`linear_pack.cu`).
 const PACK_INPUTS: usize = 1024;
 const PACK_THREADS: usize = 256;
-
-/// Bytes of rows that are packed at a time: enough to keep the bus busy, little enough to not count as memory.
-const PACKED_BYTES: usize = 32 << 20;
 
 /// Bytes of sixteen outputs, with their scales.
 pub(super) fn panel_bytes(weight_type: WeightType, k: usize) -> usize {
@@ -149,13 +146,11 @@ pub(crate) unsafe fn pack(
     // All types that a GPU packs have two bytes.
     let row_bytes = k * DType::Bf16.size_bytes();
     let kernel = pack_kernel(weight_type);
-    let turn = (PACKED_BYTES / row_bytes.max(1)).max(1);
-    let longest = matrices.iter().map(|matrix| matrix.rows.min(turn)).max().unwrap_or(0);
-    if longest * row_bytes == 0 {
+    if row_bytes == 0 {
         return Ok(());
     }
-    let staging = DeviceMemory::zeroed(&cuda.context, longest * row_bytes, "weights")?;
-    let mut rounded = vec![0; longest * row_bytes];
+    let turn = (PIECE_BYTES / row_bytes).max(1);
+    let mut uploads = cuda.uploads();
     let mut first_output = 0;
     for matrix in matrices {
         let dtype = match (weight_type, matrix.dtype) {
@@ -168,31 +163,31 @@ pub(crate) unsafe fn pack(
             let rows = turn.min(matrix.rows - first);
             let source = matrix.rows_bytes(first..first + rows);
             pages.begin(source);
-            let rounded = &mut rounded[..rows * row_bytes];
+            let mut piece = uploads.next(rows * row_bytes)?;
+            let rounded = &mut piece.bytes_mut()[..rows * row_bytes];
             cuda.host().for_each_part(rounded, row_bytes, |row, out| {
                 matrix.dtype.convert(matrix.row_bytes(first + row), dtype, out);
             });
-            // SAFETY: `staging` holds as many bytes, and the packing of the turn before has passed: uploading waits.
-            unsafe { cuda.context.upload(staging.address(), rounded)? };
             pages.end(source);
+            let staged = piece.stage(rows * row_bytes)?;
             let squares = (first_output + rows).div_ceil(SQUARE) - first_output / SQUARE;
             let shares = match weight_type {
                 WeightType::Float(_) | WeightType::Nf4 | WeightType::Int4 => k.div_ceil(PACK_INPUTS),
                 // The scale is that of all inputs.
                 WeightType::Int8 | WeightType::Fp8 => 1,
             };
-            let pointers = [weight, staging.address()].map(Argument::Pointer);
+            let pointers = [weight, staged].map(Argument::Pointer);
             let counts = [first_output, rows, k, n].map(Argument::count);
             // Where scales are depends on the whole weight; those of floats are nowhere.
             let counts = if matches!(weight_type, WeightType::Float(_)) { &counts[..3] } else { &counts[..] };
             let arguments = [&pointers[..], counts].concat();
-            // SAFETY: linear_pack.cu, linear_quantized.cuh: `rows` rows of k elements at `staging`, which is freed after the stream has
-            // passed (dropping waits); the outputs lie in the weight (the caller's obligation).
+            // SAFETY: linear_pack.cu, linear_quantized.cuh: `rows` rows of k elements at `staged` until the stream has passed this,
+            // which is in the piece's turn; the outputs lie in the weight (the caller's obligation).
             unsafe { cuda.launch(KernelName::of(kernel, dtype), [squares, shares, 1], PACK_THREADS, &arguments)? };
             first_output += rows;
         }
     }
-    cuda.context.synchronize()
+    Ok(())
 }
 
 /// Packs a stack of matrices of 4-bit integers into the memory at `weight`: on the host's threads, a few panels each, since what is
@@ -207,12 +202,14 @@ pub(crate) unsafe fn pack_int4(cuda: &Cuda, weight: u64, stack: &Int4Stack<'_>) 
     if panels * groups == 0 {
         return Ok(());
     }
-    let turns = (PACKED_BYTES / (Int4Stack::PANELS_OF_TURN * (units_bytes + scales_bytes))).max(1);
+    let turns = (PIECE_BYTES / (Int4Stack::PANELS_OF_TURN * (units_bytes + scales_bytes))).max(1);
     let most = panels.min(turns * Int4Stack::PANELS_OF_TURN);
-    let (mut units, mut scales) = (vec![0; most * units_bytes], vec![0; most * scales_bytes]);
+    let mut uploads = cuda.uploads();
     for first in (0..panels).step_by(most) {
         let count = most.min(panels - first);
-        let (units, scales) = (&mut units[..count * units_bytes], &mut scales[..count * scales_bytes]);
+        let (units_len, scales_len) = (count * units_bytes, count * scales_bytes);
+        let mut piece = uploads.next(units_len + scales_len)?;
+        let (units, scales) = piece.bytes_mut()[..units_len + scales_len].split_at_mut(units_len);
         let turns = units.chunks_mut(Int4Stack::PANELS_OF_TURN * units_bytes);
         let turns = turns.zip(scales.chunks_mut(Int4Stack::PANELS_OF_TURN * scales_bytes));
         let mut turns: Vec<(&mut [u8], &mut [u8])> = turns.collect();
@@ -228,9 +225,9 @@ pub(crate) unsafe fn pack_int4(cuda: &Cuda, weight: u64, stack: &Int4Stack<'_>) 
         let units_at = weight + (first * units_bytes) as u64;
         let scales_at = weight + (panels * units_bytes + first * scales_bytes) as u64;
         // SAFETY: the units of as many panels lie there (the caller's obligation).
-        unsafe { cuda.context.upload(units_at, units)? };
+        unsafe { piece.upload(units_at, 0, units_len)? };
         // SAFETY: their scales and zeros lie there, behind the units of all panels.
-        unsafe { cuda.context.upload(scales_at, scales)? };
+        unsafe { piece.upload(scales_at, units_len, scales_len)? };
     }
     Ok(())
 }
