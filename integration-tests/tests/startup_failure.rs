@@ -120,7 +120,7 @@ fn a_hub_id_gets_advice() {
 fn flags_of_tgi_that_cannot_be_honoured_are_refused_by_name() {
     fails(Setup::new().args(&["--otlp-endpoint", "x"]), &["`--otlp-endpoint` (or OTLP_ENDPOINT) is not supported yet"]);
     fails(Setup::new().env("OTLP_ENDPOINT", "x"), &["`--otlp-endpoint` (or OTLP_ENDPOINT) is not supported yet"]);
-    for mode in ["exl2", "marlin", "compressed-tensors"] {
+    for mode in ["exl2", "marlin"] {
         let expected = format!("`quantize` is `{mode}`, a format of checkpoints that is not supported");
         fails(Setup::new().args(&["--quantize", mode]), &[expected.as_str()]);
     }

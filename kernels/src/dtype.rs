@@ -51,7 +51,7 @@ impl DType {
     }
 
     /// Converts little-endian elements to another type, to nearest, ties to even. `out` holds as many elements as `source`.
-    pub(crate) fn convert(self, source: &[u8], to: DType, out: &mut [u8]) {
+    pub fn convert(self, source: &[u8], to: DType, out: &mut [u8]) {
         match (self.size_bytes(), to.size_bytes()) {
             _ if self == to => out.copy_from_slice(source),
             (4, _) => convert(source.as_chunks::<4>().0, out.as_chunks_mut::<2>().0, |x| {

@@ -80,10 +80,6 @@ pub(crate) struct Int4Stack<'a> {
 }
 
 impl<'a> Int4Stack<'a> {
-    /// Panels that are packed at a time. A matrix may lie in its file column by column: 64 neighbouring rows of it are 32 bytes of 4 bits
-    /// each and 128 of scales, so that most of what is read of the file is used.
-    pub(crate) const PANELS_OF_TURN: usize = 4;
-
     /// # Errors
     /// [`Error::Shape`] if their columns differ.
     pub(crate) fn new(matrices: &'a [&'a dyn Int4Source]) -> Result<Int4Stack<'a>> {
@@ -100,12 +96,11 @@ impl<'a> Int4Stack<'a> {
         [self.n, self.k]
     }
 
-    /// Reads the rows of the panels from [`PANELS_OF_TURN`](Self::PANELS_OF_TURN) · `turn` on, as many or as there are, and calls
-    /// `pack(at, lanes)` with each of these panels, the first being number 0.
-    pub(crate) fn for_panels(&self, turn: usize, mut pack: impl FnMut(usize, &Int4Lanes<'_>)) {
-        let rows_of_turn = Self::PANELS_OF_TURN * LANES;
-        let first = self.n.min(turn * rows_of_turn);
-        let count = rows_of_turn.min(self.n - first);
+    /// Reads the rows of these panels, as many or as there are, and calls `pack(at, lanes)` with each of them, the first being number 0. A
+    /// matrix may lie in its file column by column: of 64 neighbouring rows, 32 bytes of 4 bits each and 128 of scales.
+    pub(crate) fn for_panels(&self, panels: Range<usize>, mut pack: impl FnMut(usize, &Int4Lanes<'_>)) {
+        let first = self.n.min(panels.start * LANES);
+        let count = (panels.len() * LANES).min(self.n - first);
         let rows = self.read(first..first + count);
         let (bytes, groups) = (self.k / 2, self.k / GROUP);
         for panel in 0..count.div_ceil(LANES) {

@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
+use crate::fp8::{Fp8Stack, Fp8View};
 use crate::int4::{Int4Stack, expect_groups};
 use crate::memory::Memory;
-use crate::ops::linear::{Format, PanelRows, int4, squares};
+use crate::ops::linear::{Format, PanelRows, fp8, int4, squares};
 use crate::simd::LANES;
 use crate::{DType, Device, Error, Int4Source, MatrixView, Result, WeightType};
 
@@ -84,20 +85,55 @@ impl LinearWeight {
             return Ok(weight);
         }
         match device {
-            Device::Plan(_) => {}
-            Device::Cpu(_) => {
-                let panel_bytes = weight.panel_bytes();
-                let turn_bytes = Int4Stack::PANELS_OF_TURN * panel_bytes;
-                device.for_each_part(weight.panels.as_mut_slice::<u8>(), turn_bytes, |turn, panels| {
-                    stack.for_panels(turn, |at, lanes| {
-                        int4::pack_panel(&mut panels[at * panel_bytes..][..panel_bytes], lanes);
-                    });
-                });
-            }
             // SAFETY: `zeroed` made room for all rows of the stack.
             Device::Cuda(cuda) => unsafe { squares::pack_int4(cuda, weight.address(), &stack)? },
+            Device::Cpu(_) | Device::Plan(_) => weight.for_panels_of_turns(|panels, bytes, panel_bytes| {
+                stack.for_panels(panels, |at, lanes| {
+                    int4::pack_panel(&mut bytes[at * panel_bytes..][..panel_bytes], lanes);
+                });
+            }),
         }
         Ok(weight)
+    }
+
+    /// Packs matrices of FP8 numbers, stacked along their rows (q, k, v; gate, up), in parallel: what [`WeightType::Fp8`] is, from numbers
+    /// that were rounded beforehand. On the plan device it reads nothing.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if their columns differ, or a view reaches beyond its data; [`Error::Unsupported`] if the device has no such
+    /// weights; [`Error::OutOfMemory`]; [`Error::Cuda`].
+    pub fn pack_fp8(device: &Device, matrices: &[Fp8View<'_>]) -> Result<LinearWeight> {
+        let stack = Fp8Stack::new(matrices)?;
+        let [n, k] = stack.shape();
+        let mut weight = LinearWeight::zeroed(device, n, k, WeightType::Fp8)?;
+        if weight.bytes() == 0 {
+            return Ok(weight);
+        }
+        match (device, weight.format) {
+            // SAFETY: `zeroed` made room for all rows of the stack.
+            (Device::Cuda(cuda), _) => unsafe { squares::pack_fp8(cuda, weight.address(), &stack)? },
+            (_, Format::Fp8(order)) => weight.for_panels_of_turns(|panels, bytes, panel_bytes| {
+                stack.for_panels(panels, |at, lanes| {
+                    fp8::pack_codes(&mut bytes[at * panel_bytes..][..panel_bytes], lanes, order);
+                });
+            }),
+            (_, format) => unreachable!("numbers of eight bits are not {}", format.name()),
+        }
+        Ok(weight)
+    }
+
+    /// Calls `pack(panels, bytes, panel_bytes)` for [`PANELS_OF_TURN`] panels at a time with their place, on all threads of the
+    /// processor. On the plan device there is none.
+    fn for_panels_of_turns(&mut self, pack: impl Fn(Range<usize>, &mut [u8], usize) + Sync) {
+        let (device, panel_bytes) = (self.device().clone(), self.panel_bytes());
+        if device.is_plan() {
+            return;
+        }
+        let turn_bytes = PANELS_OF_TURN * panel_bytes;
+        device.for_each_part(self.panels.as_mut_slice::<u8>(), turn_bytes, |turn, bytes| {
+            let first = turn * PANELS_OF_TURN;
+            pack(first..first + bytes.len() / panel_bytes, bytes, panel_bytes);
+        });
     }
 
     /// A weight of zeros, `n` outputs of `k` inputs: what the plan device measures, for matrices that are not at hand as one piece.
@@ -226,6 +262,10 @@ pub struct PanelShape {
 /// Bytes of panels that a thread packs between two words with [`SourcePages`]. 2 MiB: thousands of times what a word costs, and
 /// little enough to not count as memory.
 const PACKED_BYTES_OF_TURN: usize = 2 << 20;
+
+/// Panels that are packed at a time from what a checkpoint has quantised: 64 rows, so that of a file in which neighbouring outputs lie
+/// beside each other most of what is read is used.
+pub(crate) const PANELS_OF_TURN: usize = 4;
 
 /// Where matrices come from, if it matters when their bytes are used: the pages of a mapped file.
 ///

@@ -51,7 +51,7 @@ pub(crate) struct Model {
     #[arg(long, env)]
     pub(crate) dtype: Option<Dtype>,
     /// Quantise the weights of linear layers while loading: `eetq` (8-bit integers), `fp8`, `bitsandbytes-nf4` (4 bits). Or expect a
-    /// checkpoint that is quantised already: `awq`, `gptq` [default: as in the checkpoint].
+    /// checkpoint that is quantised already: `awq`, `gptq`, `fp8`, `compressed-tensors` [default: as in the checkpoint].
     #[arg(long, env, value_name = "MODE", hide_possible_values = true)]
     pub(crate) quantize: Option<Quantize>,
     /// Store keys and values in this type: `fp8_e4m3fn` and `fp8_e5m2` take half the memory of 16 bits, and of its traffic.
@@ -285,7 +285,7 @@ pub(crate) enum KvCacheDtype {
 pub(crate) enum Quantize {
     /// 8-bit integers, a scale per output.
     Eetq,
-    /// FP8 E4M3, a scale per output.
+    /// FP8 E4M3, a scale per output; or a checkpoint of such numbers.
     Fp8,
     /// 4-bit NormalFloat, a scale per output and 64 inputs.
     BitsandbytesNf4,
@@ -297,6 +297,7 @@ pub(crate) enum Quantize {
     Awq,
     /// A checkpoint that GPTQ quantised.
     Gptq,
+    /// A checkpoint of FP8 numbers that compressed-tensors describes.
     CompressedTensors,
     Exl2,
     Marlin,

@@ -248,7 +248,12 @@ fn quantize(mode: Quantize, warnings: &mut Vec<String>) -> Result<Quantize, Laun
     let name = mode.to_possible_value().expect("no mode is hidden from the command line").get_name().to_owned();
     match mode {
         // Whether the checkpoint goes with it, the shards look themselves.
-        Quantize::Eetq | Quantize::Fp8 | Quantize::BitsandbytesNf4 | Quantize::Awq | Quantize::Gptq => Ok(mode),
+        Quantize::Eetq
+        | Quantize::Fp8
+        | Quantize::BitsandbytesNf4
+        | Quantize::Awq
+        | Quantize::Gptq
+        | Quantize::CompressedTensors => Ok(mode),
         Quantize::Bitsandbytes => {
             warnings.push("`bitsandbytes` is deprecated, use `eetq`, which is what happens now".to_owned());
             Ok(Quantize::Eetq)
@@ -256,8 +261,9 @@ fn quantize(mode: Quantize, warnings: &mut Vec<String>) -> Result<Quantize, Laun
         Quantize::BitsandbytesFp4 => Err(LauncherError::argument(
             "`quantize` is `bitsandbytes-fp4`, which is not supported; `bitsandbytes-nf4` takes as much memory and is more exact",
         )),
-        Quantize::CompressedTensors | Quantize::Exl2 | Quantize::Marlin => Err(LauncherError::argument(format!(
-            "`quantize` is `{name}`, a format of checkpoints that is not supported; those of `awq` and `gptq` are. While loading, \
+        Quantize::Exl2 | Quantize::Marlin => Err(LauncherError::argument(format!(
+            "`quantize` is `{name}`, a format of checkpoints that is not supported; those of `awq`, `gptq`, `fp8` and \
+             `compressed-tensors` (FP8) are. While loading, \
              `eetq`, `fp8` and `bitsandbytes-nf4` quantise a float32, float16 or bfloat16 checkpoint"
         ))),
     }
@@ -350,10 +356,12 @@ mod tests {
         let mut warnings = Vec::new();
         assert_eq!(quantize(Quantize::Bitsandbytes, &mut warnings).unwrap(), Quantize::Eetq);
         assert_eq!(warnings.len(), 1);
-        for (name, mode) in [("awq", Quantize::Awq), ("gptq", Quantize::Gptq)] {
+        for (name, mode) in
+            [("awq", Quantize::Awq), ("gptq", Quantize::Gptq), ("compressed-tensors", Quantize::CompressedTensors)]
+        {
             assert_eq!(check(&format!("--quantize {name}")).unwrap().shard.quantize, Some(mode));
         }
-        for name in ["compressed-tensors", "exl2", "marlin"] {
+        for name in ["exl2", "marlin"] {
             let error = check(&format!("--quantize {name}")).unwrap_err();
             assert!(error.contains(&format!("`{name}`, a format of checkpoints that is not supported")), "{error}");
         }

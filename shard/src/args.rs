@@ -153,7 +153,7 @@ pub enum KvCacheDtype {
 pub enum Quantize {
     /// 8-bit integers, a scale per output.
     Eetq,
-    /// FP8 E4M3, a scale per output.
+    /// FP8 E4M3, a scale per output; or a checkpoint of such numbers.
     Fp8,
     /// 4-bit NormalFloat, a scale per output and 64 inputs; the output head has 8 bits.
     BitsandbytesNf4,
@@ -161,6 +161,8 @@ pub enum Quantize {
     Awq,
     /// A checkpoint that GPTQ quantised.
     Gptq,
+    /// A checkpoint of FP8 numbers that compressed-tensors describes.
+    CompressedTensors,
 }
 
 /// Kinds of RoPE scaling that TGI offers on the command line.

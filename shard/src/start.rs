@@ -296,13 +296,13 @@ fn dtype_name(dtype: DType) -> &'static str {
     }
 }
 
-/// What is quantised while loading.
+/// What is quantised while loading, where the checkpoint is not.
 fn quantization(mode: Quantize) -> Option<Quantization> {
     match mode {
         Quantize::Eetq => Some(Quantization::Int8),
         Quantize::Fp8 => Some(Quantization::Fp8),
         Quantize::BitsandbytesNf4 => Some(Quantization::Nf4),
-        Quantize::Awq | Quantize::Gptq => None,
+        Quantize::Awq | Quantize::Gptq | Quantize::CompressedTensors => None,
     }
 }
 
@@ -311,6 +311,7 @@ fn quant_method(mode: Quantize) -> Option<QuantMethod> {
     match mode {
         Quantize::Awq => Some(QuantMethod::Awq),
         Quantize::Gptq => Some(QuantMethod::Gptq),
+        Quantize::CompressedTensors => Some(QuantMethod::CompressedTensors),
         Quantize::Eetq | Quantize::Fp8 | Quantize::BitsandbytesNf4 => None,
     }
 }

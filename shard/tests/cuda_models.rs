@@ -16,7 +16,7 @@ use half::bf16;
 use kernels::{DType, Device, KvDType, Tensor};
 use proto::v1::{Chunk, NewSlot, Plan, SamplingParams, StepResult, TokenBias, TokenSequence, TopTokens, Watermark};
 use proto::{Sample, pack_u32};
-use quantizer::{Models, Quantizer};
+use quantizer::{Fp8Scales, LayerQuantizer, Models, Quantizer};
 use runner::{Piece, Runner, ScratchModel, Wanted, arg_max, bits, unique_name};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::{Value, json};
@@ -286,14 +286,21 @@ fn quantised_checkpoints_are_near_those_of_the_processor_and_keep_their_bits() {
     let ids: Vec<u32> = tokens(110, 9).iter().map(|id| id % quantizer::VOCAB_SIZE as u32).collect();
     // What stays integers, and what becomes floats.
     let act_order = Quantizer { act_order: true, group_size: Some(32), ..Quantizer::GPTQ };
-    for (quantizer, dtype) in [(Quantizer::AWQ, DType::F16), (Quantizer::GPTQ, DType::Bf16), (act_order, DType::F16)] {
+    let table: [(&str, &dyn LayerQuantizer, DType); 5] = [
+        ("awq", &Quantizer::AWQ, DType::F16),
+        ("gptq", &Quantizer::GPTQ, DType::Bf16),
+        ("gptq with activation order", &act_order, DType::F16),
+        ("fp8, a scale per matrix", &Fp8Scales::Matrix, DType::Bf16),
+        ("fp8, a scale per output", &Fp8Scales::Outputs, DType::F16),
+    ];
+    for (name, quantizer, dtype) in table {
         let dir = ScratchModel(std::env::temp_dir().join(unique_name().trim_start_matches('/')));
-        let models = Models::new(&dir.0, &quantizer, &[], false);
+        let models = Models::new(&dir.0, quantizer, &[], false);
         let options = ModelOptions { dtype: Some(dtype), ..ModelOptions::default() };
         let on = |device: &Device| Runner::load_on(&models.quantized, device, Arc::new(Single), &options);
         let expected = chunked(&mut on(&Device::cpu(1)), 0, &ids, &[110]);
         let whole = chunked(&mut on(&gpu), 0, &ids, &[110]);
-        let context = format!("{quantizer:?} as {dtype}");
+        let context = format!("{name} as {dtype}");
         for lengths in [&[66, 30, 9, 5][..], &[100, 1]] {
             let other = chunked(&mut on(&gpu), 0, &ids, lengths);
             assert!(bits(&other) == bits(&whole), "{context}: chunks of {lengths:?} differ");

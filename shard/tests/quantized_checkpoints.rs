@@ -1,4 +1,4 @@
-//! Checkpoints of AWQ and GPTQ: their integers are read as the libraries wrote them, on every rank, and computed with as the floats that
+//! Checkpoints of AWQ and GPTQ, and of FP8: their integers and numbers are read as the libraries wrote them, on every rank, and computed with as the floats that
 //! they stand for.
 
 #![allow(clippy::unwrap_used, reason = "these are tests, but Clippy only knows the functions marked so")]
@@ -11,26 +11,26 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kernels::{AlwaysThere, DType, Device, Int4Rows, Int4Source};
-use quantizer::{Layout, Models, QuantizedLayer, Quantizer, Random, Tensor};
+use quantizer::{Fp8Scales, LayerQuantizer, Layout, Models, QuantizedLayer, Quantizer, Random, Tensor};
 use runner::{Runner, ScratchModel, bits, unique_name, with_ranks};
 use serde_json::json;
 use shard::comm::Single;
-use shard::config::{PackedLayout, QuantizedCheckpoint};
+use shard::config::{Fp8Checkpoint, PackedIntegers, PackedLayout};
 use shard::layers::{ColumnParallelLinear, Loader, Partition, Projection};
-use shard::models::{Model, ModelOptions, QuantMethod};
-use shard::weights::{Checkpoint, Obstacle, QuantizedMatrix};
+use shard::models::{Model, ModelOptions, QuantMethod, Quantization};
+use shard::weights::{Checkpoint, Fp8Matrix, Obstacle, QuantizedMatrix};
 
 fn folder() -> ScratchModel {
     ScratchModel(std::env::temp_dir().join(unique_name().trim_start_matches('/')))
 }
 
-fn described(quantizer: &Quantizer) -> QuantizedCheckpoint {
+fn described(quantizer: &Quantizer) -> PackedIntegers {
     let layout = match quantizer.layout {
         Layout::Awq => PackedLayout::AwqGemm,
         Layout::Gptq => PackedLayout::Gptq,
         Layout::GptqV2 => PackedLayout::GptqV2,
     };
-    QuantizedCheckpoint { layout, bits: quantizer.bits, group_size: quantizer.group_size }
+    PackedIntegers { layout, bits: quantizer.bits, group_size: quantizer.group_size }
 }
 
 fn values(bytes: &[u8]) -> Vec<f32> {
@@ -57,7 +57,7 @@ fn weights_of(
         ],
     );
     let checkpoint = Checkpoint::open(&dir.0).unwrap();
-    let quantized = QuantizedCheckpoint { layout, bits, group_size: None };
+    let quantized = PackedIntegers { layout, bits, group_size: None };
     let matrix = QuantizedMatrix::open(&checkpoint, &quantized, "layer", [outputs, inputs]).unwrap();
     values(&matrix.slice(0..outputs, 0..inputs).dequantize(&Device::cpu(1), DType::F32))
 }
@@ -217,6 +217,112 @@ fn tensors_that_are_not_as_the_configuration_says_are_named() {
         |tensors| tensors.retain(|tensor| !tensor.name.ends_with("qzeros")),
         "weight `layer.qzeros` does not exist in DIR",
     );
+}
+
+// --- FP8 numbers --------------------------------------------------------------------------------------------------------
+
+const BLOCKS: Fp8Scales = Fp8Scales::Blocks([32, 48]);
+
+#[test]
+fn fp8_numbers_give_back_their_weights() {
+    const SHAPE: [usize; 2] = [80, 112];
+    for quantizer in [Fp8Scales::Matrix, Fp8Scales::Outputs, BLOCKS] {
+        let dir = folder();
+        let (tensors, weights) = quantizer.layer(&mut Random(3), "layer", SHAPE);
+        quantizer::write(&dir.0, &tensors);
+        let checkpoint = Checkpoint::open(&dir.0).unwrap();
+        let block = if let Fp8Scales::Blocks(block) = quantizer { Some(block) } else { None };
+        let described = Fp8Checkpoint { method: QuantMethod::Fp8, block };
+        assert!(Fp8Matrix::is_in(&checkpoint, "layer") && !Fp8Matrix::is_in(&checkpoint, "other"));
+        for (outputs, inputs) in [(0..80, 0..112), (13..77, 0..112), (0..80, 41..107)] {
+            let matrix = Fp8Matrix::open(&checkpoint, &described, "layer", SHAPE).unwrap();
+            let slice = matrix.slice(outputs.clone(), inputs.clone());
+            let expected: Vec<f32> =
+                outputs.clone().flat_map(|output| weights[output * SHAPE[1]..][inputs.clone()].to_vec()).collect();
+            let context = format!("{quantizer:?}, outputs {outputs:?}, inputs {inputs:?}");
+            assert!(values(&slice.dequantize(&Device::cpu(3), DType::F32)) == expected, "{context}");
+            assert_eq!(slice.obstacle(), block.map(|_| Obstacle::Blocks), "{context}");
+            let Some(view) = slice.view() else { continue };
+            let actual: Vec<f32> = (0..outputs.len())
+                .flat_map(|row| {
+                    let codes = &view.codes[row * view.row_stride + view.first_col..][..view.cols];
+                    codes.iter().map(move |code| quantizer::e4m3(*code) * view.scales[row])
+                })
+                .collect();
+            assert!(actual == expected, "{context}");
+        }
+    }
+}
+
+#[test]
+fn scales_of_another_shape_are_refused() {
+    let (tensors, _) = BLOCKS.layer(&mut Random(3), "layer", [80, 112]);
+    let error = |tensors: &[Tensor], block| {
+        let dir = folder();
+        quantizer::write(&dir.0, tensors);
+        let checkpoint = Checkpoint::open(&dir.0).unwrap();
+        let described = Fp8Checkpoint { method: QuantMethod::Fp8, block };
+        Fp8Matrix::open(&checkpoint, &described, "layer", [80, 112]).err().unwrap().to_string()
+    };
+    let wrong = error(&tensors, Some([128, 128]));
+    assert!(
+        wrong.contains("`layer.weight_scale_inv`: shape [3, 3] is neither that of one scale, nor of one"),
+        "{wrong}"
+    );
+    assert!(wrong.ends_with("for each of 80 outputs, nor of blocks of 128 outputs and 128 inputs"), "{wrong}");
+    let wrong = error(&tensors, None);
+    assert!(wrong.ends_with("nor of blocks, of which the configuration says nothing"), "{wrong}");
+    let wrong = error(&tensors[..1], None);
+    assert!(wrong.starts_with("weight `layer.weight_scale` does not exist in"), "{wrong}");
+}
+
+/// The processor of CI multiplies such numbers, widened, with float32 inputs: but for the order of sums, which is that of groups, nothing
+/// differs from a model of these floats. Where it has dot products of pairs, inputs are rounded to bfloat16.
+#[test]
+fn a_model_of_fp8_numbers_is_near_that_of_their_floats() {
+    let rounds = Device::cpu(1).linear_input_dtype(DType::Bf16) == DType::Bf16;
+    for quantizer in [Fp8Scales::Matrix, Fp8Scales::Outputs] {
+        let dir = folder();
+        let models = Models::new(&dir.0, &quantizer, &["gate_proj"], true);
+        let expected = logits(&models.floats, DType::F32, 1);
+        for world_size in [1, 2] {
+            let error = relative_error(&logits(&models.quantized, DType::F32, world_size), &expected);
+            println!("{quantizer:?}, {world_size} ranks: relative error {error:.1e}");
+            assert!(error < if rounds { 2e-2 } else { 1e-5 }, "{quantizer:?}, {world_size} ranks: {error}");
+        }
+        let bytes = |dir| Runner::load_with(dir, 1, Arc::new(Single), &ModelOptions::default()).model.weights_bytes();
+        assert!(bytes(&models.quantized) < bytes(&models.floats));
+    }
+}
+
+#[test]
+fn blocks_of_fp8_numbers_become_floats() {
+    let dir = folder();
+    let models = Models::new(&dir.0, &BLOCKS, &[], false);
+    for world_size in [1, 2] {
+        for dtype in [DType::Bf16, DType::F16] {
+            let [actual, expected] = [&models.quantized, &models.floats].map(|dir| logits(dir, dtype, world_size));
+            assert!(bits(&actual) == bits(&expected), "{dtype}, {world_size} ranks");
+        }
+    }
+}
+
+#[test]
+fn an_fp8_model_says_so() {
+    let dir = folder();
+    let outputs = Models::new(&dir.0.join("outputs"), &Fp8Scales::Outputs, &[], false);
+    let matrix = Models::new(&dir.0.join("matrix"), &Fp8Scales::Matrix, &[], false);
+    let fp8 = ModelOptions { quantization: Some(Quantization::Fp8), ..ModelOptions::default() };
+    let awq = ModelOptions { quant_method: Some(QuantMethod::Awq), ..ModelOptions::default() };
+    for (models, name) in [(&outputs, "compressed-tensors"), (&matrix, "fp8")] {
+        let load = |options: &ModelOptions| Model::load(&models.quantized, &Device::cpu(1), Arc::new(Single), options);
+        for options in [&ModelOptions::default(), &fp8] {
+            let model = load(options).unwrap();
+            assert_eq!((model.spec().quantize(), model.spec().quantization), (name, None));
+        }
+        let error = load(&awq).err().unwrap().to_string();
+        assert!(error.ends_with(&format!("it is quantised with {name}")), "{error}");
+    }
 }
 
 // --- Models -------------------------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ impl DecoderSpec {
             model_type: config.text("model_type")?.unwrap_or_default().to_owned(),
             dtype: options.dtype.or(default_dtype(config, quantized_checkpoint.is_some())?),
             kv_dtype: options.kv_dtype,
-            quantization: options.quantization,
+            quantization: options.quantization.filter(|_| quantized_checkpoint.is_none()),
             quantized_checkpoint,
             vocab_size: config.size("vocab_size", MAX_DIMENSION)?,
             hidden_size,

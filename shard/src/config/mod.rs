@@ -5,14 +5,16 @@
 
 mod decoder_spec;
 mod file;
+mod fp8_checkpoint;
 mod quantization;
 mod quantized_checkpoint;
 mod rope;
 
 pub use decoder_spec::DecoderSpec;
 pub use file::ConfigFile;
+pub use fp8_checkpoint::Fp8Checkpoint;
 pub use quantization::{Quantization, weight_types};
-pub use quantized_checkpoint::{PackedLayout, QuantMethod, QuantizedCheckpoint};
+pub use quantized_checkpoint::{PackedIntegers, PackedLayout, QuantMethod, QuantizedCheckpoint};
 pub use rope::{RopeKind, RopeOverride, RopeScaling, RopeSpec};
 
 use std::path::PathBuf;

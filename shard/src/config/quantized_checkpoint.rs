@@ -3,7 +3,7 @@
 //! Sources: transformers `GPTQConfig` and `AwqConfig`; AutoGPTQ and GPTQModel `quantize_config.json`; AutoAWQ `quant_config.json`.
 //! Which layers are quantised is not read from there (`modules_to_not_convert`, `dynamic`, `lm_head`): the tensors say it.
 
-use super::{ConfigFile, ModelOptions};
+use super::{ConfigFile, Fp8Checkpoint, ModelOptions, Quantization};
 use crate::error::{Error, Result};
 use crate::limits::MAX_DIMENSION;
 
@@ -14,6 +14,10 @@ pub enum QuantMethod {
     Awq,
     /// `gptq` (arXiv:2210.17323).
     Gptq,
+    /// `fp8`: E4M3 numbers.
+    Fp8,
+    /// `compressed-tensors`, of which FP8 is supported.
+    CompressedTensors,
 }
 
 impl QuantMethod {
@@ -22,6 +26,8 @@ impl QuantMethod {
         match self {
             QuantMethod::Awq => "awq",
             QuantMethod::Gptq => "gptq",
+            QuantMethod::Fp8 => "fp8",
+            QuantMethod::CompressedTensors => "compressed-tensors",
         }
     }
 }
@@ -39,7 +45,16 @@ pub enum PackedLayout {
 
 /// A quantised checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QuantizedCheckpoint {
+pub enum QuantizedCheckpoint {
+    /// Small integers.
+    Integers(PackedIntegers),
+    /// FP8 numbers.
+    Fp8(Fp8Checkpoint),
+}
+
+/// A checkpoint of AWQ or GPTQ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PackedIntegers {
     /// Where its integers lie.
     pub layout: PackedLayout,
     /// Bits of a weight: 2, 3, 4 or 8.
@@ -55,15 +70,21 @@ impl QuantizedCheckpoint {
     /// A method or layout that is not supported, by name; a field that is missing or malformed; [`Error::Quantize`] if the
     /// command line asks for something else.
     pub fn of(config: &ConfigFile, options: &ModelOptions) -> Result<Option<QuantizedCheckpoint>> {
-        if config.get("compression_config").is_some() {
-            return Err(config.unsupported("compression_config", SUPPORTED));
-        }
         let description = match config.object("quantization_config")? {
+            Some(description) => Some(description),
+            // As compressed-tensors called it first.
+            None => config.object("compression_config")?,
+        };
+        let description = match description {
             Some(description) => Some(description),
             None => older_file(config)?,
         };
         let checkpoint = description.as_ref().map(QuantizedCheckpoint::read).transpose()?;
 
+        // The mode that quantises while loading has found its work done.
+        if options.quantization == Some(Quantization::Fp8) && matches!(checkpoint, Some(QuantizedCheckpoint::Fp8(_))) {
+            return Ok(checkpoint);
+        }
         let (asked, takes) = match (options.quantization, options.quant_method) {
             (Some(mode), _) => (mode.name(), None),
             (None, Some(method)) => (method.name(), Some(method)),
@@ -79,9 +100,10 @@ impl QuantizedCheckpoint {
 
     /// Who quantised it.
     pub fn method(&self) -> QuantMethod {
-        match self.layout {
-            PackedLayout::AwqGemm => QuantMethod::Awq,
-            PackedLayout::Gptq | PackedLayout::GptqV2 => QuantMethod::Gptq,
+        match self {
+            QuantizedCheckpoint::Fp8(checkpoint) => checkpoint.method,
+            QuantizedCheckpoint::Integers(PackedIntegers { layout: PackedLayout::AwqGemm, .. }) => QuantMethod::Awq,
+            QuantizedCheckpoint::Integers(_) => QuantMethod::Gptq,
         }
     }
 
@@ -89,15 +111,17 @@ impl QuantizedCheckpoint {
         let field = |names: [&'static str; 2]| names.into_iter().find(|name| config.get(name).is_some());
         let method_field = field(["quant_method", "method"]).unwrap_or("quant_method");
         let method = config.text(method_field)?.map(str::to_lowercase);
+        if let Some(fp8) = Fp8Checkpoint::read(config, method.as_deref())? {
+            return Ok(QuantizedCheckpoint::Fp8(fp8));
+        }
         let format_field = field(["checkpoint_format", "format"]).unwrap_or("checkpoint_format");
         let format = config.text(format_field)?.map(str::to_lowercase);
         // The older files need not say; that of AutoAWQ has a version of the layout and AutoGPTQ's has none.
-        let method = match method.as_deref() {
-            Some("awq") => QuantMethod::Awq,
-            Some("gptq") => QuantMethod::Gptq,
+        let is_awq = match method.as_deref() {
+            Some("awq") => true,
+            Some("gptq") => false,
             Some(_) => return Err(config.unsupported(method_field, SUPPORTED)),
-            None if config.get("version").is_some() => QuantMethod::Awq,
-            None => QuantMethod::Gptq,
+            None => config.get("version").is_some(),
         };
         if config.flag("is_marlin_format", false)? {
             return Err(config.unsupported("is_marlin_format", "false"));
@@ -108,8 +132,8 @@ impl QuantizedCheckpoint {
         let bits_field = field(["bits", "w_bit"]).unwrap_or("bits");
         let group_field = field(["group_size", "q_group_size"]).unwrap_or("group_size");
         let bits = config.optional_size(bits_field, 64)?;
-        let (layout, bits, default_group) = match method {
-            QuantMethod::Awq => {
+        let (layout, bits, default_group) = match is_awq {
+            true => {
                 check_awq(config, format_field, format.as_deref())?;
                 if bits.is_some_and(|bits| bits != 4) {
                     return Err(config.unsupported(bits_field, "4"));
@@ -117,7 +141,7 @@ impl QuantizedCheckpoint {
                 // Defaults of transformers' AwqConfig.
                 (PackedLayout::AwqGemm, 4, Some(128))
             }
-            QuantMethod::Gptq => {
+            false => {
                 let layout = match format.as_deref() {
                     None | Some("gptq") => PackedLayout::Gptq,
                     Some("gptq_v2") => PackedLayout::GptqV2,
@@ -138,11 +162,11 @@ impl QuantizedCheckpoint {
             // Libraries disagree about what its absence means.
             None => return Err(config.wrong(group_field, "a number of inputs, or -1 for all of them")),
         };
-        Ok(QuantizedCheckpoint { layout, bits, group_size })
+        Ok(QuantizedCheckpoint::Integers(PackedIntegers { layout, bits, group_size }))
     }
 }
 
-const SUPPORTED: &str = "\"awq\", \"gptq\", and float32, float16 and bfloat16 checkpoints that are not quantised";
+const SUPPORTED: &str = "\"awq\", \"gptq\", \"fp8\", \"fbgemm_fp8\", \"compressed-tensors\" and \"modelopt\" of FP8, and float32, float16 and bfloat16 checkpoints that are not quantised";
 
 /// The file beside config.json in which AutoGPTQ and AutoAWQ described a checkpoint before config.json did.
 fn older_file(config: &ConfigFile) -> Result<Option<ConfigFile>> {
@@ -194,7 +218,6 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::config::Quantization;
 
     /// A directory with these files, removed when dropped.
     struct Files(PathBuf);
@@ -228,7 +251,17 @@ mod tests {
     }
 
     fn some(layout: PackedLayout, bits: usize, group_size: Option<usize>) -> Option<QuantizedCheckpoint> {
-        Some(QuantizedCheckpoint { layout, bits, group_size })
+        Some(QuantizedCheckpoint::Integers(PackedIntegers { layout, bits, group_size }))
+    }
+
+    fn fp8(method: QuantMethod, block: Option<[usize; 2]>) -> Option<QuantizedCheckpoint> {
+        Some(QuantizedCheckpoint::Fp8(Fp8Checkpoint { method, block }))
+    }
+
+    /// compressed-tensors' description of a group of layers with such weights.
+    fn compressed(weights: Value) -> Value {
+        let group = json!({"weights": weights, "targets": ["Linear"], "input_activations": {"num_bits": 8}});
+        json!({"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": {"group_0": group}})
     }
 
     #[test]
@@ -257,6 +290,21 @@ mod tests {
                        "dynamic": {"-:.*\\.down_proj": {}}}),
                 some(PackedLayout::GptqV2, 8, Some(32)),
             ),
+            (json!({"quant_method": "fp8", "activation_scheme": "static"}), fp8(QuantMethod::Fp8, None)),
+            (
+                json!({"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 64]}),
+                fp8(QuantMethod::Fp8, Some([128, 64])),
+            ),
+            (json!({"quant_method": "fbgemm_fp8", "modules_to_not_convert": ["lm_head"]}), fp8(QuantMethod::Fp8, None)),
+            (json!({"quant_method": "modelopt", "quant_algo": "FP8"}), fp8(QuantMethod::Fp8, None)),
+            (
+                compressed(json!({"type": "float", "num_bits": 8, "symmetric": true, "strategy": "channel"})),
+                fp8(QuantMethod::CompressedTensors, None),
+            ),
+            (
+                compressed(json!({"type": "float", "num_bits": 8, "strategy": "block", "block_structure": [128, 128]})),
+                fp8(QuantMethod::CompressedTensors, Some([128, 128])),
+            ),
         ];
         for (index, (config, expected)) in table.into_iter().enumerate() {
             assert_eq!(read(&format!("spelling-{index}"), config.clone()), Ok(expected), "{config}");
@@ -266,10 +314,32 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_named() {
         let table = [
-            (json!({"quant_method": "fp8"}), "quant_method` is \"fp8\"; supported: \"awq\", \"gptq\", and float32"),
             (
-                json!({"quant_method": "compressed-tensors"}),
-                "`quantization_config.quant_method` is \"compressed-tensors\"",
+                json!({"quant_method": "exl2"}),
+                "`quantization_config.quant_method` is \"exl2\"; supported: \"awq\", \"gptq\", \"fp8\", ",
+            ),
+            (json!({"quant_method": "fp8", "fmt": "e5m2"}), "fmt` is \"e5m2\"; supported: \"e4m3\""),
+            (
+                json!({"quant_method": "fp8", "weight_block_size": [128]}),
+                "weight_block_size` is [128], expected two numbers",
+            ),
+            (
+                json!({"quant_method": "modelopt", "quant_algo": "NVFP4"}),
+                "quant_algo` is \"NVFP4\"; supported: \"FP8\"",
+            ),
+            (
+                json!({"quant_method": "compressed-tensors", "format": "pack-quantized"}),
+                "format` is \"pack-quantized\"; supported: \"float-quantized\"",
+            ),
+            (compressed(json!({"type": "int", "num_bits": 8})), "weights.type` is \"int\"; supported: \"float\""),
+            (compressed(json!({"type": "float", "num_bits": 4})), "weights.num_bits` is 4; supported: 8"),
+            (
+                compressed(json!({"type": "float", "num_bits": 8, "strategy": "group"})),
+                "config_groups.group_0.weights.strategy` is \"group\"; supported: \"tensor\", \"channel\", \"block\"",
+            ),
+            (
+                compressed(json!({"type": "float", "num_bits": 8, "strategy": "block"})),
+                "weights.block_structure` is missing, expected two numbers",
             ),
             (json!({"quant_method": "awq", "version": "GEMV"}), "version` is \"GEMV\"; supported: \"gemm\""),
             (json!({"quant_method": "awq", "backend": "llm-awq"}), "backend` is \"llm-awq\"; supported: \"autoawq\""),
@@ -323,6 +393,18 @@ mod tests {
         let plain = Files::new("flag-plain", &[("config.json", json!({}))]);
         let method = |method| ModelOptions { quant_method: Some(method), ..ModelOptions::default() };
         let mode = ModelOptions { quantization: Some(Quantization::Int8), ..ModelOptions::default() };
+        let eight = Files::new("flag-fp8", &[("config.json", json!({"quantization_config": {"quant_method": "fp8"}}))]);
+        let fp8_mode = ModelOptions { quantization: Some(Quantization::Fp8), ..ModelOptions::default() };
+        for options in [&fp8_mode, &method(QuantMethod::Fp8), &ModelOptions::default()] {
+            assert_eq!(eight.read(options), Ok(fp8(QuantMethod::Fp8, None)));
+        }
+        assert!(eight.read(&mode).unwrap_err().contains("it is quantised with fp8"));
+        assert!(quantized.read(&fp8_mode).unwrap_err().contains("it is quantised with gptq"));
+        let older = json!({"compression_config": compressed(json!({"type": "float", "num_bits": 8}))});
+        let older = Files::new("flag-compressed", &[("config.json", older)]);
+        for options in [&fp8_mode, &method(QuantMethod::CompressedTensors)] {
+            assert_eq!(older.read(options), Ok(fp8(QuantMethod::CompressedTensors, None)));
+        }
         assert_eq!(quantized.read(&method(QuantMethod::Gptq)), Ok(some(PackedLayout::Gptq, 4, Some(128))));
         assert_eq!(plain.read(&mode), Ok(None));
         assert_eq!(

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use kernels::{DType, Device, Int4Source, LinearWeight, MatrixView, SourcePages, Tensor, WeightType};
+use kernels::{DType, Device, Fp8View, Int4Source, LinearWeight, MatrixView, SourcePages, Tensor, WeightType};
 
 use super::Partition;
 use super::linear_source::{LinearPart, LinearSource};
@@ -118,11 +118,14 @@ impl<'a> Loader<'a> {
         if let Some(slices) = layers.iter().map(LinearSource::float).collect::<Option<Vec<_>>>() {
             return self.pack(&slices, self.linear_type);
         }
-        let Some(matrices) = layers.iter().map(LinearSource::int4).collect::<Option<Vec<&dyn Int4Source>>>() else {
-            return self.pack_dequantized(&layers, 0, Obstacle::Stack);
+        let integers = layers.iter().map(LinearSource::int4).collect::<Option<Vec<&dyn Int4Source>>>();
+        let numbers = layers.iter().map(LinearSource::fp8).collect::<Option<Vec<Fp8View<'_>>>>();
+        let weight = match (integers, numbers) {
+            (Some(matrices), _) => self.while_reading(&layers, || LinearWeight::pack_int4(self.device, &matrices))?,
+            (None, Some(matrices)) => self.while_reading(&layers, || LinearWeight::pack_fp8(self.device, &matrices))?,
+            (None, None) => return self.pack_dequantized(&layers, 0, Obstacle::Stack),
         };
         *self.quantized_layers.borrow_mut().entry(None).or_default() += layers.len();
-        let weight = self.while_reading(&layers, || LinearWeight::pack_int4(self.device, &matrices))?;
         self.count(weight.bytes());
         Ok(weight)
     }
@@ -161,11 +164,8 @@ impl<'a> Loader<'a> {
             LinearWeight::zeroed(self.device, outputs + missing, inputs, float)?
         } else {
             self.while_reading(layers, || {
-                let rounded = |layer: &LinearSource<'_>| match layer {
-                    LinearSource::Float(_) => vec![],
-                    LinearSource::Quantized(slice) => slice.dequantize(self.device, self.dtype),
-                };
-                let rounded: Vec<Vec<u8>> = layers.iter().map(rounded).collect();
+                let rounded: Vec<Vec<u8>> =
+                    layers.iter().map(|layer| layer.dequantize(self.device, self.dtype)).collect();
                 let zeros = vec![0; missing * inputs * self.dtype.size_bytes()];
                 let mut matrices = Vec::with_capacity(layers.len() + 1);
                 for (layer, rounded) in layers.iter().zip(&rounded) {

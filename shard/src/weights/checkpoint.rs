@@ -132,7 +132,7 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::TensorShape`], [`Error::TensorDtype`].
     pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<CheckpointTensor<'_>> {
-        self.floats(name, &[rows, cols]).map(|(data, dtype)| CheckpointTensor { data, dtype, rows, cols })
+        self.floats(name, Some(&[rows, cols])).map(|(data, dtype)| CheckpointTensor { data, dtype, rows, cols })
     }
 
     /// The vector `name` of `len` elements, as one column: what is cut from it then are rows.
@@ -140,7 +140,7 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::matrix`].
     pub fn vector(&self, name: &str, len: usize) -> Result<CheckpointTensor<'_>> {
-        self.floats(name, &[len]).map(|(data, dtype)| CheckpointTensor { data, dtype, rows: len, cols: 1 })
+        self.floats(name, Some(&[len])).map(|(data, dtype)| CheckpointTensor { data, dtype, rows: len, cols: 1 })
     }
 
     /// The 32-bit integers `name`, dense in `shape`.
@@ -148,11 +148,40 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::matrix`].
     pub fn int32(&self, name: &str, shape: &[usize]) -> Result<&[[u8; 4]]> {
-        let (file, data, dtype) = self.tensor(name, shape)?;
+        let (file, data, dtype) = self.tensor(name, Some(shape))?;
         match dtype {
             Dtype::I32 => Ok(data.as_chunks().0),
             other => Err(wrong_dtype(file, name, other, "I32")),
         }
+    }
+
+    /// Whether there is a tensor of that name, of FP8 E4M3 numbers.
+    pub fn is_e4m3(&self, name: &str) -> bool {
+        let tensor = self.owners.get(name).and_then(|file| self.files[*file].tensor(name));
+        tensor.is_some_and(|(info, _)| info.dtype == Dtype::F8_E4M3)
+    }
+
+    /// The FP8 E4M3 numbers `name`, dense in `shape`.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::matrix`].
+    pub fn e4m3(&self, name: &str, shape: &[usize]) -> Result<&[u8]> {
+        let (file, data, dtype) = self.tensor(name, Some(shape))?;
+        match dtype {
+            Dtype::F8_E4M3 => Ok(data),
+            other => Err(wrong_dtype(file, name, other, "F8_E4M3")),
+        }
+    }
+
+    /// The floats `name` as one column, and the shape that the file gives them.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`], [`Error::TensorDtype`].
+    pub fn floats_of_any_shape(&self, name: &str) -> Result<(MatrixView<'_>, &[usize])> {
+        let (data, dtype) = self.floats(name, None)?;
+        let shape = self.owners.get(name).and_then(|file| self.files[*file].tensor(name)).map(|(info, _)| &*info.shape);
+        let view = MatrixView::dense(data, dtype, data.len() / dtype.size_bytes(), 1);
+        Ok((view, shape.unwrap_or_default()))
     }
 
     /// The error that the contents of the tensor `name` contradict each other.
@@ -161,7 +190,7 @@ impl Checkpoint {
         Error::TensorInfo { path: path.to_owned(), tensor: name.to_owned(), reason }
     }
 
-    fn floats(&self, name: &str, expected: &[usize]) -> Result<(&[u8], DType)> {
+    fn floats(&self, name: &str, expected: Option<&[usize]>) -> Result<(&[u8], DType)> {
         let (file, data, dtype) = self.tensor(name, expected)?;
         match dtype {
             Dtype::F32 => Ok((data, DType::F32)),
@@ -171,13 +200,13 @@ impl Checkpoint {
         }
     }
 
-    /// A tensor of this shape, of whatever type, and its file.
-    fn tensor(&self, name: &str, expected: &[usize]) -> Result<(&SafetensorsFile, &[u8], Dtype)> {
+    /// A tensor of this shape, or of any, of whatever type, and its file.
+    fn tensor(&self, name: &str, expected: Option<&[usize]>) -> Result<(&SafetensorsFile, &[u8], Dtype)> {
         let file = self.owners.get(name).map(|file| &self.files[*file]);
         let Some((file, (info, data))) = file.and_then(|file| Some((file, file.tensor(name)?))) else {
             return Err(Error::MissingTensor { tensor: name.to_owned(), dir: self.dir.clone() });
         };
-        if info.shape != expected {
+        if let Some(expected) = expected.filter(|expected| info.shape != **expected) {
             let (path, tensor) = (file.path().to_owned(), name.to_owned());
             let (expected, actual) = (expected.to_vec(), info.shape.clone());
             return Err(Error::TensorShape { path, tensor, expected, actual });

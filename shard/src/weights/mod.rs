@@ -8,5 +8,5 @@ mod safetensors_file;
 
 pub use checkpoint::{Checkpoint, CheckpointTensor};
 pub use packed_cache::{CheckpointIdentity, PackedCache, PackedReader, PackedWeights, PackedWriter};
-pub use quantized::{Obstacle, QuantizedMatrix, QuantizedSlice};
+pub use quantized::{Fp8Matrix, Fp8Slice, Obstacle, QuantizedMatrix, QuantizedSlice};
 pub use read_ahead::ReadAhead;

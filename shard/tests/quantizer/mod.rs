@@ -1,4 +1,4 @@
-//! Random layers as AWQ and GPTQ would leave them, packed as the libraries' own loops do it, and models made of them: one in a quantised
+//! Random layers as AWQ, GPTQ and makers of FP8 checkpoints would leave them, packed as the libraries' own loops do it, and models made of them: one in a quantised
 //! layout, one of the floats that the integers stand for.
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "every test binary uses another part of it")]
@@ -47,6 +47,85 @@ impl Quantizer {
                                      "desc_act": self.act_order, "sym": false, "checkpoint_format": "gptq_v2"}),
         }
     }
+}
+
+/// What quantises the layers of a model.
+pub trait LayerQuantizer {
+    /// `quantization_config` of config.json.
+    fn config(&self) -> Value;
+    /// A random layer `name` of so many outputs and inputs: its tensors, and the weights that these stand for.
+    fn layer(&self, random: &mut Random, name: &str, shape: [usize; 2]) -> (Vec<Tensor>, Vec<f32>);
+}
+
+impl LayerQuantizer for Quantizer {
+    fn config(&self) -> Value {
+        Quantizer::config(self)
+    }
+
+    fn layer(&self, random: &mut Random, name: &str, shape: [usize; 2]) -> (Vec<Tensor>, Vec<f32>) {
+        let layer = QuantizedLayer::random(random, shape, self);
+        (layer.tensors(name, self), layer.weights())
+    }
+}
+
+/// How the scales of an FP8 checkpoint are divided.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fp8Scales {
+    /// One for a matrix, as AutoFP8 writes it.
+    Matrix,
+    /// One for an output, as compressed-tensors does.
+    Outputs,
+    /// One for so many outputs and inputs, as DeepSeek does.
+    Blocks([usize; 2]),
+}
+
+impl LayerQuantizer for Fp8Scales {
+    fn config(&self) -> Value {
+        match self {
+            Fp8Scales::Matrix => json!({"quant_method": "fp8", "activation_scheme": "static"}),
+            Fp8Scales::Outputs => json!({"quant_method": "compressed-tensors", "format": "float-quantized",
+                "config_groups": {"group_0": {"targets": ["Linear"], "weights":
+                    {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": true}}}}),
+            Fp8Scales::Blocks(block) => json!({"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": block}),
+        }
+    }
+
+    /// Numbers below 2, of which one in eight is subnormal. Scales of three bits: weights of float16 and bfloat16 are exact.
+    fn layer(&self, random: &mut Random, name: &str, [outputs, inputs]: [usize; 2]) -> (Vec<Tensor>, Vec<f32>) {
+        let name = |suffix: &str| format!("{name}.{suffix}");
+        let codes: Vec<u8> =
+            (0..outputs * inputs).map(|_| (random.below(96 - 32) + random.below(2) * 128) as u8).collect();
+        let (suffix, shape, [rows, cols]) = match *self {
+            Fp8Scales::Matrix => ("weight_scale", vec![], [outputs, inputs]),
+            Fp8Scales::Outputs => ("weight_scale", vec![outputs, 1], [1, inputs]),
+            Fp8Scales::Blocks([rows, cols]) => {
+                ("weight_scale_inv", vec![outputs.div_ceil(rows), inputs.div_ceil(cols)], [rows, cols])
+            }
+        };
+        let scale = 1.0 / (inputs as f32).sqrt();
+        let scale = f32::from_bits(scale.to_bits() & !0x7f_ffff);
+        let scales: Vec<f32> =
+            (0..shape.iter().product()).map(|_| scale * (4 + random.below(4)) as f32 / 4.0).collect();
+        let weight = |at: usize| {
+            let block = at / inputs / rows * inputs.div_ceil(cols) + at % inputs / cols;
+            e4m3(codes[at]) * scales[block]
+        };
+        let weights = (0..codes.len()).map(weight).collect();
+        let codes = Tensor { name: name("weight"), dtype: Dtype::F8_E4M3, shape: vec![outputs, inputs], data: codes };
+        // Nobody reads that of inputs.
+        let inputs_scale = Tensor::float(name("input_scale"), DType::F32, &[], &[f32::NAN]);
+        (vec![codes, Tensor::float(name(suffix), DType::F32, &shape, &scales), inputs_scale], weights)
+    }
+}
+
+/// What an E4M3 code is, by its definition; of a NaN something else.
+pub fn e4m3(code: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
+    let magnitude = match exponent {
+        0 => mantissa / 8.0 * 2f32.powi(-6),
+        _ => (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7),
+    };
+    if code & 0x80 == 0 { magnitude } else { -magnitude }
 }
 
 /// A tensor of a checkpoint.
@@ -223,16 +302,16 @@ pub struct Models {
 
 impl Models {
     /// All linear layers but those whose names end with one of `unquantized`; the output head if `head`.
-    pub fn new(dir: &Path, quantizer: &Quantizer, unquantized: &[&str], head: bool) -> Models {
+    pub fn new(dir: &Path, quantizer: &dyn LayerQuantizer, unquantized: &[&str], head: bool) -> Models {
         let models = Models { quantized: dir.join("quantized"), floats: dir.join("floats") };
         let mut random = Random(7);
         let (mut quantized, mut floats) = (Vec::new(), Vec::new());
         let mut linear = |name: String, shape: [usize; 2], is_quantized: bool| {
-            let layer = QuantizedLayer::random(&mut random, shape, quantizer);
-            let float = Tensor::float(format!("{name}.weight"), DType::F32, &shape, &layer.weights());
+            let (tensors, weights) = quantizer.layer(&mut random, &name, shape);
+            let float = Tensor::float(format!("{name}.weight"), DType::F32, &shape, &weights);
             floats.push(float.clone());
             match is_quantized {
-                true => quantized.extend(layer.tensors(&name, quantizer)),
+                true => quantized.extend(tensors),
                 false => quantized.push(float),
             }
         };

@@ -12,16 +12,17 @@ use bytemuck::{Pod, Zeroable};
 use super::grouped::{self, Arm, GROUP, Line, V, absmax, floats, for_each_row, scale_and_inverse};
 use super::interleave::{LaneRows, interleave};
 use super::{Outputs, PanelRows};
+use crate::fp8::Fp8Lanes;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx512Bf16, PackPairs, Pair, PairKernel};
-use crate::simd::{Kernel, LANES, Simd};
+use crate::simd::{Kernel, LANES, Lanes, Simd};
 use crate::{Cpu, LinearWeight};
 
 /// Lines of a group: four inputs each.
 const LINES: usize = GROUP / 4;
 
 /// The largest number.
-const LARGEST: f32 = 448.0;
+pub(crate) const LARGEST: f32 = 448.0;
 
 /// How a line holds four inputs of sixteen outputs.
 #[derive(Clone, Copy)]
@@ -59,20 +60,40 @@ pub(super) fn panel_bytes(k: usize) -> usize {
 }
 
 pub(super) fn pack_panel(panel: &mut [u8], rows: &PanelRows<'_>, order: Order) {
-    let Some((lines, scales)) = panel.split_last_chunk_mut::<{ size_of::<Line>() }>() else { return };
-    let mut codes: [Vec<u8>; LANES] = Default::default();
+    let (mut codes, mut scales) = <([Vec<u8>; LANES], Lanes)>::default();
     for_each_row(rows, |lane, values| {
         let (scale, inverse) = scale_and_inverse(absmax(values), LARGEST);
-        scales.as_chunks_mut::<4>().0[lane] = scale.to_ne_bytes();
+        scales[lane] = scale;
         codes[lane] = values.iter().map(|value| encode(value * inverse)).collect();
-        codes[lane].as_chunks_mut().0.iter_mut().for_each(|four| *four = order.arrange(*four));
     });
+    write_panel(panel, codes, &scales, order);
+}
+
+/// The same, of numbers that were rounded beforehand.
+pub(crate) fn pack_codes(panel: &mut [u8], rows: &Fp8Lanes<'_>, order: Order) {
+    let (mut codes, mut scales) = <([Vec<u8>; LANES], Lanes)>::default();
+    for (lane, row) in rows.iter().enumerate() {
+        let Some(row) = row else { break };
+        scales[lane] = row.scale;
+        codes[lane] = row.codes().collect();
+        codes[lane].resize(codes[lane].len().next_multiple_of(GROUP), 0);
+    }
+    write_panel(panel, codes, &scales, order);
+}
+
+/// `codes`: of whole groups, none of an output that does not exist.
+fn write_panel(panel: &mut [u8], mut codes: [Vec<u8>; LANES], scales: &Lanes, order: Order) {
+    let Some((lines, last)) = panel.split_last_chunk_mut::<{ size_of::<Line>() }>() else { return };
+    last.as_chunks_mut().0.iter_mut().zip(scales).for_each(|(bytes, scale)| *bytes = scale.to_ne_bytes());
+    for codes in &mut codes {
+        codes.as_chunks_mut().0.iter_mut().for_each(|four| *four = order.arrange(*four));
+    }
     order.interleave(lines, &codes.each_ref().map(Vec::as_slice));
 }
 
 /// The E4M3 number nearest to `value`, of two as near the even one, without subnormals; `value` is at most [`LARGEST`] and a hair,
 /// or not a number, for which any code does. Without branches, so that many are computed at once.
-fn encode(value: f32) -> u8 {
+pub(crate) fn encode(value: f32) -> u8 {
     const DROPPED: i32 = 23 - 3;
     const BIAS_DIFFERENCE: i32 = 127 - 7;
     const SMALLEST: f32 = 1.0 / 64.0;

@@ -7,7 +7,7 @@
 mod byte_tiles;
 mod bytes;
 mod format;
-mod fp8;
+pub(crate) mod fp8;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only arms of x86-64 divide products into grids"))]
 mod grid;
 mod grouped;

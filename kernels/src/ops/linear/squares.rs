@@ -9,7 +9,9 @@
 use super::Format;
 use crate::contract::{expect_device, expect_on};
 use crate::cuda::{Argument, Cuda, DeviceMemory, KernelName, PIECE_BYTES};
+use crate::fp8::{Fp8Lanes, Fp8Stack};
 use crate::int4::{Int4Lanes, Int4Stack};
+use crate::linear_weight::PANELS_OF_TURN;
 use crate::{DType, Error, LinearWeight, MatrixView, Result, SourcePages, Tensor, WeightType};
 
 /// Inputs of two squares beside each other. A weight has a multiple of them.
@@ -190,46 +192,101 @@ pub(crate) unsafe fn pack(
     Ok(())
 }
 
-/// Packs a stack of matrices of 4-bit integers into the memory at `weight`: on the host's threads, a few panels each, since what is
-/// packed is no larger than what is read.
+/// Packs a stack of matrices of 4-bit integers into the memory at `weight`.
 ///
 /// # Safety
 /// `weight` is the address of room for all rows of the stack.
 pub(crate) unsafe fn pack_int4(cuda: &Cuda, weight: u64, stack: &Int4Stack<'_>) -> Result<()> {
     let [n, k] = stack.shape();
-    let (panels, groups) = (n.div_ceil(SQUARE), k / GROUPED_INPUTS);
-    let (units_bytes, scales_bytes) = (groups * UNIT_BYTES, groups * INT4_SCALES_BYTES);
-    if panels * groups == 0 {
+    let groups = k / GROUPED_INPUTS;
+    let sizes @ [units_bytes, scales_bytes] = [groups * UNIT_BYTES, groups * INT4_SCALES_BYTES];
+    // SAFETY: the caller's obligation.
+    unsafe {
+        pack_on_host(cuda, weight, n.div_ceil(SQUARE), sizes, |panels, units, scales| {
+            stack.for_panels(panels, |at, lanes| {
+                let units = &mut units[at * units_bytes..][..units_bytes];
+                pack_int4_panel(units, &mut scales[at * scales_bytes..][..scales_bytes], lanes);
+            });
+        })
+    }
+}
+
+/// Packs a stack of matrices of FP8 numbers into the memory at `weight`.
+///
+/// # Safety
+/// `weight` is the address of room for all rows of the stack.
+pub(crate) unsafe fn pack_fp8(cuda: &Cuda, weight: u64, stack: &Fp8Stack<'_>) -> Result<()> {
+    let [n, k] = stack.shape();
+    let sizes @ [units_bytes, scales_bytes] = [SQUARE * k, SQUARE * size_of::<f32>()];
+    // SAFETY: the caller's obligation.
+    unsafe {
+        pack_on_host(cuda, weight, n.div_ceil(SQUARE), sizes, |panels, units, scales| {
+            stack.for_panels(panels, |at, lanes| {
+                let units = &mut units[at * units_bytes..][..units_bytes];
+                pack_fp8_panel(units, &mut scales[at * scales_bytes..][..scales_bytes], lanes);
+            });
+        })
+    }
+}
+
+/// Packs panels on the host's threads, some at a time, since what is packed is no larger than what is read: `pack(panels, units, scales)`
+/// writes, over anything, the units of some panels and their scales, `[units_bytes, scales_bytes]` for each.
+///
+/// # Safety
+/// `weight` is the address of room for the units of so many panels and, behind them all, for their scales.
+unsafe fn pack_on_host(
+    cuda: &Cuda,
+    weight: u64,
+    panels: usize,
+    [units_bytes, scales_bytes]: [usize; 2],
+    pack: impl Fn(std::ops::Range<usize>, &mut [u8], &mut [u8]) + Sync,
+) -> Result<()> {
+    if panels * units_bytes == 0 {
         return Ok(());
     }
-    let turns = (PIECE_BYTES / (Int4Stack::PANELS_OF_TURN * (units_bytes + scales_bytes))).max(1);
-    let most = panels.min(turns * Int4Stack::PANELS_OF_TURN);
+    let turns = (PIECE_BYTES / (PANELS_OF_TURN * (units_bytes + scales_bytes))).max(1);
+    let most = panels.min(turns * PANELS_OF_TURN);
     let mut uploads = cuda.uploads();
     for first in (0..panels).step_by(most) {
         let count = most.min(panels - first);
         let (units_len, scales_len) = (count * units_bytes, count * scales_bytes);
         let mut piece = uploads.next(units_len + scales_len)?;
         let (units, scales) = piece.bytes_mut()[..units_len + scales_len].split_at_mut(units_len);
-        let turns = units.chunks_mut(Int4Stack::PANELS_OF_TURN * units_bytes);
-        let turns = turns.zip(scales.chunks_mut(Int4Stack::PANELS_OF_TURN * scales_bytes));
-        let mut turns: Vec<(&mut [u8], &mut [u8])> = turns.collect();
-        let first_turn = first / Int4Stack::PANELS_OF_TURN;
-        cuda.host().for_each_part(&mut turns, 1, |turn, places| {
+        let places =
+            units.chunks_mut(PANELS_OF_TURN * units_bytes).zip(scales.chunks_mut(PANELS_OF_TURN * scales_bytes));
+        let mut places: Vec<(&mut [u8], &mut [u8])> = places.collect();
+        cuda.host().for_each_part(&mut places, 1, |turn, places| {
             for (units, scales) in places {
-                stack.for_panels(first_turn + turn, |at, lanes| {
-                    let units = &mut units[at * units_bytes..][..units_bytes];
-                    pack_int4_panel(units, &mut scales[at * scales_bytes..][..scales_bytes], lanes);
-                });
+                let first = first + turn * PANELS_OF_TURN;
+                pack(first..first + units.len() / units_bytes, units, scales);
             }
         });
         let units_at = weight + (first * units_bytes) as u64;
         let scales_at = weight + (panels * units_bytes + first * scales_bytes) as u64;
         // SAFETY: the units of as many panels lie there (the caller's obligation).
         unsafe { piece.upload(units_at, 0, units_len)? };
-        // SAFETY: their scales and zeros lie there, behind the units of all panels.
+        // SAFETY: their scales lie there, behind the units of all panels (the caller's obligation).
         unsafe { piece.upload(scales_at, units_len, scales_len)? };
     }
     Ok(())
+}
+
+/// Writes the units of a panel, and its scales, as `linear_fp8.cu` reads them; outputs that do not exist become zeros.
+fn pack_fp8_panel(units: &mut [u8], scales: &mut [u8], lanes: &Fp8Lanes<'_>) {
+    // Of eight neighbouring inputs, those of an output and of that eight further on.
+    const LANE_INPUTS: usize = 8;
+    units.fill(0);
+    scales.fill(0);
+    for (output, row) in lanes.iter().enumerate() {
+        let Some(row) = row else { break };
+        scales.as_chunks_mut::<4>().0[output] = row.scale.to_le_bytes();
+        for (input, code) in row.codes().enumerate() {
+            let (unit, in_unit) = (input / TILE_INPUTS, input % TILE_INPUTS);
+            let lane = output % 8 * 4 + in_unit / LANE_INPUTS;
+            let at = in_unit % LANE_INPUTS * 2 + output / 8;
+            units[(unit * 32 + lane) * 16 + at] = code;
+        }
+    }
 }
 
 /// Writes the units of a panel, and their scales and zeros, as `linear_int4.cu` reads them; outputs that do not exist become zeros.
@@ -417,8 +474,8 @@ fn parts(k: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Int4Source;
     use crate::int4::testing::Matrix;
+    use crate::{Fp8View, Int4Source, e4m3_to_f32};
 
     /// What is chosen on an H200, without Hopper's instruction and with it.
     #[track_caller]
@@ -486,7 +543,7 @@ mod tests {
         let (units_bytes, scales_bytes) = (K / 64 * 512, K / 64 * 48);
         assert_eq!(panel_bytes(WeightType::Int4, K), units_bytes + scales_bytes);
         let mut panels = 0;
-        stack.for_panels(0, |panel, lanes| {
+        stack.for_panels(0..4, |panel, lanes| {
             let (mut units, mut scales) = (vec![0xff; units_bytes], vec![0xff; scales_bytes]);
             pack_int4_panel(&mut units, &mut scales, lanes);
             for output in 0..SQUARE {
@@ -507,6 +564,37 @@ mod tests {
                         (&scale.to_le_bytes()[..], zero),
                         "output {row}, group {group}"
                     );
+                }
+            }
+            panels += 1;
+        });
+        assert_eq!(panels, 2);
+    }
+
+    /// As `pack_bytes` of `linear_quantized.cuh` lays them out: a lane has eight neighbouring inputs of an output and of that eight further
+    /// on, by turns.
+    #[test]
+    fn numbers_of_eight_bits_are_packed_as_the_kernels_read_them() {
+        const K: usize = 96;
+        let codes: Vec<u8> = (0..21 * K).map(|at| 8 + (at * 7 % 112) as u8).collect();
+        let scales: Vec<f32> = (0..21).map(|row| 1.0 + row as f32).collect();
+        let matrix = Fp8View { codes: &codes, rows: 21, cols: K, row_stride: K, first_col: 0, scales: &scales };
+        let stack = [matrix];
+        let stack = Fp8Stack::new(&stack).unwrap();
+        assert_eq!(panel_bytes(WeightType::Fp8, K), SQUARE * (K + 4));
+        let mut panels = 0;
+        stack.for_panels(0..4, |panel, lanes| {
+            let (mut units, mut scales) = (vec![0xff; SQUARE * K], vec![0xff; SQUARE * 4]);
+            pack_fp8_panel(&mut units, &mut scales, lanes);
+            for output in 0..SQUARE {
+                let row = panel * SQUARE + output;
+                let scale = f32::from_le_bytes(scales.as_chunks().0[output]);
+                for input in 0..K {
+                    let lane = output % 8 * 4 + input % 32 / 8;
+                    let code = units[input / 32 * 512 + lane * 16 + input % 8 * 2 + output / 8];
+                    // Rows may be raised by powers of two.
+                    let expected = codes.get(row * K + input).map_or(0.0, |code| e4m3_to_f32(*code) * (1 + row) as f32);
+                    assert_eq!(e4m3_to_f32(code) * scale, expected, "output {row}, input {input}");
                 }
             }
             panels += 1;

@@ -1,4 +1,5 @@
-//! Linear layers as AWQ or GPTQ left them in a checkpoint: small integers, with a scale and a zero point per output and group of inputs.
+//! Linear layers as AWQ or GPTQ left them in a checkpoint: small integers, with a scale and a zero point per output and group of inputs
+//! (those of FP8 numbers are in a file of their own, `fp8.rs`).
 //!
 //! weight[o, i] = scale[g, o] * (code[i, o] - zero[g, o]), where g is the group of input i.
 //!
@@ -6,7 +7,10 @@
 //! [`Int4Source`] where the kernels can compute with its integers, else floats.
 
 mod awq;
+mod fp8;
 mod gptq;
+
+pub use fp8::{Fp8Matrix, Fp8Slice};
 
 use std::fmt;
 use std::ops::Range;
@@ -15,7 +19,7 @@ use half::{bf16, f16};
 use kernels::{DType, Device, Int4Rows, Int4Source, MatrixView};
 
 use super::Checkpoint;
-use crate::config::{PackedLayout, QuantizedCheckpoint};
+use crate::config::{PackedIntegers, PackedLayout};
 use crate::error::Result;
 
 /// Inputs with one scale and zero point in a weight of 4-bit integers.
@@ -67,11 +71,11 @@ impl<'a> QuantizedMatrix<'a> {
     /// Whatever is wrong with one of them.
     pub fn open(
         checkpoint: &'a Checkpoint,
-        quantized: &QuantizedCheckpoint,
+        quantized: &PackedIntegers,
         name: &str,
         [out_features, in_features]: [usize; 2],
     ) -> Result<QuantizedMatrix<'a>> {
-        let QuantizedCheckpoint { layout, bits, group_size } = *quantized;
+        let PackedIntegers { layout, bits, group_size } = *quantized;
         let group_size = group_size.unwrap_or(in_features);
         let groups = in_features.div_ceil(group_size);
         let (codes_shape, zeros_shape) = match layout {
@@ -147,7 +151,7 @@ pub struct QuantizedSlice<'a> {
     inputs: Range<usize>,
 }
 
-/// Why a slice cannot be computed with as the integers it has.
+/// Why a slice cannot be computed with as what it has in the checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Obstacle {
     /// Weights of so many bits.
@@ -160,6 +164,8 @@ pub enum Obstacle {
     Cut,
     /// Scales of 32 bits.
     Scales,
+    /// FP8 numbers with a scale for every block of inputs.
+    Blocks,
     /// It is stacked with layers that cannot, or are not quantised.
     Stack,
     /// It is the output head, whose errors reach the logits directly and whose rows are padded.
@@ -174,6 +180,7 @@ impl fmt::Display for Obstacle {
             Obstacle::ActivationOrder => f.write_str("because of activation order (desc_act)"),
             Obstacle::Cut => f.write_str("because a rank's inputs are not a multiple of 64"),
             Obstacle::Scales => f.write_str("because of float32 scales"),
+            Obstacle::Blocks => f.write_str("because of scales for blocks of inputs"),
             Obstacle::Stack => f.write_str("because of another layer that is computed together with it"),
             Obstacle::Head => f.write_str("as output head"),
         }
