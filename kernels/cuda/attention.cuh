@@ -17,21 +17,28 @@ constexpr unsigned TILE_BLOCKS = TILE / BLOCK_POSITIONS;
 constexpr unsigned SPLIT_TILES = SPLIT / TILE;
 constexpr float LOG2_E = 1.44269504f;
 
-// The positions that a row sees: [begin, end).
-struct Visible {
-    u32 begin, end;
+// A score as a power of two, from the product of a query and a key. Never contracted with what is done to it next: a fused
+// subtraction of the maximum would skip a rounding that the maximum had.
+DEVICE float scaled(float product, float scale) { return __fmul_rn(product, scale * LOG2_E); }
 
-    DEVICE bool has(u32 position) const { return begin <= position && position < end; }
+// The positions that a row sees: `window` of them before `end`, or all.
+struct Visible {
+    u32 end, window;
+
+    DEVICE u32 begin() const { return end > window ? end - window : 0; }
+    DEVICE bool has(u32 position) const { return end - 1 - position < window; }
+    // The same with positions counted from `first` on, whether it sees that one or not.
+    DEVICE Visible from(u32 first) const { return {end - first, window}; }
     // Whether it sees some, and whether it sees not all, of `len` positions from `first` on.
-    DEVICE bool meets(u32 first, u32 len) const { return first < end && begin < first + len; }
-    DEVICE bool cuts(u32 first, u32 len) const { return first < begin || end < first + len; }
+    DEVICE bool meets(u32 first, u32 len) const { return first < end && end < first + len + window; }
+    DEVICE bool cuts(u32 first, u32 len) const { return end < first + len || first + window < end; }
 };
 
+// More than there are positions, and no sum with one overflows.
+constexpr u32 NO_WINDOW = 1u << 31;
+
 // Of a row at `position`; window: how many positions it sees at most, its own included.
-DEVICE Visible visible_of(u32 position, u32 window) {
-    u32 end = position + 1;
-    return {end > window ? end - window : 0, end};
-}
+DEVICE Visible visible_of(u32 position, u32 window) { return {position + 1, min(window, NO_WINDOW)}; }
 
 // A softmax so far: the largest score as a power of two, and the sum of the weights below it.
 struct State {
@@ -64,8 +71,8 @@ struct SameCache {
     using Element = T;
     using Stored = T;
 
-    // A square of an access, as an operand.
-    DEVICE RowsOperand square(const RowsOperand& access, unsigned) const { return access; }
+    // A square of an access.
+    DEVICE Square square(const Square& access, unsigned) const { return access; }
 };
 
 // A cache of eight-bit floats: squares are widened in registers, exactly.
@@ -76,12 +83,12 @@ struct Fp8Cache {
 
     Widening widening;
 
-    DEVICE RowsOperand square(const RowsOperand& access, unsigned square) const {
-        RowsOperand operand;
+    DEVICE Square square(const Square& access, unsigned square) const {
+        Square widened;
         for (unsigned i = 0; i < 4; ++i) {
-            operand.pair[i] = widened_pair<T>(widening, access.pair[square * 2 + i / 2], i % 2 == 1);
+            widened.pair[i] = widened_pair<T>(widening, access.pair[square * 2 + i / 2], i % 2 == 1);
         }
-        return operand;
+        return widened;
     }
 };
 
@@ -90,7 +97,7 @@ struct Fp8Cache {
 #define FP8_CACHE(T) (Fp8Cache<T>{{shift_factor, kept, multiplier, to_infinity}})
 
 // Half of an access.
-DEVICE RowsOperand load_half(const void* from) {
+DEVICE Square load_half(const void* from) {
     u64 half = *static_cast<const u64*>(from);
     return {{u32(half), u32(half >> 32), 0, 0}};
 }
@@ -110,31 +117,27 @@ struct TileTable {
 
 // What one access has of the squares of a head, from `square` on, in the registers of a warp.
 template <unsigned DIM, typename C>
-DEVICE RowsOperand load_access(const C* squares, unsigned square) {
-    const C* from = lane_start(squares, 0, square, threadIdx.x % WARP, DIM);
+DEVICE Square load_access(const C* squares, unsigned square) {
+    const C* from = lane_start(squares, square, threadIdx.x % WARP, DIM);
     bool is_alone = DIM / SQUARE % ACCESS_SQUARES<C> != 0 && square + 1 == DIM / SQUARE;
-    return is_alone ? load_half(from) : *reinterpret_cast<const RowsOperand*>(from);
+    return is_alone ? load_half(from) : *reinterpret_cast<const Square*>(from);
 }
 
-// The same of one square alone: of those from `first`, an even number, on.
-template <unsigned DIM, typename C>
-DEVICE RowsOperand load_square(const C* squares, unsigned first, unsigned square) {
-    const C* from = lane_start(squares, first, square, threadIdx.x % WARP, DIM);
-    return ACCESS_SQUARES<C> == 1 ? *reinterpret_cast<const RowsOperand*>(from) : load_half(from);
-}
+// A square as the 16-row operand.
+DEVICE RowsOperand rows_of(const Square& square) { return {{square.pair[0], square.pair[2], square.pair[1], square.pair[3]}}; }
 
 // A square as columns: of the rows 0 to 7 (half 0) or 8 to 15 (half 1).
-DEVICE ColumnsOperand columns_of(const RowsOperand& square, unsigned half) {
-    return {{square.pair[half], square.pair[half + 2]}};
+DEVICE ColumnsOperand columns_of(const Square& square, unsigned half) {
+    return {{square.pair[2 * half], square.pair[2 * half + 1]}};
 }
 
 // A square of values from position `first` on without those of positions outside of `visible`, which may be anything: zero times
 // them could be no number.
-DEVICE RowsOperand without_hidden(RowsOperand square, const Visible& visible, u32 first) {
+DEVICE Square without_hidden(Square square, const Visible& visible, u32 first) {
+    Visible of_lane = visible.from(first + threadIdx.x % 4 * 2);
     for (unsigned pair = 0; pair < 4; ++pair) {
-        u32 position = first + threadIdx.x % 4 * 2 + pair / 2 * 8;
-        u32 keep = (visible.has(position) ? 0x0000ffffu : 0) | (visible.has(position + 1) ? 0xffff0000u : 0);
-        square.pair[pair] &= keep;
+        u32 position = pair % 2 * 8;
+        square.pair[pair] &= (of_lane.has(position) ? 0x0000ffffu : 0) | (of_lane.has(position + 1) ? 0xffff0000u : 0);
     }
     return square;
 }

@@ -72,16 +72,16 @@ DEVICE void attention_splits(
                     const C* squares = keys + block_start(table.block[block], kv_heads, kv_head, DIM);
 #pragma unroll
                     for (unsigned square = 0; square < SQUARES; square += TOGETHER) {
-                        RowsOperand access = load_access<DIM>(squares, square);
+                        Square access = load_access<DIM>(squares, square);
 #pragma unroll
                         for (unsigned i = 0; i < TOGETHER && square + i < SQUARES; ++i) {
-                            multiply_add<T>(scores[block], cache.square(access, i), query[square + i]);
+                            multiply_add<T>(scores[block], rows_of(cache.square(access, i)), query[square + i]);
                         }
                     }
                 }
                 for (unsigned i = 0; i < 4; ++i) {
                     float& score = scores[block].at[i];
-                    score = visible.has(first + first_row + i / 2 * 8) ? score * (scale * LOG2_E) : -infinity();
+                    score = visible.has(first + first_row + i / 2 * 8) ? scaled(score, scale) : -infinity();
                     maxima[i % 2] = fmaxf(maxima[i % 2], score);
                 }
             }
@@ -109,12 +109,12 @@ DEVICE void attention_splits(
                 bool has_hidden = visible.cuts(first, BLOCK_POSITIONS);
 #pragma unroll
                 for (unsigned square = 0; square < SQUARES; square += TOGETHER) {
-                    RowsOperand access = load_access<DIM>(squares, square);
+                    Square access = load_access<DIM>(squares, square);
 #pragma unroll
                     for (unsigned i = 0; i < TOGETHER && square + i < SQUARES; ++i) {
-                        RowsOperand loaded = cache.square(access, i);
+                        Square loaded = cache.square(access, i);
                         if (has_hidden) loaded = without_hidden(loaded, visible, first);
-                        multiply_add<T>(weighted[square + i], loaded, shares);
+                        multiply_add<T>(weighted[square + i], rows_of(loaded), shares);
                     }
                 }
                 multiply_add<T>(total, {{ones, ones, ones, ones}}, shares);
@@ -165,7 +165,7 @@ DEVICE void attention_merge(
     Visible visible = visible_of(positions[row], window);
     State state = no_state();
     float sum = 0.0f;
-    for (unsigned split = visible.begin / SPLIT; split * SPLIT < visible.end; ++split) {
+    for (unsigned split = visible.begin() / SPLIT; split * SPLIT < visible.end; ++split) {
         size_t place = size_t(first_items[row] + split) * heads + head;
         Factors factors = merge(state, states[place]);
         sum = merged(sum, sums[place * dim + threadIdx.x], factors);

@@ -18,28 +18,33 @@ constexpr unsigned LANE_ELEMENTS = SQUARE_ELEMENTS / WARP;
 template <typename C>
 constexpr unsigned ACCESS_SQUARES = 16 / (LANE_ELEMENTS * sizeof(C));
 
-// Where a lane's elements of a square lie among `dim` / 16 squares, which are those from `first`, an even number, on.
+// What a lane has of a square, or of two of one byte: pairs of neighbouring columns.
+struct alignas(16) Square {
+    u32 pair[4];
+};
+
+// Where a lane's elements of a square lie among `dim` / 16 squares.
 template <typename C>
-DEVICE C* lane_start(C* squares, unsigned first, unsigned square, unsigned lane, unsigned dim) {
-    if (ACCESS_SQUARES<C> == 1) return squares + (first + square) * SQUARE_ELEMENTS + lane * LANE_ELEMENTS;
+DEVICE C* lane_start(C* squares, unsigned square, unsigned lane, unsigned dim) {
+    if (ACCESS_SQUARES<C> == 1) return squares + square * SQUARE_ELEMENTS + lane * LANE_ELEMENTS;
     unsigned of_access = square / ACCESS_SQUARES<C> * ACCESS_SQUARES<C>;
     unsigned together = min(ACCESS_SQUARES<C>, dim / SQUARE - of_access);
     // One offset and no pointers in between, which ptxas would rather keep than compute again.
-    return squares + (first * SQUARE_ELEMENTS + lane * together * LANE_ELEMENTS + of_access * SQUARE_ELEMENTS +
-                      (square - of_access) * LANE_ELEMENTS);
+    return squares + (lane * together * LANE_ELEMENTS + of_access * SQUARE_ELEMENTS + (square - of_access) * LANE_ELEMENTS);
 }
 
 // Where one element does. PTX ISA, "Matrix Fragments for mma.m16n8k16": rows of a lane are eight apart, its columns are two
 // neighbours and the two eight further on.
 template <typename C>
 DEVICE C* element_of(C* squares, unsigned square, unsigned row, unsigned col, unsigned dim) {
-    unsigned lane = row % 8 * 4 + col % 8 / 2, pair = row / 8 + col / 8 * 2;
-    return lane_start(squares, 0, square, lane, dim) + pair * 2 + col % 2;
+    unsigned lane = row % 8 * 4 + col % 8 / 2, pair = row / 8 * 2 + col / 8;
+    return lane_start(squares, square, lane, dim) + pair * 2 + col % 2;
 }
 
 // Where a head's squares of a block begin.
 DEVICE size_t block_start(unsigned block, unsigned kv_heads, unsigned kv_head, unsigned dim) {
-    return (size_t(block) * kv_heads + kv_head) * BLOCK_POSITIONS * dim;
+    // 2^32 heads of a block would be two terabytes.
+    return size_t(block * kv_heads + kv_head) * (BLOCK_POSITIONS * dim);
 }
 
 template <typename C>

@@ -76,6 +76,11 @@ DEVICE u32 pair_of(T first, T second) {
 #ifdef CUSIM
 
 template <typename T>
+u32 rounded_pair(float first, float second) {
+    return pair_of(round_to<T>(first), round_to<T>(second));
+}
+
+template <typename T>
 u32 multiply_add_pairs(u32 a, u32 b, u32 c) {
     T sums[2], operands[3][2];
     const u32 pairs[3] = {a, b, c};
@@ -99,6 +104,20 @@ inline u32 permute_bytes(u32 low, u32 high, u32 selectors) {
 }
 
 #else
+
+// The same of two numbers that are rounded to elements, by one instruction. PTX ISA, cvt.
+template <typename T>
+DEVICE u32 rounded_pair(float first, float second);
+
+#define ROUNDED_PAIR(T, NAME)                                                                          \
+    template <>                                                                                        \
+    DEVICE u32 rounded_pair<T>(float first, float second) {                                            \
+        u32 pair;                                                                                      \
+        asm("cvt.rn." NAME ".f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));                 \
+        return pair;                                                                                   \
+    }
+ROUNDED_PAIR(bf16, "bf16x2")
+ROUNDED_PAIR(f16, "f16x2")
 
 // a * b + c of both elements of pairs, rounded once. Operands below the normal numbers are what they are, none is flushed to
 // zero. PTX ISA, fma (half precision).
