@@ -134,10 +134,10 @@ DEVICE ColumnsOperand columns_of(const Square& square, unsigned half) {
 // A square of values from position `first` on without those of positions outside of `visible`, which may be anything: zero times
 // them could be no number.
 DEVICE Square without_hidden(Square square, const Visible& visible, u32 first) {
-    Visible of_lane = visible.from(first + threadIdx.x % 4 * 2);
+    Visible from_lane = visible.from(first + threadIdx.x % 4 * 2);
     for (unsigned pair = 0; pair < 4; ++pair) {
         u32 position = pair % 2 * 8;
-        square.pair[pair] &= (of_lane.has(position) ? 0x0000ffffu : 0) | (of_lane.has(position + 1) ? 0xffff0000u : 0);
+        square.pair[pair] &= (from_lane.has(position) ? 0x0000ffffu : 0) | (from_lane.has(position + 1) ? 0xffff0000u : 0);
     }
     return square;
 }

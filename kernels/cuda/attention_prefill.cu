@@ -1,5 +1,27 @@
 // Grouped-query attention of many neighbouring rows of a sequence: a prompt's chunk. `ops/attention/mod.rs` says what it means,
 // `attention.cuh` in which order.
+//
+// Rows and the heads that share a KV head are pairs. Sixteen of them are the rows of a warp's matrix instructions, keys and
+// dimensions of values the columns; products go from registers to registers (arXiv:2307.08691). The warp keeps its queries and
+// all sums in registers. A tile's keys and values pass through shared memory in units of up to 96 dimensions, each byte copied
+// once for all eight warps, and lie there as in the cache: 512 neighbouring bytes a warp, which are columns as they are.
+//
+// A barrier for every unit: behind it the next one can be read, and what all warps have read is overwritten. Half of the warps
+// are a unit behind, so that a scheduler has one warp that multiplies while the other computes weights. A warp passes over tiles
+// of which its pairs see nothing, and masks only those of which some do not see all.
+//
+// Values of eight bits are widened between their copy and the barrier, once for all warps, by the thread that copied them.
+//
+// Limits, counted and not measured, of a tile of 64 positions, 128 dimensions, two bytes an element, on Hopper:
+//   shared memory: 8 warps x 32 KiB read, 32 KiB written: 2,300 cycles. The limit: 420 TFLOP/s of 132 multiprocessors.
+//   products:      8 x 132 matrix instructions, 1.6 cycles each at 63 % of the rate of wgmma: 1,700 cycles (sm_80: 2,100).
+//   instructions:  950 a warp, two warps a scheduler: 1,900 cycles.  Powers of two: 8,192 at 16 a cycle: 500 cycles.
+//   L2:            32 KiB, 14 bytes a cycle. (Of 64 pairs in a block it would be twice that, more than L2 gives.)
+// A warp of 32 pairs would read half as much for a product, but its sums of a row and of a split alone would take 256 registers.
+// Of 128 dimensions not even the sums of 16 all fit: a row's last ones, which change once a split, are in shared memory.
+// Heads of 256 dimensions have blocks for 64 dimensions of their values each, which all compute the scores.
+//
+// Grid:    x: tiles of pairs, those that see most first; y: KV heads; z: parts of the dimensions of values. 256 threads.
 #include "attention.cuh"
 
 constexpr unsigned WARPS = 8;
@@ -8,8 +30,6 @@ constexpr unsigned WARP_PAIRS = 16;
 constexpr unsigned BLOCK_PAIRS = WARPS * WARP_PAIRS;
 // Columns of a matrix instruction.
 constexpr unsigned COLUMNS = 8;
-// Units in shared memory: those that the two halves of the warps read, and the one that comes.
-constexpr unsigned SLOTS = 3;
 
 // The rows of one sequence.
 struct Sequence {
@@ -106,6 +126,8 @@ class Units {
     static constexpr unsigned ACCESSES = TILE_BLOCKS * SQUARES * WARP;
     static constexpr unsigned STORED_ACCESSES = ACCESSES / ACCESS_SQUARES<C>;
     static constexpr bool IS_WIDENED = ACCESS_SQUARES<C> > 1;
+    // Units in shared memory: those that the two halves of the warps read, and one or two that come.
+    static constexpr unsigned SLOTS = IS_WIDENED ? 3 : 4;
     static constexpr unsigned SHARED_ACCESSES = SLOTS * ACCESSES + (IS_WIDENED ? STORED_ACCESSES : 0);
 
     static_assert(OF_KEYS * PART == DIM && OF_VALUES * PART == VALUES, "units cover keys and values");
@@ -113,19 +135,19 @@ class Units {
     static_assert(!IS_WIDENED || STORED_ACCESSES <= THREADS, "a thread widens an access");
 
     // shared: [SHARED_ACCESSES]; begin, end: of the positions that any pair of the block sees.
-    DEVICE Units(Square* shared, const C* keys, const C* values, const u32* tables, u32 table_start, u32 begin, u32 end, unsigned kv_heads,
-                 unsigned first_value_square, const Cache& cache)
-        : shared_(shared), keys_(keys), values_(values), tables_(tables), table_start_(table_start), end_(end), kv_heads_(kv_heads),
-          first_value_square_(first_value_square), cache_(cache), requested_(begin / TILE * OF_TILE) {
+    DEVICE Units(Square* shared, const C* keys, const C* values, const u32* tables, u32 table_start, u32 begin, u32 end,
+                 unsigned kv_heads, const Cache& cache)
+        : shared_(shared), keys_(keys), values_(values), tables_(tables), table_start_(table_start), end_(end),
+          kv_heads_(kv_heads), cache_(cache), requested_(begin / TILE * OF_TILE) {
         look_up();
-        if (IS_WIDENED) copy();
+        copy();
         advance();
         if (is_late()) next();
     }
 
     // Waits for the next unit; the lane's part of it. What the lane had so far may be overwritten.
     DEVICE const Square* next() {
-        if (!IS_WIDENED) wait_for_copies<0>();
+        if (!IS_WIDENED) wait_for_copies<AHEAD - 1>();
         __syncthreads();
         advance();
         return slot(requested_ - AHEAD - (is_late() ? 2 : 1)) + threadIdx.x % WARP;
@@ -136,8 +158,8 @@ class Units {
 
    private:
     static constexpr unsigned OF_TILE = OF_KEYS + OF_VALUES;
-    // How far requests are ahead of what lies in slots and is not yet read by anybody.
-    static constexpr unsigned AHEAD = IS_WIDENED ? 2 : 1;
+    // How many units are requested ahead of the one that is read.
+    static constexpr unsigned AHEAD = 2;
 
     DEVICE Square* slot(u32 number) const { return shared_ + number % SLOTS * ACCESSES; }
 
@@ -162,7 +184,8 @@ class Units {
         if (requested_ / OF_TILE * TILE < end_) {
             unsigned part = requested_ % OF_TILE;
             bool has_keys = part < OF_KEYS;
-            unsigned square = has_keys ? part * SQUARES : first_value_square_ + (part - OF_KEYS) * SQUARES;
+            unsigned first_value_square = VALUES == DIM ? 0 : blockIdx.z * VALUES / SQUARE;
+            unsigned square = has_keys ? part * SQUARES : first_value_square + (part - OF_KEYS) * SQUARES;
             const C* squares = (has_keys ? keys_ : values_) + square * SQUARE_ELEMENTS;
             Square* to = (IS_WIDENED ? shared_ + SLOTS * ACCESSES : slot(requested_)) + threadIdx.x;
 #pragma unroll
@@ -190,36 +213,37 @@ class Units {
     const C *keys_, *values_;
     const u32* tables_;
     u32 table_start_, end_;
-    unsigned kv_heads_, first_value_square_;
+    unsigned kv_heads_;
     const Cache& cache_;
-    // How many units were requested, those of tiles before the first one included; of the next tile the block that this lane knows.
+    // How many units were requested, with those of tiles before the first one; of the next tile the block that the lane knows.
     u32 requested_, block_ = 0;
 };
 
-// Blocks of the grid: items along x, KV heads along y, DIM / VALUES parts of the dimensions of the values along z.
+// VALUES: dimensions of values of a block; PART: dimensions of a unit; SHARED_COLUMNS: how many eights of dimensions have
+// a row's sums in shared memory.
 //
 // out: [T][heads * DIM]; qkv: [T][qkv_cols], queries first; tables: those of all sequences, each from its table_start on.
 template <
-    unsigned DIM, unsigned VALUES, unsigned PART, unsigned SHARED_COLUMNS, typename Cache, typename T = typename Cache::Element,
-    typename C = typename Cache::Stored>
+    unsigned DIM, unsigned VALUES, unsigned PART, unsigned SHARED_COLUMNS, typename Cache,
+    typename T = typename Cache::Element, typename C = typename Cache::Stored>
 DEVICE void attention_prefill(
     T* out, const T* qkv, const C* keys, const C* values, const TileItem* items, const Sequence* sequences,
     const u32* tables, unsigned qkv_cols, unsigned group, unsigned kv_heads, float scale, u32 window, const Cache& cache) {
     using TileUnits = Units<DIM, VALUES, PART, Cache>;
     constexpr unsigned SQUARES = TileUnits::SQUARES, VALUE_COLUMNS = VALUES / COLUMNS;
-    // A row's sums of the last dimensions are in shared memory, each lane's own, where registers are too few: [columns][4][threads].
+    // Units, then a row's sums of the last dimensions, each lane's own: [SHARED_COLUMNS][4][threads].
     constexpr unsigned ROW_COLUMNS = VALUE_COLUMNS - SHARED_COLUMNS;
     constexpr unsigned SUMS_ACCESSES = SHARED_COLUMNS * THREADS;
     static_assert((TileUnits::SHARED_ACCESSES + SUMS_ACCESSES) * sizeof(Square) <= 48 << 10, "more would have to be asked for");
     SHARED(Square, shared, TileUnits::SHARED_ACCESSES + SUMS_ACCESSES);
     Sums row_sums[ROW_COLUMNS] = {};
-    auto row_sum = [&](unsigned column, unsigned at) -> float& {
+    auto shared_sum = [&](unsigned column, unsigned at) -> float& {
         float* sums = reinterpret_cast<float*>(shared + TileUnits::SHARED_ACCESSES) + threadIdx.x;
-        return column < ROW_COLUMNS ? row_sums[column].at[at] : sums[((column - ROW_COLUMNS) * 4 + at) * THREADS];
+        return sums[((column - ROW_COLUMNS) * 4 + at) * THREADS];
     };
 #pragma unroll
     for (unsigned column = ROW_COLUMNS; column < VALUE_COLUMNS; ++column) {
-        for (unsigned at = 0; at < 4; ++at) row_sum(column, at) = 0.0f;
+        for (unsigned at = 0; at < 4; ++at) shared_sum(column, at) = 0.0f;
     }
     allow_kernel_behind();
     wait_for_kernels_before();
@@ -229,7 +253,7 @@ DEVICE void attention_prefill(
     // From the first position that any of the block's pairs sees to the last.
     u32 begin = visible_of(work.position_of(work.first_pair), window).begin();
     u32 end = visible_of(work.position_of(work.first_pair + BLOCK_PAIRS - 1), window).end;
-    TileUnits units(shared, keys, values, tables, work.sequence.table_start, begin, end, kv_heads, blockIdx.z * VALUES / SQUARE, cache);
+    TileUnits units(shared, keys, values, tables, work.sequence.table_start, begin, end, kv_heads, cache);
 
     // Of sums, a lane has two pairs, eight apart, and two columns of each.
     Visible visible[2];
@@ -238,7 +262,8 @@ DEVICE void attention_prefill(
     for (unsigned i = 0; i < 2; ++i) {
         unsigned pair = warp_pair + lane / 4 + i * 8;
         visible[i] = visible_of(work.position_of(pair), window);
-        const T* from = qkv + size_t(work.sequence.first_row + work.row_of(pair)) * qkv_cols + work.head_of(pair) * DIM + lane % 4 * 2;
+        size_t row = work.sequence.first_row + work.row_of(pair);
+        const T* from = qkv + row * qkv_cols + work.head_of(pair) * DIM + lane % 4 * 2;
 #pragma unroll
         for (unsigned square = 0; square < DIM / SQUARE; ++square) {
             queries[square].pair[i] = *reinterpret_cast<const u32*>(from + square * SQUARE);
@@ -289,10 +314,10 @@ DEVICE void attention_prefill(
             }
             if (is_cut) {
                 for (unsigned i = 0; i < 4; ++i) {
-                    Visible of_lane = visible[i / 2].from(tile_start + lane % 4 * 2);
+                    Visible from_lane = visible[i / 2].from(tile_start + lane % 4 * 2);
 #pragma unroll
                     for (unsigned column = 0; column < TILE / COLUMNS; ++column) {
-                        if (!of_lane.has(column * COLUMNS + i % 2)) scores[column].at[i] = -infinity();
+                        if (!from_lane.has(column * COLUMNS + i % 2)) scores[column].at[i] = -infinity();
                     }
                 }
             }
@@ -355,8 +380,8 @@ DEVICE void attention_prefill(
                 bool is_apart = hidden == Hidden::SEEN_BY_OTHERS;
 #pragma unroll 1
                 for (unsigned of = 0; of < (is_apart ? WARP_PAIRS : 1); ++of) {
-                    Visible seen = any;
-                    if (is_apart) seen = {__shfl_sync(ALL_LANES, of < 8 ? visible[0].end : visible[1].end, of % 8 * 4), visible[0].window};
+                    u32 end_of_pair = __shfl_sync(ALL_LANES, of < 8 ? visible[0].end : visible[1].end, of % 8 * 4);
+                    Visible seen = is_apart ? Visible{end_of_pair, visible[0].window} : any;
                     bool is_wanted[2];
                     for (unsigned i = 0; i < 2; ++i) is_wanted[i] = has_seen[i] && (!is_apart || lane / 4 + i * 8 == of);
 #pragma unroll 1
@@ -383,24 +408,39 @@ DEVICE void attention_prefill(
 #pragma unroll
             for (unsigned column = 0; column < VALUE_COLUMNS; ++column) {
                 for (unsigned j = 2 * i; j < 2 * i + 2; ++j) {
-                    float& sum = row_sum(column, j);
-                    sum = merged(sum, split_sums[column].at[j], factors);
+                    float split_sum = split_sums[column].at[j];
+                    // Chosen when it is compiled: a pointer to either would take the array out of the registers.
+                    if (column < ROW_COLUMNS) {
+                        row_sums[column].at[j] = merged(row_sums[column].at[j], split_sum, factors);
+                    } else {
+                        shared_sum(column, j) = merged(shared_sum(column, j), split_sum, factors);
+                    }
                 }
             }
         }
     }
 
     Work finished(items, sequences, group);
+    T* to[2];
     for (unsigned i = 0; i < 2; ++i) {
         unsigned pair = finished.first_pair + warp * WARP_PAIRS + lane / 4 + i * 8;
-        if (pair >= finished.pairs) continue;
         size_t row = finished.sequence.first_row + finished.row_of(pair);
-        T* to = out + (row * kv_heads * group + finished.head_of(pair)) * DIM + blockIdx.z * VALUES + lane % 4 * 2;
-#pragma unroll
-        for (unsigned column = 0; column < VALUE_COLUMNS; ++column) {
+        T* of_head = out + (row * kv_heads * group + finished.head_of(pair)) * DIM;
+        to[i] = pair < finished.pairs ? of_head + blockIdx.z * VALUES + lane % 4 * 2 : nullptr;
+    }
+    // Few instructions for what happens once: it is always the first column's turn.
+#pragma unroll 1
+    for (unsigned column = 0; column < VALUE_COLUMNS; ++column) {
+        Sums sums = row_sums[0];
+        if (column < ROW_COLUMNS) {
+            move_on<ROW_COLUMNS, 1>(row_sums);
+        } else {
+            for (unsigned at = 0; at < 4; ++at) sums.at[at] = shared_sum(column, at);
+        }
+        for (unsigned i = 0; i < 2; ++i) {
             float denominator = row_state[i].denominator;
-            u32 both = rounded_pair<T>(row_sum(column, 2 * i) / denominator, row_sum(column, 2 * i + 1) / denominator);
-            *reinterpret_cast<u32*>(to + column * COLUMNS) = both;
+            u32 both = rounded_pair<T>(sums.at[2 * i] / denominator, sums.at[2 * i + 1] / denominator);
+            if (to[i] != nullptr) *reinterpret_cast<u32*>(to[i] + column * COLUMNS) = both;
         }
     }
     // The late warps have waited once more.
@@ -428,7 +468,7 @@ DEVICE void attention_prefill(
     PREFILL(T, 64, 64, 64, 0)     \
     PREFILL(T, 80, 80, 80, 0)     \
     PREFILL(T, 96, 96, 96, 0)     \
-    PREFILL(T, 128, 128, 64, 6)   \
+    PREFILL(T, 128, 128, 64, 4)   \
     PREFILL(T, 256, 64, 64, 0)    \
     FP8_PREFILL(T, 32, 32, 32, 0) \
     FP8_PREFILL(T, 64, 64, 64, 0) \

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::cuda::{Context, DeviceMemory, Event, PinnedWords};
 use crate::limits::{BLOCK_SIZE, KV_SPLIT, MIN_CUDA_SPLITS};
 use crate::ops::AttentionRows;
-use crate::ops::attention::{AttentionLists, SequenceRows};
+use crate::ops::attention::{AttentionLists, BLOCK_PAIRS, SequenceRows};
 use crate::ops::sample::{
     ContinuedRows, CountedTokens, MAX_COUNTED_ROWS, PART_WORDS, PROCESS_ROW_WORDS, ProcessRows, ProcessedRows,
     SAMPLE_ROW_WORDS, SAMPLED_WORDS, SampleRow, SampleRows, TOP_ROW_WORDS, TOP_WORDS, table_words,
@@ -90,8 +90,9 @@ impl StepLimits {
         // Two words a split, and a count for every launch that it takes to compute all. A fixed layout has room for one launch.
         let splits = (self.max_sequences * self.max_context.div_ceil(KV_SPLIT)).max(self.splits_of_launch());
         let groups = splits.div_ceil(self.splits_of_launch() / 2) + 1;
-        // Two words for every piece of a chunk, of 64 pairs of a row and a head; the last of a sequence may be shorter.
-        let pieces = (self.max_rows * self.num_heads / self.num_kv_heads.max(1)).div_ceil(64) + self.max_sequences;
+        // Two words for every piece of a chunk, of so many pairs of a row and a head; the last of a sequence may be shorter.
+        let pairs = self.max_rows * self.num_heads / self.num_kv_heads.max(1);
+        let pieces = pairs.div_ceil(BLOCK_PAIRS) + self.max_sequences;
         // Tokens and how they are counted; of attention; what continues.
         let per_row = 3 + 1 + 3 + 1;
         let per_sequence = 4 + self.max_list_words;

@@ -193,7 +193,7 @@ impl Sequences {
         let (mut items, mut sequences, mut first_row) = (Vec::new(), Vec::new(), 0);
         let (table_starts, tables) = self.block_tables();
         for (sequence, (num_rows, length)) in rows.iter().zip(&self.lengths).enumerate() {
-            let tiles = (num_rows * heads / kv_heads).div_ceil(64);
+            let tiles = (num_rows * heads / kv_heads).div_ceil(128);
             items.extend((0..tiles as u32).flat_map(|tile| [sequence as u32, tile]));
             sequences.extend([first_row as u32, *num_rows as u32, (length - num_rows) as u32, table_starts[sequence]]);
             first_row += num_rows;
@@ -213,7 +213,8 @@ impl Sequences {
         ];
         let arguments: Vec<Argument<'_>> = arguments.into_iter().chain(self.numbers()).collect();
         let name = self.kernel("attention_prefill");
-        simulator.run(&name, [num_items, kv_heads, dim.div_ceil(128)], 128, &arguments).swap_remove(0)
+        let parts_of_values = if dim <= 128 { 1 } else { dim / 64 };
+        simulator.run(&name, [num_items, kv_heads, parts_of_values], 256, &arguments).swap_remove(0)
     }
 
     /// Weights are rounded, each by half a unit of itself, and so is the result: values are below one.

@@ -165,10 +165,12 @@ impl Stored {
         }
     }
 
-    /// Where an element of a square lies among the `dim` / 16 squares of a head. Squares of eight bits lie in pairs, of which every
-    /// lane has its elements beside each other.
+    /// Where an element of a square lies among the `dim` / 16 squares of a head: as the matrix instruction's operand of 16 rows, but
+    /// of a lane's four pairs the two of a row are neighbours. Squares of eight bits lie in pairs, of which every lane has its
+    /// elements beside each other.
     pub(crate) fn in_squares(self, square: usize, row: usize, col: usize, dim: usize) -> usize {
-        let at = in_square(row, col);
+        let of_operand = in_square(row, col);
+        let at = of_operand / 8 * 8 + [0, 2, 1, 3][of_operand % 8 / 2] * 2 + of_operand % 2;
         match self {
             Stored::Fp8(_) if square % 2 == 1 || square + 1 < dim / 16 => {
                 square / 2 * 512 + at / 8 * 16 + square % 2 * 8 + at % 8

@@ -10,14 +10,19 @@ use crate::simd::float8;
 use crate::step_lists::CudaLists;
 use crate::{DType, Error, KvCache, Result, Tensor};
 
-/// Threads of a block of every kernel but the merge, which has one for each dimension.
-const THREADS: usize = 128;
+/// Threads of a block of the kernel of splits. That of the merge has one for each dimension.
+const SPLITS_THREADS: usize = 128;
 
-/// Pairs of a row and a head that a block of the kernel for chunks computes.
-const BLOCK_PAIRS: usize = 64;
+/// Threads of a block of the kernel for chunks.
+const CHUNK_THREADS: usize = 256;
 
-/// Dimensions of values that one of its blocks computes at most.
-const BLOCK_VALUES: usize = 128;
+/// Pairs of a row and a head that such a block computes.
+pub(crate) const BLOCK_PAIRS: usize = 128;
+
+/// Dimensions of values that it computes: all of a head, or of a wide one 64, whose queries and sums still fit into registers.
+fn block_values(head_dim: usize) -> usize {
+    if head_dim <= 128 { head_dim } else { 64 }
+}
 
 /// Heads that share a KV head, at most: the columns of a matrix instruction.
 const MAX_GROUP: usize = 8;
@@ -239,7 +244,7 @@ pub(super) fn run(
         let grid = [if lists.is_fixed { blocks } else { launch.num_splits.min(blocks) }, kv_heads, 1];
         // SAFETY: attention_decode.cu: `count` splits of rows of qkv whose tables hold their positions' blocks, all of them blocks of
         // the cache (checked by `attention`); sums and states for as many splits; all live as long as their stream's work.
-        unsafe { cuda.launch(kernel("attention_splits"), grid, THREADS, &arguments)? };
+        unsafe { cuda.launch(kernel("attention_splits"), grid, SPLITS_THREADS, &arguments)? };
 
         let of_row = |list: u64| list + (launch.first_row * size_of::<u32>()) as u64;
         let first_out = out.address() + (launch.first_row * out.cols() * dtype.size_bytes()) as u64;
@@ -252,10 +257,10 @@ pub(super) fn run(
     }
     let addresses = [out.address(), qkv.address(), keys, values, lists.tiles, lists.sequences, lists.tables];
     let arguments = [&addresses.map(Argument::Pointer)[..], &numbers].concat();
-    let grid = [lists.num_tiles, kv_heads, dim.div_ceil(BLOCK_VALUES)];
+    let grid = [lists.num_tiles, kv_heads, dim / block_values(dim)];
     // SAFETY: attention_prefill.cu: tiles of sequences whose rows lie in `out` and `qkv` and whose tables hold their positions' blocks
     // (checked by `attention`); all live as long as their stream's work.
-    unsafe { cuda.launch(kernel("attention_prefill"), grid, THREADS, &arguments) }
+    unsafe { cuda.launch(kernel("attention_prefill"), grid, CHUNK_THREADS, &arguments) }
 }
 
 #[cfg(test)]
@@ -313,17 +318,17 @@ mod tests {
             block_table: &table,
         };
         // A row with two splits, a chunk between, two rows of which the second does not fit into the launch.
-        let work = Work::of(&[rows(0, 1, 256), rows(1, 20, 5), rows(21, 1, 0), rows(22, 1, 300)], 4, 4);
+        let work = Work::of(&[rows(0, 1, 256), rows(1, 40, 5), rows(41, 1, 0), rows(42, 1, 300)], 4, 4);
         let launch =
             |first_row, num_rows, splits: &[[u32; 2]]| LaunchWork { first_row, num_rows, splits: splits.to_vec() };
-        assert_eq!(work.launches, [launch(0, 22, &[[0, 0], [0, 1], [21, 0]]), launch(22, 1, &[[22, 0], [22, 1]])]);
-        assert_eq!((work.first_splits[0], work.first_splits[21], work.first_splits[22]), (0, 2, 0));
-        assert!(work.first_splits[1..21].iter().all(|first| *first == NO_SPLITS));
-        assert_eq!((work.positions[0], work.positions[21], work.positions[22]), (256, 0, 300));
-        // 17 blocks of the first, 2 of the chunk, 1, 19.
-        assert_eq!((work.table_starts[0], work.table_starts[21], work.table_starts[22]), (0, 19, 20));
-        assert_eq!(work.tables.len(), 39);
-        assert_eq!(work.sequences, [[1, 20, 5, 17]]);
+        assert_eq!(work.launches, [launch(0, 42, &[[0, 0], [0, 1], [41, 0]]), launch(42, 1, &[[42, 0], [42, 1]])]);
+        assert_eq!((work.first_splits[0], work.first_splits[41], work.first_splits[42]), (0, 2, 0));
+        assert!(work.first_splits[1..41].iter().all(|first| *first == NO_SPLITS));
+        assert_eq!((work.positions[0], work.positions[41], work.positions[42]), (256, 0, 300));
+        // 17 blocks of the first, 3 of the chunk, 1, 19.
+        assert_eq!((work.table_starts[0], work.table_starts[41], work.table_starts[42]), (0, 20, 21));
+        assert_eq!(work.tables.len(), 40);
+        assert_eq!(work.sequences, [[1, 40, 5, 17]]);
         assert_eq!(work.tiles, [[0, 1], [0, 0]]);
     }
 }

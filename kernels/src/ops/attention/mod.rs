@@ -14,7 +14,7 @@ mod arm;
 mod cuda;
 mod tile;
 
-pub(crate) use cuda::AttentionLists;
+pub(crate) use cuda::{AttentionLists, BLOCK_PAIRS};
 
 use std::cell::RefCell;
 use std::ops::Range;
