@@ -133,12 +133,13 @@ DEVICE void all_reduce(T* x, u32 vectors, const Group& group) {
 // Grid:    a block per row, MAX_ROWS = 64 at most.
 // Traffic: of the sum that of all_reduce, then that of add_rms_norm, without x between them.
 template <typename T>
-DEVICE void all_reduce_add_rms_norm(T* out, T* residual, const T* x, const float* weight, float eps, u32 cols, const Group& group) {
+DEVICE void all_reduce_add_rms_norm(
+    T* out, T* residual, const T* x, const float* weight, float eps, u32 rounds_first, u32 cols, const Group& group) {
     u32 vectors = cols / VECTOR, row = blockIdx.x * vectors;
     allow_kernel_behind();
     wait_for_kernels_before();
     Call call = push_share(group, x, {row + threadIdx.x, ROW_THREADS, row + vectors}, gridDim.x * vectors);
-    add_rms_norm_row(out, residual, weight, eps, blockIdx.x, cols,
+    add_rms_norm_row(out, residual, weight, eps, rounds_first, blockIdx.x, cols,
                      [&](unsigned col) { return sum_of_ranks(group, call, row + col / VECTOR, x); });
 }
 
@@ -148,9 +149,9 @@ DEVICE void all_reduce_add_rms_norm(T* out, T* residual, const T* x, const float
     }                                                                                                                       \
     EXPORT(all_reduce_##T)                                                                                                  \
     KERNEL __launch_bounds__(ROW_THREADS, ROWS_OF_MULTIPROCESSOR)                                                           \
-        all_reduce_add_rms_norm_##T(T* out, T* residual, const T* x, const float* weight, float eps, u32 cols,              \
-                                    GROUP_PARAMETERS) {                                                                     \
-        all_reduce_add_rms_norm(out, residual, x, weight, eps, cols, GROUP);                                                \
+        all_reduce_add_rms_norm_##T(T* out, T* residual, const T* x, const float* weight, float eps, u32 rounds_first,      \
+                                    u32 cols, GROUP_PARAMETERS) {                                                           \
+        all_reduce_add_rms_norm(out, residual, x, weight, eps, rounds_first, cols, GROUP);                                  \
     }                                                                                                                       \
     EXPORT(all_reduce_add_rms_norm_##T)
 

@@ -187,8 +187,8 @@ DEVICE void all_reduce_two_shot(T* x, u32 vectors, const Group& group) {
 // Grid:    a block per row or fewer, MAX_BLOCKS at most, which share them.
 // Traffic: of the sums that of all_reduce_two_shot, then that of add_rms_norm.
 template <typename T>
-DEVICE void all_reduce_two_shot_add_rms_norm(T* out, T* residual, const T* x, const float* weight, float eps, u32 rows, u32 cols,
-                                             const Group& group) {
+DEVICE void all_reduce_two_shot_add_rms_norm(T* out, T* residual, const T* x, const float* weight, u32 rows, float eps, u32 rounds_first,
+                                             u32 cols, const Group& group) {
     u32 of_row = cols / VECTOR, rows_of_block = (rows + gridDim.x - 1) / gridDim.x;
     const Range range = range_of_block(group, rows * of_row, rows_of_block * of_row);
     const Vector<T>* sums = sums_of_ranks(group, x, range);
@@ -196,7 +196,7 @@ DEVICE void all_reduce_two_shot_add_rms_norm(T* out, T* residual, const T* x, co
     for (u32 row = first; row < end; ++row) {
         // Of the sum of squares of the row before, every thread has read what the others had written.
         if (row > first) __syncthreads();
-        add_rms_norm_row(out, residual, weight, eps, row, cols, [&](unsigned col) { return sums[row * of_row + col / VECTOR]; });
+        add_rms_norm_row(out, residual, weight, eps, rounds_first, row, cols, [&](unsigned col) { return sums[row * of_row + col / VECTOR]; });
     }
 }
 
@@ -207,9 +207,9 @@ DEVICE void all_reduce_two_shot_add_rms_norm(T* out, T* residual, const T* x, co
     }                                                                                                                     \
     EXPORT(all_reduce_two_shot_##T)                                                                                       \
     KERNEL __launch_bounds__(ROW_THREADS, BLOCKS_OF_MULTIPROCESSOR)                                                       \
-        all_reduce_two_shot_add_rms_norm_##T(T* out, T* residual, const T* x, const float* weight, float eps, u32 rows,   \
-                                             u32 cols, GROUP_PARAMETERS) {                                                \
-        all_reduce_two_shot_add_rms_norm(out, residual, x, weight, eps, rows, cols, GROUP);                               \
+        all_reduce_two_shot_add_rms_norm_##T(T* out, T* residual, const T* x, const float* weight, u32 rows, float eps,   \
+                                             u32 rounds_first, u32 cols, GROUP_PARAMETERS) {                              \
+        all_reduce_two_shot_add_rms_norm(out, residual, x, weight, rows, eps, rounds_first, cols, GROUP);                 \
     }                                                                                                                     \
     EXPORT(all_reduce_two_shot_add_rms_norm_##T)
 

@@ -1,6 +1,6 @@
 // Grouped-query attention of single rows: decode. `ops/attention/mod.rs` says what it means, `attention.cuh` in which order.
 //
-// One kernel computes splits, each by itself, a warp a tile; a second merges a row's splits. All heads of a KV head are the eight
+// One kernel computes splits, each by itself, a warp a tile; a second merges a row's splits. Up to eight heads of a KV head are the
 // columns of one matrix instruction, whose 16 rows are keys or dimensions of values: what is read once is used for all of them.
 // (GQA: arXiv:2305.13245; a row in parts: flash-decoding.) One list of splits serves layers with and without a window: splits of
 // which a row sees nothing are passed over.
@@ -10,7 +10,7 @@ constexpr unsigned WARPS = SPLIT_TILES;
 constexpr unsigned THREADS = WARPS * WARP;
 // Blocks of a multiprocessor, at least. Not said, ptxas would sooner spill than use more registers.
 constexpr unsigned BLOCKS = 3;
-// Columns of a matrix instruction: heads that share a KV head, at most.
+// Columns of a matrix instruction: heads of a block, at most.
 constexpr unsigned HEADS = 8;
 
 // A piece of work: a row, and the number of a split. A row has all of 0 .. ceil((position + 1) / SPLIT), ascending.
@@ -18,16 +18,16 @@ struct SplitItem {
     u32 row, split;
 };
 
-// A group's queries as columns: of head lane / 4 the dimensions of a square. Heads that are not there are zeros.
+// Some heads' queries as columns: of head lane / 4 the dimensions of a square. Heads that are not there are zeros.
 template <typename T>
-DEVICE ColumnsOperand load_queries(const T* queries, unsigned dim, unsigned group, unsigned square) {
+DEVICE ColumnsOperand load_queries(const T* queries, unsigned dim, unsigned heads, unsigned square) {
     unsigned lane = threadIdx.x % WARP, head = lane / 4;
-    if (head >= group) return {{0, 0}};
+    if (head >= heads) return {{0, 0}};
     const T* from = queries + head * dim + square * SQUARE + lane % 4 * 2;
     return {{*reinterpret_cast<const u32*>(from), *reinterpret_cast<const u32*>(from + 8)}};
 }
 
-// Blocks of the grid: any number along x, which take the items in turn; a KV head along y.
+// Blocks of the grid: any number along x, which take the items in turn; up to HEADS heads of a KV head along y.
 //
 // sums: [items][heads][DIM]; states: [items][heads], both unwritten where the row sees nothing; qkv: [T][qkv_cols], queries
 // first; items: [*num_items]; positions: [T]; tables: those of all rows, of which a row's begins at table_starts[row]: [T].
@@ -35,7 +35,7 @@ template <unsigned DIM, typename Cache, typename T = typename Cache::Element, ty
 DEVICE void attention_splits(
     float* sums, State* states, const T* qkv, const C* keys, const C* values, const SplitItem* items, const u32* num_items,
     const u32* positions, const u32* tables, const u32* table_starts, unsigned qkv_cols, unsigned group,
-    unsigned kv_heads, float scale, u32 window, const Cache& cache) {
+    unsigned kv_heads, float scale, float steepness, u32 window, const Cache& cache) {
     constexpr unsigned SQUARES = DIM / SQUARE, TOGETHER = ACCESS_SQUARES<C>;
     // A warp's weights as columns: [blocks][lanes][2 pairs][2].
     SHARED(T, all_weights, WARPS * TILE_BLOCKS * WARP * 4);
@@ -48,7 +48,9 @@ DEVICE void attention_splits(
     // Of sums, a lane has two columns (heads) of two rows (positions or dimensions), eight apart.
     unsigned first_head = lane % 4 * 2, first_row = lane / 4;
     T* weights = all_weights + warp * TILE_BLOCKS * WARP * 4;
-    unsigned kv_head = blockIdx.y;
+    unsigned parts = (group + HEADS - 1) / HEADS, kv_head = blockIdx.y / parts;
+    // Of the heads that share the KV head: how many other blocks compute, and this one.
+    unsigned before = blockIdx.y % parts * HEADS, heads = min(group - before, HEADS);
     for (unsigned at = blockIdx.x; at < *num_items; at += gridDim.x) {
         SplitItem item = items[at];
         Visible visible = visible_of(positions[item.row], window);
@@ -58,10 +60,10 @@ DEVICE void attention_splits(
 
         if (visible.meets(tile_start, TILE)) {
             TileTable table(tables + table_starts[item.row], visible, tile_start);
-            const T* queries = qkv + size_t(item.row) * qkv_cols + kv_head * group * DIM;
+            const T* queries = qkv + size_t(item.row) * qkv_cols + (kv_head * group + before) * DIM;
             ColumnsOperand query[SQUARES];
 #pragma unroll
-            for (unsigned square = 0; square < SQUARES; ++square) query[square] = load_queries(queries, DIM, group, square);
+            for (unsigned square = 0; square < SQUARES; ++square) query[square] = load_queries(queries, DIM, heads, square);
 
             Sums scores[TILE_BLOCKS] = {};
             float maxima[2] = {-infinity(), -infinity()};
@@ -79,6 +81,7 @@ DEVICE void attention_splits(
                         }
                     }
                 }
+                if (steepness != 0.0f) level_off(scores[block], steepness);
                 for (unsigned i = 0; i < 4; ++i) {
                     float& score = scores[block].at[i];
                     score = visible.has(first + first_row + i / 2 * 8) ? scaled(score, scale) : -infinity();
@@ -132,7 +135,7 @@ DEVICE void attention_splits(
         __syncthreads();
 
         // Tiles into the split.
-        for (unsigned element = threadIdx.x; element < group * DIM; element += THREADS) {
+        for (unsigned element = threadIdx.x; element < heads * DIM; element += THREADS) {
             unsigned head = element / DIM;
             State state = no_state();
             float sum = 0.0f;
@@ -141,7 +144,7 @@ DEVICE void attention_splits(
                 Factors factors = merge(state, tile_states[tile * HEADS + head]);
                 sum = merged(sum, tile_sums[(tile * HEADS + head) * DIM + element % DIM], factors);
             }
-            size_t place = (size_t(at) * kv_heads + kv_head) * group + head;
+            size_t place = (size_t(at) * kv_heads + kv_head) * group + before + head;
             sums[place * DIM + element % DIM] = sum;
             if (element % DIM == 0) states[place] = state;
         }
@@ -178,9 +181,9 @@ DEVICE void attention_merge(
     KERNEL __launch_bounds__(THREADS, BLOCKS) NAME(                                                                \
         float* sums, State* states, const T* qkv, const C* keys, const C* values, const SplitItem* items,          \
         const u32* num_items, const u32* positions, const u32* tables, const u32* table_starts, unsigned qkv_cols, \
-        unsigned group, unsigned kv_heads, float scale, u32 window __VA_ARGS__) {                                  \
+        unsigned group, unsigned kv_heads, float scale, float steepness, u32 window __VA_ARGS__) {                 \
         attention_splits<DIM>(sums, states, qkv, keys, values, items, num_items, positions, tables, table_starts,  \
-                              qkv_cols, group, kv_heads, scale, window, CACHE);                                    \
+                              qkv_cols, group, kv_heads, scale, steepness, window, CACHE);                         \
     }                                                                                                              \
     EXPORT(NAME)
 

@@ -228,7 +228,8 @@ template <
     typename T = typename Cache::Element, typename C = typename Cache::Stored>
 DEVICE void attention_prefill(
     T* out, const T* qkv, const C* keys, const C* values, const TileItem* items, const Sequence* sequences,
-    const u32* tables, unsigned qkv_cols, unsigned group, unsigned kv_heads, float scale, u32 window, const Cache& cache) {
+    const u32* tables, unsigned qkv_cols, unsigned group, unsigned kv_heads, float scale, float steepness, u32 window,
+    const Cache& cache) {
     using TileUnits = Units<DIM, VALUES, PART, Cache>;
     constexpr unsigned SQUARES = TileUnits::SQUARES, VALUE_COLUMNS = VALUES / COLUMNS;
     // Units, then a row's sums of the last dimensions, each lane's own: [SHARED_COLUMNS][4][threads].
@@ -309,6 +310,10 @@ DEVICE void attention_prefill(
                 }
             }
 
+            if (steepness != 0.0f) {
+#pragma unroll
+                for (Sums& score : scores) level_off(score, steepness);
+            }
             for (Sums& score : scores) {
                 for (float& at : score.at) at = scaled(at, scale);
             }
@@ -448,12 +453,13 @@ DEVICE void attention_prefill(
 }
 
 // ...: parameters of the cache, each behind a comma.
-#define PREFILL_KERNEL(NAME, T, C, DIM, VALUES, PART, IN_SHARED, CACHE, ...)                                               \
+#define PREFILL_KERNEL(NAME, T, C, DIM, VALUES, PART, IN_SHARED, CACHE, ...)                                            \
     KERNEL __launch_bounds__(THREADS, 1) NAME(                                                                          \
         T* out, const T* qkv, const C* keys, const C* values, const TileItem* items, const Sequence* sequences,         \
-        const u32* tables, unsigned qkv_cols, unsigned group, unsigned kv_heads, float scale, u32 window __VA_ARGS__) { \
-        attention_prefill<DIM, VALUES, PART, IN_SHARED>(out, qkv, keys, values, items, sequences, tables, qkv_cols,       \
-                                                      group, kv_heads, scale, window, CACHE);                           \
+        const u32* tables, unsigned qkv_cols, unsigned group, unsigned kv_heads, float scale, float steepness,          \
+        u32 window __VA_ARGS__) {                                                                                       \
+        attention_prefill<DIM, VALUES, PART, IN_SHARED>(out, qkv, keys, values, items, sequences, tables, qkv_cols,     \
+                                                        group, kv_heads, scale, steepness, window, CACHE);              \
     }                                                                                                                   \
     EXPORT(NAME)
 

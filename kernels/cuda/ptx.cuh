@@ -182,6 +182,17 @@ DEVICE u32 load_once(const unsigned short* from) {
 #endif
 }
 
+// 1 / x within one unit of the last place; 0 of infinity. PTX ISA, rcp.
+DEVICE float reciprocal(float x) {
+#ifdef CUSIM
+    return 1.0f / x;
+#else
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(x));
+    return inverse;
+#endif
+}
+
 // Has L2 fetch bytes, a multiple of 16, that somebody wants later: while they are under way they take neither registers nor shared
 // memory. Nothing before Hopper. PTX ISA, cp.async.bulk.prefetch.
 DEVICE void prefetch(const void* from, unsigned bytes) {

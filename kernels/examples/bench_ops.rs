@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use half::f16;
 use kernels::machine::{ReadBuffer, ReadPattern, bf16_pass, bf16_peak, fma_pass, fma_peak, median_duration};
 use kernels::ops::{
-    AttentionRows, RopeTable, SequenceRows, add_rms_norm, attention, linear, rope_and_store_kv, sample, silu_mul,
+    Activation, AttentionRows, RmsScale, RopeTable, Scoring, SequenceRows, activate, add_rms_norm, attention, linear,
+    rope_and_store_kv, sample,
 };
 use kernels::{
     BLOCK_SIZE, DType, Device, Int4Rows, Int4Source, KvCache, KvDType, LinearWeight, MatrixView, Result, Tensor,
@@ -219,9 +220,9 @@ impl Bench {
                 let pairs = sequences * (start + 1..=context).sum::<usize>();
                 let name = format!("attention {heads}/{kv_heads}x{dim} {sequences}x{rows} rows, context {context}");
                 let bytes = 2 * out.bytes() + kv.bytes();
+                let scoring = Scoring { scale: 0.125, softcap: None, window: None };
                 self.report(&name, bytes, 4 * pairs * heads * dim, || {
-                    attention(&mut out, &qkv, &kv, 0, &AttentionRows::new(&step), 0.125, None)
-                        .expect("the shapes agree");
+                    attention(&mut out, &qkv, &kv, 0, &AttentionRows::new(&step), scoring).expect("the shapes agree");
                 });
             }
         }
@@ -234,13 +235,17 @@ impl Bench {
             let zeros = |cols| Tensor::zeros(&self.device, &[tokens, cols], DType::F32);
             let (mut out, mut residual, x) = (zeros(hidden)?, zeros(hidden)?, zeros(hidden)?);
             let weight = Tensor::zeros(&self.device, &[hidden], DType::F32)?;
+            let scale = RmsScale { weight: &weight, eps: 1e-5, rounds_first: true };
             self.report(&format!("add_rms_norm {tokens}x{hidden}"), 4 * out.bytes(), 5 * out.len(), || {
-                add_rms_norm(&mut out, &mut residual, &x, &weight, 1e-5).expect("the shapes agree");
+                add_rms_norm(&mut out, &mut residual, &x, scale).expect("the shapes agree");
             });
             let (mut out, gate_up) = (zeros(inter)?, zeros(2 * inter)?);
-            self.report(&format!("silu_mul {tokens}x{inter}"), 3 * out.bytes(), 4 * out.len(), || {
-                silu_mul(&mut out, &gate_up).expect("the shapes agree");
-            });
+            for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
+                let name = format!("{activation:?} as a gate {tokens}x{inter}");
+                self.report(&name, 3 * out.bytes(), 4 * out.len(), || {
+                    activate(&mut out, &gate_up, activation).expect("the shapes agree");
+                });
+            }
             let (heads, kv_heads) = (hidden / 64, (hidden / 256).max(1));
             let mut qkv = zeros((heads + 2 * kv_heads) * 64)?;
             let rope = RopeTable::new(&self.device, 64, 1024, &[0.5; 32], 1.0)?;

@@ -22,6 +22,14 @@ impl DType {
         }
     }
 
+    /// The number of this type that is nearest to `value`, of two as near the even one.
+    pub fn rounded(self, value: f32) -> f32 {
+        match self {
+            DType::F32 => value,
+            DType::F16 | DType::Bf16 => self.decode(&self.encode16(value).to_le_bytes()),
+        }
+    }
+
     /// Reads the little-endian element at the start of `bytes`.
     pub(crate) fn decode(self, bytes: &[u8]) -> f32 {
         match self {

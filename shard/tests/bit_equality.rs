@@ -10,9 +10,18 @@ use std::sync::Arc;
 use runner::{Piece, Runner, ScratchModel, Wanted, bits, goldens};
 use shard::comm::Single;
 
-/// One of every family and both element types; windows, scalings and QK-norm among them.
-const MODELS: &[&str] =
-    &["llama-llama3-f32", "llama-yarn-bf16", "mistral-window-bf16", "qwen2-bias-f32", "qwen3-qk-norm-bf16"];
+/// One of every family and both element types; windows, scalings, QK-norm and soft-caps among them.
+const MODELS: &[&str] = &[
+    "llama-llama3-f32",
+    "llama-yarn-bf16",
+    "mistral-window-bf16",
+    "qwen2-bias-f32",
+    "qwen3-qk-norm-bf16",
+    "gemma-tied-f32",
+    "gemma2-softcap-bf16",
+    "gemma3-two-ropes-f32",
+    "starcoder2-window-bf16",
+];
 
 /// Beyond 256, where attention begins its second split; not a multiple of a block.
 const TOKENS: usize = 301;

@@ -91,6 +91,27 @@ fn families() -> Vec<(&'static str, Value)> {
         ("mistral", json!({"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 40})),
         ("qwen2", json!({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "tie_word_embeddings": true})),
         ("qwen3", json!({"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"})),
+        (
+            "gemma",
+            json!({"architectures": ["GemmaForCausalLM"], "model_type": "gemma", "hidden_act": "gelu_pytorch_tanh",
+            "tie_word_embeddings": true}),
+        ),
+        // A soft-cap that most scores feel.
+        (
+            "gemma2",
+            json!({"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "sliding_window": 40,
+            "query_pre_attn_scalar": 24, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 10.0}),
+        ),
+        (
+            "gemma3",
+            json!({"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "sliding_window": 40,
+            "sliding_window_pattern": 2, "query_pre_attn_scalar": 24, "rope_local_base_freq": 500.0}),
+        ),
+        (
+            "starcoder2",
+            json!({"architectures": ["Starcoder2ForCausalLM"], "model_type": "starcoder2", "sliding_window": 40,
+            "hidden_act": "gelu"}),
+        ),
     ]
 }
 
@@ -120,6 +141,11 @@ impl RandomModel {
             ("model.embed_tokens.weight".to_owned(), vec![VOCAB_SIZE, HIDDEN]),
             ("model.norm.weight".to_owned(), vec![HIDDEN]),
         ];
+        let is_gemma = family.starts_with("gemma");
+        let (has_norms_after, has_biases) = (matches!(family, "gemma2" | "gemma3"), family == "starcoder2");
+        if has_biases {
+            shapes.push(("model.norm.bias".to_owned(), vec![HIDDEN]));
+        }
         if config["tie_word_embeddings"] == false {
             shapes.push(("lm_head.weight".to_owned(), vec![VOCAB_SIZE, HIDDEN]));
         }
@@ -128,17 +154,31 @@ impl RandomModel {
                 |name: &str, shape: &[usize]| shapes.push((format!("model.layers.{layer}.{name}"), shape.to_vec()));
             for (name, out) in [("q_proj", HEADS * DIM), ("k_proj", KV_HEADS * DIM), ("v_proj", KV_HEADS * DIM)] {
                 add(&format!("self_attn.{name}.weight"), &[out, HIDDEN]);
-                if family == "qwen2" {
+                if family == "qwen2" || has_biases {
                     add(&format!("self_attn.{name}.bias"), &[out]);
                 }
             }
-            if family == "qwen3" {
+            if matches!(family, "qwen3" | "gemma3") {
                 add("self_attn.q_norm.weight", &[DIM]);
                 add("self_attn.k_norm.weight", &[DIM]);
             }
             add("self_attn.o_proj.weight", &[HIDDEN, HEADS * DIM]);
             add("input_layernorm.weight", &[HIDDEN]);
             add("post_attention_layernorm.weight", &[HIDDEN]);
+            if has_norms_after {
+                add("pre_feedforward_layernorm.weight", &[HIDDEN]);
+                add("post_feedforward_layernorm.weight", &[HIDDEN]);
+            }
+            if has_biases {
+                for (name, len) in [("mlp.c_fc", INTERMEDIATE), ("mlp.c_proj", HIDDEN), ("self_attn.o_proj", HIDDEN)] {
+                    add(&format!("{name}.bias"), &[len]);
+                }
+                add("input_layernorm.bias", &[HIDDEN]);
+                add("post_attention_layernorm.bias", &[HIDDEN]);
+                add("mlp.c_fc.weight", &[INTERMEDIATE, HIDDEN]);
+                add("mlp.c_proj.weight", &[HIDDEN, INTERMEDIATE]);
+                continue;
+            }
             add("mlp.gate_proj.weight", &[INTERMEDIATE, HIDDEN]);
             add("mlp.up_proj.weight", &[INTERMEDIATE, HIDDEN]);
             add("mlp.down_proj.weight", &[HIDDEN, INTERMEDIATE]);
@@ -149,8 +189,11 @@ impl RandomModel {
             (state >> 8) as f32 / (1 << 23) as f32 - 1.0
         };
         let mut tensor = |(name, shape): (String, Vec<usize>)| {
-            let is_norm = name.contains("norm");
-            let (centre, scale) = if is_norm { (1.0, 0.1) } else { (0.0, 0.25) };
+            let (centre, scale) = match name.contains("norm") && !name.ends_with("bias") {
+                // Gemma's norms multiply by one more than their weight.
+                true => (if is_gemma { 0.0 } else { 1.0 }, 0.1),
+                false => (0.0, 0.25),
+            };
             let values = (0..shape.iter().product()).map(|_| centre + scale * uniform());
             let bytes: Vec<u8> = match is_f16 {
                 true => values.flat_map(|x| half::f16::from_f32(x).to_le_bytes()).collect(),

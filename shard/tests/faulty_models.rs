@@ -38,14 +38,35 @@ fn what_is_not_supported_is_named_with_what_is() {
     check_config(
         llama,
         json!({"model_type": "mamba"}),
-        r#"DIR/config.json: `model_type` is "mamba"; supported: "llama", "mistral", "qwen2", "qwen3""#,
+        "DIR/config.json: `model_type` is \"mamba\"; supported: \"llama\", \"mistral\", \"qwen2\", \"qwen3\", \"gemma\", \"gemma2\", \
+         \"gemma3_text\", \"starcoder2\"",
     );
     check_config(
         llama,
         json!({"architectures": ["LlamaForSequenceClassification"]}),
         r#"DIR/config.json: `architectures` is ["LlamaForSequenceClassification"]; supported: ["LlamaForCausalLM"]"#,
     );
-    check_config(llama, json!({"hidden_act": "gelu"}), r#"DIR/config.json: `hidden_act` is "gelu"; supported: "silu""#);
+    let activations = r#"supported: "silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh""#;
+    check_config(
+        llama,
+        json!({"hidden_act": "relu"}),
+        &format!("DIR/config.json: `hidden_act` is \"relu\"; {activations}"),
+    );
+    check_config(
+        "gemma2-softcap-f32",
+        json!({"hidden_activation": "relu"}),
+        &format!("DIR/config.json: `hidden_activation` is \"relu\"; {activations}"),
+    );
+    check_config(
+        "gemma-tied-bf16",
+        json!({"use_bidirectional_attention": true}),
+        "DIR/config.json: `use_bidirectional_attention` is true; supported: false",
+    );
+    check_config(
+        "gemma3-two-ropes-f32",
+        json!({"attn_logit_softcapping": 50.0}),
+        "DIR/config.json: `attn_logit_softcapping` is 50.0; supported: null",
+    );
     check_config(
         llama,
         json!({"rope_parameters": {"rope_type": "longrope", "rope_theta": 10000.0}}),
@@ -99,6 +120,31 @@ fn malformed_fields_are_named_with_what_they_should_be() {
         llama,
         json!({"rope_parameters": {"rope_type": "linear"}}),
         "DIR/config.json: `rope_parameters.factor` is missing, expected a number above 0",
+    );
+    for (golden, field, changes) in [
+        ("gemma2-softcap-f32", "attn_logit_softcapping", json!({"attn_logit_softcapping": -1})),
+        ("gemma2-softcap-f32", "final_logit_softcapping", json!({"final_logit_softcapping": 0})),
+        ("gemma3-two-ropes-f32", "query_pre_attn_scalar", json!({"query_pre_attn_scalar": 0.0})),
+        ("gemma3-two-ropes-bf16", "rope_local_base_freq", json!({"rope_local_base_freq": "many"})),
+        ("starcoder2-window-f32", "norm_epsilon", json!({"norm_epsilon": -1e-5})),
+    ] {
+        let value = changes[field].clone();
+        check_config(golden, changes, &format!("DIR/config.json: `{field}` is {value}, expected a number above 0"));
+    }
+    check_config(
+        "gemma3-two-ropes-f32",
+        json!({"rope_parameters": {"full_attention": {"rope_type": "default"}}}),
+        "DIR/config.json: `rope_parameters.sliding_attention` is missing, expected an object",
+    );
+    check_config(
+        "gemma2-softcap-f32",
+        json!({"layer_types": ["full_attention"]}),
+        "DIR/config.json: `layer_types` is [\"full_attention\"], expected one entry for each of 3 layers",
+    );
+    check_config(
+        "gemma3-two-ropes-bf16",
+        json!({"sliding_window_pattern": 0}),
+        "DIR/config.json: `sliding_window_pattern` is 0, expected a whole number from 1 to 1024",
     );
     let model = ScratchModel::of(llama);
     fs::write(model.path("generation_config.json"), r#"{"eos_token_id": [2, "</s>"]}"#).unwrap();

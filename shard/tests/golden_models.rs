@@ -129,6 +129,14 @@ golden_tests! {
     qwen2_bias_bf16 => "qwen2-bias-bf16",
     qwen3_qk_norm_f32 => "qwen3-qk-norm-f32",
     qwen3_qk_norm_bf16 => "qwen3-qk-norm-bf16",
+    gemma_tied_f32 => "gemma-tied-f32",
+    gemma_tied_bf16 => "gemma-tied-bf16",
+    gemma2_softcap_f32 => "gemma2-softcap-f32",
+    gemma2_softcap_bf16 => "gemma2-softcap-bf16",
+    gemma3_two_ropes_f32 => "gemma3-two-ropes-f32",
+    gemma3_two_ropes_bf16 => "gemma3-two-ropes-bf16",
+    starcoder2_window_f32 => "starcoder2-window-f32",
+    starcoder2_window_bf16 => "starcoder2-window-bf16",
 }
 
 #[test]

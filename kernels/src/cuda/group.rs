@@ -16,7 +16,7 @@ use super::{Argument, Cuda, DeviceMemory, Event, KernelName};
 use crate::contract::{
     expect_activations, expect_device, expect_f32, expect_len, expect_matrix, expect_on, expect_vectors,
 };
-use crate::ops::add_rms_norm;
+use crate::ops::{RmsScale, add_rms_norm};
 use crate::{DType, Device, Error, Result, Tensor};
 
 /// Bytes of other ranks' parts at a time; more goes in pieces. 32 MiB: a step of 512 rows of 8,192 values from four ranks, and far beyond
@@ -227,15 +227,15 @@ impl GpuGroup {
         out: &mut Tensor,
         residual: &mut Tensor,
         x: &mut Tensor,
-        weight: &Tensor,
-        eps: f32,
+        scale: RmsScale<'_>,
     ) -> Result<()> {
         const OP: &str = "all_reduce_add_rms_norm";
+        let weight = scale.weight;
         let (rows, cols, row) = (x.rows(), x.cols(), x.cols() / VECTOR);
         let Some((peers, way)) = self.peers.as_ref().and_then(|peers| Some((peers, peers.way(rows * row, row)?)))
         else {
             self.all_reduce(x)?;
-            return add_rms_norm(out, residual, x, weight, eps);
+            return add_rms_norm(out, residual, x, scale);
         };
         expect_on(OP, x.device(), "group", &Device::Cuda(self.cuda.clone()))?;
         expect_activations(OP, &[("x", x), ("out", out), ("residual", residual)])?;
@@ -248,10 +248,10 @@ impl GpuGroup {
         let pointers = |first_row: usize| {
             let start = (first_row * cols * x.dtype().size_bytes()) as u64;
             let rows = [&*out, residual, x].map(|tensor| Argument::Pointer(tensor.address() + start));
-            [&rows[..], &[Argument::Pointer(weight.address()), Argument::F32(eps)]].concat()
+            [&rows[..], &[Argument::Pointer(weight.address())]].concat()
         };
         if way == Way::OneShot && rows <= MAX_FUSED_ROWS {
-            let arguments = [pointers(0), vec![Argument::count(cols)], peers.arguments(way)].concat();
+            let arguments = [&pointers(0)[..], &scale.arguments(cols), &peers.arguments(way)].concat();
             // SAFETY: all_reduce.cu: a block per row, few enough to be resident at a time, whole vectors that fit the regions, shapes alike
             // (all checked above); tensors live as long as their stream's work, regions as long as the group.
             return unsafe { self.cuda.launch(KernelName::of(OP, x.dtype()), [rows, 1, 1], ROW_THREADS, &arguments) };
@@ -260,8 +260,9 @@ impl GpuGroup {
         let piece = peers.room(Way::TwoShot) / row;
         for first in (0..rows).step_by(piece) {
             let len = piece.min(rows - first);
-            let extents = [len, cols].map(Argument::count);
-            let arguments = [pointers(first), extents.to_vec(), peers.arguments(Way::TwoShot)].concat();
+            let rows = [Argument::count(len)];
+            let scale = scale.arguments(cols);
+            let arguments = [&pointers(first)[..], &rows, &scale, &peers.arguments(Way::TwoShot)].concat();
             let grid = [len.div_ceil(len.div_ceil(MAX_TWO_SHOT_BLOCKS)), 1, 1];
             // SAFETY: all_reduce_two_shot.cu: as above, of the rows `first..first + len`, with a grid that is the same on all ranks.
             unsafe { self.cuda.launch(name, grid, ROW_THREADS, &arguments)? };

@@ -42,7 +42,8 @@ impl KernelName {
     /// before they read what others wrote, or write. The weights that it asks for meanwhile are nobody's to write.
     fn may_overlap(self) -> bool {
         self.base.starts_with("linear_")
-            || matches!(self.base, "rms_norm" | "add_rms_norm" | "head_rms_norm" | "silu_mul")
+            || matches!(self.base, "rms_norm" | "add_rms_norm" | "head_rms_norm" | "layer_norm" | "add_layer_norm")
+            || matches!(self.base, "silu" | "silu_mul" | "gelu" | "gelu_mul" | "gelu_tanh" | "gelu_tanh_mul")
             || matches!(self.base, "embedding" | "embedding_head" | "gather_rows" | "sample_rows")
             || matches!(self.base, "rope_and_store_kv" | "attention_splits" | "attention_merge" | "attention_prefill")
             || self.base.starts_with("all_reduce")

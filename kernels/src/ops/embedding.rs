@@ -22,7 +22,7 @@ pub enum EmbeddingTable<'a> {
     },
 }
 
-/// Row `ids[t] - first_id` of `table`, or zeros where the id lies outside of the table: summed over the ranks of a
+/// Row `ids[t] - first_id` of `table` times `scale`, or zeros where the id lies outside of the table: summed over the ranks of a
 /// vocabulary-parallel table, each row comes from exactly one of them.
 ///
 /// # Shapes
@@ -37,6 +37,7 @@ pub fn embedding<'a>(
     ids: impl Into<Indices<'a>>,
     table: EmbeddingTable<'_>,
     first_id: u32,
+    scale: f32,
 ) -> Result<()> {
     let indices = ids.into();
     let ids = indices.host();
@@ -55,13 +56,13 @@ pub fn embedding<'a>(
         Device::Cpu(cpu) => match table {
             EmbeddingTable::Dense(table) => {
                 expect_device("embedding", out.device(), &[("table", table)])?;
-                with_element!(dtype, T => of_rows::<T>(&cpu, out, ids, table, first_id));
+                with_element!(dtype, T => of_rows::<T>(&cpu, out, ids, table, first_id, scale));
             }
             EmbeddingTable::Head { weight, rows } => {
-                with_element!(dtype, T => of_panels::<T>(&cpu, out, ids, weight, rows, first_id));
+                with_element!(dtype, T => of_panels::<T>(&cpu, out, ids, weight, rows, first_id, scale));
             }
         },
-        Device::Cuda(cuda) => cuda_arm(&cuda, out, indices, table, first_id, dtype)?,
+        Device::Cuda(cuda) => cuda_arm(&cuda, out, indices, table, first_id, scale, dtype)?,
         Device::Plan(ledger) => {
             ledger.count("embedding", out.bytes() + out.len() * dtype.size_bytes(), 0);
         }
@@ -69,10 +70,12 @@ pub fn embedding<'a>(
     Ok(())
 }
 
-fn of_rows<T: Element>(cpu: &Cpu, out: &mut Tensor, ids: &[u32], table: &Tensor, first_id: u32) {
+fn of_rows<T: Element>(cpu: &Cpu, out: &mut Tensor, ids: &[u32], table: &Tensor, first_id: u32, scale: f32) {
     let (cols, num_rows) = (table.cols(), table.rows());
     let table = table.as_elements::<T>();
-    for_ids(cpu, out, ids, first_id, num_rows, |out, row| cpu.isa.run(Widen { out, x: &table[row * cols..][..cols] }));
+    for_ids(cpu, out, ids, first_id, num_rows, |out, row| {
+        cpu.isa.run(Widen { out, x: &table[row * cols..][..cols], scale });
+    });
 }
 
 /// A row of a panel is every sixteenth group of it: all of the panel passes through the cache, a stream of 16 rows for one. For
@@ -84,6 +87,7 @@ fn of_panels<T: Element>(
     head: &LinearWeight,
     num_rows: usize,
     first_id: u32,
+    scale: f32,
 ) {
     let (_, group) = head.format().elements().expect("checked by the caller");
     let line = group * LANES;
@@ -93,7 +97,7 @@ fn of_panels<T: Element>(
         let panel = &panels[row / LANES * panel_len..][..panel_len];
         let lane = row % LANES * group;
         for (out, line) in out.chunks_mut(group).zip(panel.chunks_exact(line)) {
-            out.iter_mut().zip(&line[lane..]).for_each(|(out, x)| *out = x.to_f32());
+            out.iter_mut().zip(&line[lane..]).for_each(|(out, x)| *out = x.to_f32() * scale);
         }
     });
 }
@@ -127,6 +131,7 @@ fn cuda_arm(
     ids: Indices<'_>,
     table: EmbeddingTable<'_>,
     first_id: u32,
+    scale: f32,
     dtype: DType,
 ) -> Result<()> {
     if dtype != out.dtype() {
@@ -150,6 +155,7 @@ fn cuda_arm(
         Argument::U32(first_id),
         Argument::count(num_rows),
         Argument::count(out.cols()),
+        Argument::F32(scale),
     ];
     // SAFETY: embedding.cu: a block per row of `out`, an id for each, `num_rows` rows of as many columns in the table (checked by
     // `embedding`); rows are whole vectors; tensors and weights live as long as their stream's work.
@@ -159,6 +165,7 @@ fn cuda_arm(
 struct Widen<'a, T> {
     out: &'a mut [f32],
     x: &'a [T],
+    scale: f32,
 }
 
 impl<T: Element> Kernel for Widen<'_, T> {
@@ -166,14 +173,15 @@ impl<T: Element> Kernel for Widen<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
+        let scale = simd.splat(self.scale);
         let (vectors, tail) = self.x.as_chunks::<LANES>();
         let (out, out_tail) = self.out.split_at_mut(vectors.len() * LANES);
         for (out, x) in out.chunks_exact_mut(LANES).zip(vectors) {
-            store_partial(simd, T::load(simd, x), out);
+            store_partial(simd, simd.mul(T::load(simd, x), scale), out);
         }
         let mut last = [T::zeroed(); LANES];
         last[..tail.len()].copy_from_slice(tail);
-        store_partial(simd, T::load(simd, &last), out_tail);
+        store_partial(simd, simd.mul(T::load(simd, &last), scale), out_tail);
     }
 }
 
@@ -182,6 +190,8 @@ mod tests {
     use super::*;
     use crate::ops::testing::{cpus_and_models, random, random_tensor};
     use crate::{DType, MatrixView};
+
+    const SCALE: f32 = 5.65;
 
     #[test]
     fn ids_of_other_ranks_are_zero_and_dtypes_widen_exactly() {
@@ -198,13 +208,13 @@ mod tests {
                     let source = MatrixView::dense(bytemuck::cast_slice(&longer), DType::F32, 7, cols);
                     let head = LinearWeight::pack_as(&device, &[source], crate::WeightType::Float(dtype)).unwrap();
                     let row = |id: u32| match id {
-                        10..15 => values[(id as usize - 10) * cols..][..cols].to_vec(),
+                        10..15 => values[(id as usize - 10) * cols..][..cols].iter().map(|x| x * SCALE).collect(),
                         _ => vec![0.0; cols],
                     };
                     let expected: Vec<f32> = ids.into_iter().flat_map(row).collect();
                     for table in [EmbeddingTable::Dense(&table), EmbeddingTable::Head { weight: &head, rows: 5 }] {
                         let mut out = random_tensor(&device, 4, &[ids.len(), cols]);
-                        embedding(&mut out, &ids, table, 10).unwrap();
+                        embedding(&mut out, &ids, table, 10, SCALE).unwrap();
                         assert_eq!(*out.as_f32(), expected, "{} {dtype} {cols}", device.describe());
                     }
                 }

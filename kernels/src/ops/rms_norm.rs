@@ -3,20 +3,40 @@
 use std::ops::Range;
 
 use crate::contract::{expect_activations, expect_device, expect_f32, expect_len, expect_matrix, expect_vectors};
-use crate::cuda::{Argument, KernelName};
+use crate::cuda::{Argument, Cuda, KernelName};
 use crate::simd::{Kernel, LANES, Simd, load_partial, store_partial};
 use crate::{Device, Error, Result, Tensor};
 
-/// Scales each row of `x` to unit root-mean-square, then by `weight`:
+/// What a norm scales by.
+#[derive(Clone, Copy)]
+pub struct RmsScale<'a> {
+    /// `[E]` f32.
+    pub weight: &'a Tensor,
+    /// The constant inside the root.
+    pub eps: f32,
+    /// Whether what is normalised is rounded to the type of activations before it is multiplied by the weight, as transformers'
+    /// `LlamaRMSNorm` does, or once only, as `GemmaRMSNorm`. On the processor, whose activations are f32, that is the same.
+    pub rounds_first: bool,
+}
+
+impl RmsScale<'_> {
+    /// Those of a kernel behind its pointers, over rows of `cols`.
+    pub(crate) fn arguments(&self, cols: usize) -> [Argument; 3] {
+        [Argument::F32(self.eps), Argument::U32(u32::from(self.rounds_first)), Argument::count(cols)]
+    }
+}
+
+/// Scales each row of `x` to unit root-mean-square, then by a weight:
 /// `out[t, e] = x[t, e] / sqrt(mean(x[t, :]²) + eps) * weight[e]`.
 ///
 /// # Shapes
-/// `out`, `x`: `[T, E]`; `weight`: `[E]` f32.
+/// `out`, `x`: `[T, E]`; the weight: `[E]` f32.
 /// # Errors
 /// [`Error::Shape`], [`Error::DType`].
 ///
 /// Source: arXiv:1910.07467; transformers `LlamaRMSNorm`.
-pub fn rms_norm(out: &mut Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()> {
+pub fn rms_norm(out: &mut Tensor, x: &Tensor, scale: RmsScale<'_>) -> Result<()> {
+    let RmsScale { weight, eps, .. } = scale;
     expect_activations("rms_norm", &[("out", out), ("x", x)])?;
     expect_f32("rms_norm", &[("weight", weight)])?;
     expect_matrix("rms_norm", "x", x, out.rows(), out.cols())?;
@@ -33,49 +53,51 @@ pub fn rms_norm(out: &mut Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Resu
         Device::Cuda(cuda) => {
             expect_device("rms_norm", out.device(), &[("x", x), ("weight", weight)])?;
             expect_vectors("rms_norm", cols)?;
-            let [out_address, x, weight] = [out.address(), x.address(), weight.address()].map(Argument::Pointer);
-            let arguments = [out_address, x, weight, Argument::F32(eps), Argument::count(cols)];
-            // SAFETY: rms_norm.cu: a block per row of whole vectors, shapes alike (checked above); tensors live as long as their
-            // stream's work.
-            unsafe {
-                cuda.launch(KernelName::of("rms_norm", out.dtype()), [out.rows(), 1, 1], CUDA_ROW_THREADS, &arguments)?
-            };
+            // SAFETY: shapes are alike (checked above).
+            unsafe { launch_rows(&cuda, out, x.address(), scale)? };
         }
         Device::Plan(ledger) => ledger.count("rms_norm", out.bytes() + x.bytes() + weight.bytes(), 4 * x.len()),
     }
     Ok(())
 }
 
+/// The kernel of whole rows, of what lies at `x`, which may be `out` itself.
+///
+/// # Safety
+/// `x` has the shape of `out`, and the weight a row's.
+unsafe fn launch_rows(cuda: &Cuda, out: &mut Tensor, x: u64, scale: RmsScale<'_>) -> Result<()> {
+    let pointers = [out.address(), x, scale.weight.address()].map(Argument::Pointer);
+    let arguments = [&pointers[..], &scale.arguments(out.cols())].concat();
+    let (name, grid) = (KernelName::of("rms_norm", out.dtype()), [out.rows(), 1, 1]);
+    // SAFETY: rms_norm.cu: a block per row of whole vectors, of which a thread reads no more behind its first write than what it wrote
+    // itself; shapes are alike (the caller's obligation); tensors live as long as their stream's work.
+    unsafe { cuda.launch(name, grid, CUDA_ROW_THREADS, &arguments) }
+}
+
 /// [`rms_norm`] of `x` into itself.
 ///
 /// # Errors
 /// As [`rms_norm`].
-pub fn rms_norm_in_place(x: &mut Tensor, weight: &Tensor, eps: f32) -> Result<()> {
+pub fn rms_norm_in_place(x: &mut Tensor, scale: RmsScale<'_>) -> Result<()> {
     let cols = x.cols();
-    in_place("rms_norm_in_place", x, 0..1, cols, weight, eps)
+    in_place("rms_norm_in_place", x, 0..1, cols, scale)
 }
 
 /// Normalises some heads of a packed row, each by itself: QK-norm on the output of the packed projection. Heads
 /// `0..H` are the queries and `H..H + K` the keys of a `[T, (H + 2·K)·D]` tensor.
 ///
 /// # Shapes
-/// `x`: `[T, heads·D]`; `heads` the ones to normalise; `weight`: `[D]` f32.
+/// `x`: `[T, heads·D]`; `heads` the ones to normalise; the weight: `[D]` f32.
 /// # Errors
 /// As [`rms_norm`]; [`Error::Index`] if a row has fewer heads.
 ///
 /// Source: transformers `Qwen3Attention` (q_norm, k_norm).
-pub fn head_rms_norm(x: &mut Tensor, heads: Range<usize>, weight: &Tensor, eps: f32) -> Result<()> {
-    in_place("head_rms_norm", x, heads, weight.len(), weight, eps)
+pub fn head_rms_norm(x: &mut Tensor, heads: Range<usize>, scale: RmsScale<'_>) -> Result<()> {
+    in_place("head_rms_norm", x, heads, scale.weight.len(), scale)
 }
 
-fn in_place(
-    op: &'static str,
-    x: &mut Tensor,
-    heads: Range<usize>,
-    dim: usize,
-    weight: &Tensor,
-    eps: f32,
-) -> Result<()> {
+fn in_place(op: &'static str, x: &mut Tensor, heads: Range<usize>, dim: usize, scale: RmsScale<'_>) -> Result<()> {
+    let RmsScale { weight, eps, .. } = scale;
     expect_activations(op, &[("x", x)])?;
     expect_f32(op, &[("weight", weight)])?;
     expect_len(op, "weight", weight, dim)?;
@@ -98,14 +120,14 @@ fn in_place(
             expect_device(op, x.device(), &[("weight", weight)])?;
             expect_vectors(op, dim)?;
             expect_vectors(op, cols)?;
-            let arguments = [
-                Argument::Pointer(x.address()),
-                Argument::Pointer(weight.address()),
-                Argument::F32(eps),
-                Argument::count(cols),
-                Argument::count(heads.start),
-                Argument::count(dim),
-            ];
+            if dim == cols {
+                let address = x.address();
+                // SAFETY: it is `x` itself, and the weight is as long as a row (checked above).
+                return unsafe { launch_rows(&cuda, x, address, scale) };
+            }
+            let pointers = [x.address(), weight.address()].map(Argument::Pointer);
+            let counts = [heads.start, dim].map(Argument::count);
+            let arguments = [&pointers[..], &scale.arguments(cols), &counts].concat();
             let grid = [x.rows(), heads.len(), 1];
             // SAFETY: rms_norm.cu: a warp per row and head, heads inside of a row, whole vectors (checked above); tensors live as long
             // as their stream's work.
@@ -122,10 +144,11 @@ fn in_place(
 /// Adds `x` to `residual`, then normalises the sum into `out`.
 ///
 /// # Shapes
-/// `out`, `residual`, `x`: `[T, E]`; `weight`: `[E]` f32.
+/// `out`, `residual`, `x`: `[T, E]`; the weight: `[E]` f32.
 /// # Errors
 /// As [`rms_norm`].
-pub fn add_rms_norm(out: &mut Tensor, residual: &mut Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()> {
+pub fn add_rms_norm(out: &mut Tensor, residual: &mut Tensor, x: &Tensor, scale: RmsScale<'_>) -> Result<()> {
+    let RmsScale { weight, eps, .. } = scale;
     expect_activations("add_rms_norm", &[("out", out), ("residual", residual), ("x", x)])?;
     expect_f32("add_rms_norm", &[("weight", weight)])?;
     expect_matrix("add_rms_norm", "residual", residual, out.rows(), out.cols())?;
@@ -148,7 +171,7 @@ pub fn add_rms_norm(out: &mut Tensor, residual: &mut Tensor, x: &Tensor, weight:
             expect_device("add_rms_norm", out.device(), &inputs)?;
             expect_vectors("add_rms_norm", cols)?;
             let addresses = [out.address(), residual.address(), x.address(), weight.address()].map(Argument::Pointer);
-            let arguments = [&addresses[..], &[Argument::F32(eps), Argument::count(cols)]].concat();
+            let arguments = [&addresses[..], &scale.arguments(cols)].concat();
             let grid = [out.rows(), 1, 1];
             // SAFETY: rms_norm.cu: a block per row of whole vectors, shapes alike (checked above); tensors live as long as their
             // stream's work.
@@ -272,6 +295,10 @@ mod tests {
     const SHAPES: [[usize; 2]; 6] = [[0, 8], [1, 1], [3, 16], [7, 33], [2, 5000], [64, 256]];
     const EPS: f32 = 1e-5;
 
+    fn scale(weight: &Tensor) -> RmsScale<'_> {
+        RmsScale { weight, eps: EPS, rounds_first: true }
+    }
+
     #[test]
     fn arms_match_the_definition_and_each_other() {
         for shape in SHAPES {
@@ -284,10 +311,10 @@ mod tests {
                 let weight = random_tensor(&device, 2, &[shape[1]]);
                 let mut x = random_tensor(&device, 1, &shape);
                 let mut out = random_tensor(&device, 3, &shape);
-                rms_norm(&mut out, &x, &weight, EPS).unwrap();
+                rms_norm(&mut out, &x, scale(&weight)).unwrap();
                 assert_close(&out.as_f32(), &expected, TOLERANCE, &context);
                 assert_eq!(*first.get_or_insert_with(|| bits(&out.as_f32())), bits(&out.as_f32()), "{context}");
-                rms_norm_in_place(&mut x, &weight, EPS).unwrap();
+                rms_norm_in_place(&mut x, scale(&weight)).unwrap();
                 assert_eq!(bits(&x.as_f32()), bits(&out.as_f32()), "{context} in place");
             }
         }
@@ -300,9 +327,9 @@ mod tests {
                 let (x, weight) = (random_tensor(&device, 1, &shape), random_tensor(&device, 2, &[shape[1]]));
                 let (mut fused, mut plain) = (random_tensor(&device, 3, &shape), random_tensor(&device, 3, &shape));
                 let (mut residual, mut sum) = (random_tensor(&device, 4, &shape), random_tensor(&device, 4, &shape));
-                add_rms_norm(&mut fused, &mut residual, &x, &weight, EPS).unwrap();
+                add_rms_norm(&mut fused, &mut residual, &x, scale(&weight)).unwrap();
                 crate::ops::add(&mut sum, &x).unwrap();
-                rms_norm(&mut plain, &sum, &weight, EPS).unwrap();
+                rms_norm(&mut plain, &sum, scale(&weight)).unwrap();
                 assert_eq!(bits(&residual.as_f32()), bits(&sum.as_f32()));
                 assert_eq!(bits(&fused.as_f32()), bits(&plain.as_f32()));
             }
@@ -315,16 +342,16 @@ mod tests {
             for dim in [1, 24, 80] {
                 let mut x = random_tensor(&device, 5, &[9, 5 * dim]);
                 let weight = random_tensor(&device, 6, &[dim]);
-                head_rms_norm(&mut x, 1..4, &weight, EPS).unwrap();
+                head_rms_norm(&mut x, 1..4, scale(&weight)).unwrap();
                 let mut heads = random_tensor(&device, 5, &[9 * 5, dim]);
-                rms_norm_in_place(&mut heads, &weight, EPS).unwrap();
+                rms_norm_in_place(&mut heads, scale(&weight)).unwrap();
                 let (before, after, x_bits) = (random(5, 9 * 5 * dim), heads.as_f32(), bits(&x.as_f32()));
                 for head in 0..9 * 5 {
                     let expected = if (1..4).contains(&(head % 5)) { &after[..] } else { &before[..] };
                     assert_eq!(x_bits[head * dim..][..dim], bits(&expected[head * dim..][..dim]));
                 }
                 assert!(matches!(
-                    head_rms_norm(&mut x, 4..6, &weight, EPS),
+                    head_rms_norm(&mut x, 4..6, scale(&weight)),
                     Err(Error::Index { index: 6, limit: 6, .. })
                 ));
             }

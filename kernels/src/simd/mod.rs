@@ -30,7 +30,7 @@ pub(crate) use avx512_bf16::{Avx512Bf16, PackPairs, Pair, PairElement, PairKerne
 pub(crate) use byte_dots::{ByteCall, ByteDots, CODE_BIAS, StepCodes};
 pub(crate) use element::{Element, with_element};
 pub(crate) use float8::{E4m3, E5m2};
-pub(crate) use math::{exp, silu};
+pub(crate) use math::{exp, gelu, gelu_tanh, silu, tanh};
 
 use half::{bf16, f16};
 use portable::Portable;

@@ -162,17 +162,19 @@ struct Rank {
     // With two shots blocks have two rows, the last one what is left.
     void all_reduce_add_rms_norm(Way way, const char* type, Pointer out, Pointer residual, Pointer x, Pointer weight, unsigned rows, unsigned cols) {
         float eps = 1e-5f;
+        unsigned rounds_first = 1;
         std::string name = std::string(way == ONE_SHOT ? "all_reduce_add_rms_norm_" : "all_reduce_two_shot_add_rms_norm_") + type;
-        std::vector<void*> arguments = {&out, &residual, &x, &weight, &eps};
+        std::vector<void*> arguments = {&out, &residual, &x, &weight};
         if (way == TWO_SHOT) arguments.push_back(&rows);
-        arguments.push_back(&cols);
+        arguments.insert(arguments.end(), {&eps, &rounds_first, &cols});
         launch(sums[way], name.c_str(), way == ONE_SHOT ? rows : (rows + 1) / 2, 256, with_group(way, arguments));
     }
 
     void add_rms_norm(const char* type, Pointer out, Pointer residual, Pointer x, Pointer weight, unsigned rows, unsigned cols) const {
         float eps = 1e-5f;
+        unsigned rounds_first = 1;
         std::string name = std::string("add_rms_norm_") + type;
-        launch(norms, name.c_str(), rows, 256, {&out, &residual, &x, &weight, &eps, &cols});
+        launch(norms, name.c_str(), rows, 256, {&out, &residual, &x, &weight, &eps, &rounds_first, &cols});
     }
 
     template <typename T>

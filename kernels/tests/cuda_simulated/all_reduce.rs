@@ -253,18 +253,21 @@ fn sums_that_are_normalised_have_the_bits_of_both_kernels() {
             let zeros = element.bytes(&vec![0.0; rows * cols]);
             for simulator in &*SIMULATORS {
                 let sum = call.sum(element);
-                let arguments = [Buffer(&zeros), Buffer(&residual), Buffer(&sum), Buffer(&scale), F32(EPS), U32(cols)];
+                let arguments =
+                    [Buffer(&zeros), Buffer(&residual), Buffer(&sum), Buffer(&scale), F32(EPS), U32(1), U32(cols)];
                 let name = format!("add_rms_norm_{}", element.name);
                 let expected = simulator.run(&name, [rows, 1, 1], ROW_THREADS, &arguments);
                 let x = element.bytes(&call.parts[1]);
-                let arguments = [Buffer(&zeros), Buffer(&residual), Buffer(&x), Buffer(&scale), F32(EPS), U32(cols)];
+                let pointers = [Buffer(&zeros), Buffer(&residual), Buffer(&x), Buffer(&scale)];
+                let norm = [F32(EPS), U32(1), U32(cols)];
+                let arguments = [&pointers[..], &norm].concat();
                 let (kernel, regions) = (format!("all_reduce_add_rms_norm_{}", element.name), call.one_shot(element));
                 let after = call.run(simulator, &kernel, rows, ROW_THREADS, &arguments, &regions);
                 assert!(after[..2] == expected[..2], "{kernel}: {rows} rows of {cols}");
                 // Two rows a block, the last has what is left.
                 let (kernel, blocks) = (format!("all_reduce_two_shot_add_rms_norm_{}", element.name), rows.div_ceil(2));
                 let regions = call.two_shots(element, blocks, rows.div_ceil(blocks) * cols / VECTOR);
-                let arguments = [&arguments[..5], &[U32(rows), U32(cols)]].concat();
+                let arguments = [&pointers[..], &[U32(rows)], &norm].concat();
                 let after = call.run(simulator, &kernel, blocks, ROW_THREADS, &arguments, &regions);
                 assert!(after[..2] == expected[..2], "{kernel}: {rows} rows of {cols}");
             }

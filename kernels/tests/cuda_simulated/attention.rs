@@ -1,6 +1,6 @@
 //! Attention in both forms.
 
-use kernels::ops::{self, AttentionRows, RopeTable, SequenceRows};
+use kernels::ops::{self, AttentionRows, RopeTable, Scoring, SequenceRows};
 use kernels::{BLOCK_SIZE, Device, KvCache, KvDType};
 
 use crate::element::{E4M3, E5M2, ELEMENTS, Element, Stored, f32_bytes, tensor, u32_bytes};
@@ -10,6 +10,7 @@ use crate::simulator::{SIMULATORS, Simulator};
 /// Some sequences in the cache, and what attention they get.
 struct Sequences {
     lengths: Vec<usize>,
+    softcap: Option<f32>,
     window: Option<u32>,
     heads: usize,
     kv_heads: usize,
@@ -104,7 +105,10 @@ impl Sequences {
     fn numbers(&self) -> Vec<Argument<'static>> {
         let Sequences { heads, kv_heads, .. } = *self;
         let group = heads / kv_heads;
-        let mut numbers = vec![U32(self.cols()), U32(group), U32(kv_heads), F32(SCALE), U32(self.window())];
+        let (scale, steepness) =
+            self.softcap.map_or((SCALE, 0.0), |cap| (cap, 2.0 * std::f32::consts::LOG2_E * SCALE / cap));
+        let mut numbers = vec![U32(self.cols()), U32(group), U32(kv_heads), F32(scale), F32(steepness)];
+        numbers.push(U32(self.window()));
         if let Stored::Fp8(fp8) = self.stored {
             numbers.extend(fp8.widening(self.element).map(U32));
         }
@@ -139,7 +143,8 @@ impl Sequences {
         let total: usize = rows.iter().sum();
         let mut out = tensor([total, heads * dim], &vec![0.0; total * heads * dim]);
         let qkv = tensor([total, self.cols()], &self.last_rows(rows));
-        ops::attention(&mut out, &qkv, &cache, 0, &AttentionRows::new(&sequences), SCALE, self.window).unwrap();
+        let scoring = Scoring { scale: SCALE, softcap: self.softcap, window: self.window };
+        ops::attention(&mut out, &qkv, &cache, 0, &AttentionRows::new(&sequences), scoring).unwrap();
         out.as_f32().to_vec()
     }
 
@@ -173,7 +178,8 @@ impl Sequences {
         ];
         let arguments: Vec<Argument<'_>> = arguments.into_iter().chain(self.numbers()).collect();
         let name = self.kernel("attention_splits");
-        let after = simulator.run(&name, [blocks.min(num_items + 1), kv_heads, 1], 128, &arguments);
+        let parts = kv_heads * (heads / kv_heads).div_ceil(8);
+        let after = simulator.run(&name, [blocks.min(num_items + 1), parts, 1], 128, &arguments);
         let out = element.bytes(&vec![0.0; self.lengths.len() * heads * dim]);
         let arguments = [
             Buffer(&out),
@@ -234,6 +240,7 @@ fn attention_is_that_of_the_operation_and_decode_has_the_bits_of_prefill() {
     for element in &ELEMENTS {
         let sequences = |lengths: &[usize], window, heads, kv_heads, dim| Sequences {
             lengths: lengths.to_vec(),
+            softcap: None,
             window,
             heads,
             kv_heads,
@@ -249,6 +256,11 @@ fn attention_is_that_of_the_operation_and_decode_has_the_bits_of_prefill() {
         check_attention(&sequences(&[40, 700], Some(300), 4, 2, 96));
         check_attention(&sequences(&[15, 321], None, 4, 4, 80));
         check_attention(&sequences(&[300], Some(13), 2, 2, 256));
+        // More heads for a KV head than a block of decode computes.
+        check_attention(&sequences(&[3, 90], None, 12, 1, 32));
+        // Scores that level off, most of them.
+        check_attention(&Sequences { softcap: Some(0.7), ..sequences(&[3, 300], Some(200), 4, 2, 64) });
+        check_attention(&Sequences { softcap: Some(2.0), ..sequences(&[70], None, 2, 1, 256) });
     }
 }
 
@@ -258,6 +270,7 @@ fn attention_over_eight_bits_is_that_over_the_numbers_they_are() {
         for fp8 in [&E4M3, &E5M2] {
             let sequences = |lengths: &[usize], window, heads, kv_heads, dim| Sequences {
                 lengths: lengths.to_vec(),
+                softcap: None,
                 window,
                 heads,
                 kv_heads,
@@ -288,6 +301,7 @@ fn every_number_of_eight_bits_is_widened_exactly() {
             for (first_code, value) in [0u8, 0x80].into_iter().zip(values) {
                 let sequences = Sequences {
                     lengths: vec![1],
+                    softcap: None,
                     window: None,
                     heads: 1,
                     kv_heads: 1,
@@ -323,6 +337,7 @@ fn what_a_row_does_not_see_does_not_harm_it() {
         for (group, window) in [(1, None), (3, None), (2, Some(30))] {
             let sequences = |poisoned| Sequences {
                 lengths: vec![length],
+                softcap: None,
                 window,
                 heads: group,
                 kv_heads: 1,

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use kernels::machine::spin;
-use kernels::ops::{add_rms_norm, concat_columns};
+use kernels::ops::{RmsScale, add_rms_norm, concat_columns};
 use kernels::{DType, Device, Tensor};
 use shard::comm::{Comm, GpuCollectives, StepTag};
 
@@ -84,11 +84,10 @@ impl GpuCollectives for AloneGpu {
         out: &mut Tensor,
         residual: &mut Tensor,
         x: &mut Tensor,
-        weight: &Tensor,
-        eps: f32,
+        scale: RmsScale<'_>,
     ) -> kernels::Result<()> {
         spin(&self.device, self.sum)?;
-        add_rms_norm(out, residual, x, weight, eps)
+        add_rms_norm(out, residual, x, scale)
     }
 
     fn all_gather(&self, local: &Tensor, out: &mut Tensor) -> kernels::Result<()> {

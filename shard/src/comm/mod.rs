@@ -17,6 +17,7 @@ pub use shm::{Shm, ShmOptions};
 pub use single::Single;
 
 use kernels::Tensor;
+use kernels::ops::RmsScale;
 
 use crate::error::Result;
 
@@ -96,8 +97,7 @@ pub trait GpuCollectives: Send + Sync {
         out: &mut Tensor,
         residual: &mut Tensor,
         x: &mut Tensor,
-        weight: &Tensor,
-        eps: f32,
+        scale: RmsScale<'_>,
     ) -> kernels::Result<()>;
 
     /// `out` (`[ranks, ...]`) becomes every rank's `local`, in rank order; both f32.

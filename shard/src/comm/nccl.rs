@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use kernels::ops::RmsScale;
 use kernels::{Device, GpuGroup, GroupId, Tensor};
 
 use super::{Comm, GpuCollectives, Shm, StepTag};
@@ -186,10 +187,9 @@ impl GpuCollectives for GpuGroup {
         out: &mut Tensor,
         residual: &mut Tensor,
         x: &mut Tensor,
-        weight: &Tensor,
-        eps: f32,
+        scale: RmsScale<'_>,
     ) -> kernels::Result<()> {
-        GpuGroup::all_reduce_add_rms_norm(self, out, residual, x, weight, eps)
+        GpuGroup::all_reduce_add_rms_norm(self, out, residual, x, scale)
     }
 
     fn all_gather(&self, local: &Tensor, out: &mut Tensor) -> kernels::Result<()> {

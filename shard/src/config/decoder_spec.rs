@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use kernels::ops::Activation;
 use kernels::{DType, KvDType};
 
-use super::{ConfigFile, ModelOptions, Quantization, QuantizedCheckpoint, RopeSpec};
+use super::{ConfigFile, ModelOptions, Quantization, QuantizedCheckpoint, RopeSpec, activation};
 use crate::error::Result;
 use crate::limits::{MAX_DIMENSION, MAX_LAYERS, MAX_POSITIONS};
 
@@ -37,10 +38,22 @@ pub struct DecoderSpec {
     pub head_dim: usize,
     /// Positions that the model can represent.
     pub max_position_embeddings: usize,
-    /// The constant inside RMSNorm's root.
-    pub rms_norm_eps: f32,
+    /// The norms of the residual stream.
+    pub norm: NormSpec,
+    /// What the MLP applies between its products.
+    pub activation: Activation,
+    /// Whether embeddings are multiplied by the root of the hidden size.
+    pub scales_embeddings: bool,
     /// Rotary position embedding.
     pub rope: RopeSpec,
+    /// That of layers with a window, if it is another.
+    pub window_rope: Option<RopeSpec>,
+    /// Multiplies products of queries and keys.
+    pub attention_scale: f32,
+    /// Where these scores level off.
+    pub attention_softcap: Option<f32>,
+    /// Where logits level off.
+    pub logit_softcap: Option<f32>,
     /// Whether q, k and v have a bias.
     pub qkv_bias: bool,
     /// Whether o has one.
@@ -57,13 +70,49 @@ pub struct DecoderSpec {
     pub eos_token_ids: Vec<u32>,
 }
 
+/// How the residual stream is normalised.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NormSpec {
+    /// By what.
+    pub kind: NormKind,
+    /// The constant inside the root.
+    pub eps: f32,
+}
+
+/// Kinds of norms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// RMSNorm (arXiv:1910.07467).
+    Rms,
+    /// RMSNorm that multiplies by its weight and one more.
+    RmsPlusOne,
+    /// LayerNorm with a bias (arXiv:1607.06450).
+    Layer,
+}
+
 impl DecoderSpec {
-    /// What all families spell alike: no biases, no QK-norm, no window. A family changes what differs.
+    /// What all families spell alike: RMSNorm, SiLU, no biases, no QK-norm, no window, nothing that scales or levels off. A family changes
+    /// what differs.
     ///
     /// # Errors
     /// A field that is missing, malformed or unsupported.
     pub fn from_config(config: &ConfigFile, options: &ModelOptions) -> Result<DecoderSpec> {
-        refuse_unknown_variants(config)?;
+        let rope = |positions| RopeSpec::from_config(config, positions, options.rope_scaling);
+        DecoderSpec::with_rope(config, options, rope)
+    }
+
+    /// The same with the rotary position embedding that `rope` reads, which takes `max_position_embeddings`.
+    ///
+    /// # Errors
+    /// As [`from_config`](DecoderSpec::from_config), and as `rope`.
+    pub fn with_rope(
+        config: &ConfigFile,
+        options: &ModelOptions,
+        rope: impl FnOnce(usize) -> Result<RopeSpec>,
+    ) -> Result<DecoderSpec> {
+        if config.positive("partial_rotary_factor")?.is_some_and(|factor| factor != 1.0) {
+            return Err(config.unsupported("partial_rotary_factor", "1.0"));
+        }
         let hidden_size = config.size("hidden_size", MAX_DIMENSION)?;
         let num_heads = config.size("num_attention_heads", MAX_DIMENSION)?;
         let num_kv_heads = config.optional_size("num_key_value_heads", MAX_DIMENSION)?.unwrap_or(num_heads);
@@ -79,7 +128,7 @@ impl DecoderSpec {
             return Err(config.wrong("head_dim", "an even number: RoPE rotates pairs"));
         }
         let trained_positions = config.size("max_position_embeddings", MAX_POSITIONS)?;
-        let rope = RopeSpec::from_config(config, trained_positions, options.rope_scaling)?;
+        let rope = rope(trained_positions)?;
         let num_layers = config.size("num_hidden_layers", MAX_LAYERS)?;
         let quantized_checkpoint = QuantizedCheckpoint::of(config, options)?;
         Ok(DecoderSpec {
@@ -96,8 +145,14 @@ impl DecoderSpec {
             num_kv_heads,
             head_dim,
             max_position_embeddings: rope.reachable_positions(trained_positions, options.rope_scaling),
-            rms_norm_eps: config.positive("rms_norm_eps")?.unwrap_or(1e-6) as f32,
+            norm: NormSpec { kind: NormKind::Rms, eps: config.positive("rms_norm_eps")?.unwrap_or(1e-6) as f32 },
+            activation: activation(config, "hidden_act", Activation::Silu)?,
+            scales_embeddings: false,
             rope,
+            window_rope: None,
+            attention_scale: (head_dim as f32).sqrt().recip(),
+            attention_softcap: None,
+            logit_softcap: None,
             qkv_bias: false,
             o_bias: false,
             mlp_bias: false,
@@ -113,18 +168,6 @@ impl DecoderSpec {
         let beforehand = self.quantized_checkpoint.map(|checkpoint| checkpoint.method().name());
         self.quantization.map(Quantization::name).or(beforehand).unwrap_or_default()
     }
-}
-
-/// Features that would change the mathematics and are not in any family here.
-fn refuse_unknown_variants(config: &ConfigFile) -> Result<()> {
-    // "swish" is SiLU by its other name.
-    if !matches!(config.text("hidden_act")?, None | Some("silu" | "swish")) {
-        return Err(config.unsupported("hidden_act", "\"silu\""));
-    }
-    if config.positive("partial_rotary_factor")?.is_some_and(|factor| factor != 1.0) {
-        return Err(config.unsupported("partial_rotary_factor", "1.0"));
-    }
-    Ok(())
 }
 
 /// The element type if the command line does not say. Scales of quantised checkpoints have 16 bits, so float32 makes none of their

@@ -3,14 +3,17 @@
 //! Both spellings are read: `rope_parameters` and `dtype` of transformers 5, `rope_theta`, `rope_scaling` and `torch_dtype` of
 //! everything before. Whatever this server cannot run is an error that names field, value and alternatives.
 
+mod activation;
 mod decoder_spec;
 mod file;
 mod fp8_checkpoint;
+pub mod layer_types;
 mod quantization;
 mod quantized_checkpoint;
 mod rope;
 
-pub use decoder_spec::DecoderSpec;
+pub use activation::activation;
+pub use decoder_spec::{DecoderSpec, NormKind, NormSpec};
 pub use file::ConfigFile;
 pub use fp8_checkpoint::Fp8Checkpoint;
 pub use quantization::{Quantization, weight_types};

@@ -3,7 +3,7 @@
 //! Computed in f32 in the order of transformers' `modeling_rope_utils`, because a position multiplies a frequency by up
 //! to 10⁵ and with it any difference of rounding.
 
-use super::ConfigFile;
+use super::{ConfigFile, layer_types};
 use crate::error::Result;
 use crate::limits::MAX_POSITIONS;
 
@@ -95,10 +95,48 @@ impl RopeSpec {
             Some(rope) => Some(rope),
             None => config.object("rope_scaling")?,
         };
+        if let Some(rope) = &rope {
+            for layer_type in [layer_types::FULL, layer_types::SLIDING] {
+                if rope.get(layer_type).is_some() {
+                    return Err(rope.unsupported(layer_type, "the same RoPE in all layers"));
+                }
+            }
+        }
+        RopeSpec::read(config, rope, "rope_theta", 10_000.0, trained_positions, override_)
+    }
+
+    /// That of layers of one type: an object inside `rope_parameters`, or where there is none, `rope_scaling` (of layers that see
+    /// everything) and the base that `theta_field` states, else `default_theta`.
+    ///
+    /// # Errors
+    /// As [`from_config`](RopeSpec::from_config).
+    pub fn of_layers(
+        config: &ConfigFile,
+        layer_type: &str,
+        (theta_field, default_theta): (&str, f64),
+        trained_positions: usize,
+        override_: Option<RopeOverride>,
+    ) -> Result<RopeSpec> {
+        let rope = match config.object("rope_parameters")? {
+            Some(rope) => Some(rope.object(layer_type)?.ok_or_else(|| rope.wrong(layer_type, "an object"))?),
+            None if layer_type == layer_types::FULL => config.object("rope_scaling")?,
+            None => None,
+        };
+        RopeSpec::read(config, rope, theta_field, default_theta, trained_positions, override_)
+    }
+
+    fn read(
+        config: &ConfigFile,
+        rope: Option<ConfigFile>,
+        theta_field: &str,
+        default_theta: f64,
+        trained_positions: usize,
+        override_: Option<RopeOverride>,
+    ) -> Result<RopeSpec> {
         let own_theta = rope.as_ref().map(|rope| rope.positive("rope_theta")).transpose()?.flatten();
         let theta = match own_theta {
             Some(theta) => theta,
-            None => config.positive("rope_theta")?.unwrap_or(10_000.0),
+            None => config.positive(theta_field)?.unwrap_or(default_theta),
         };
         let scaling = match (override_, &rope) {
             (Some(RopeOverride { kind: RopeKind::Linear, factor }), _) => RopeScaling::Linear { factor: factor.into() },
@@ -205,11 +243,6 @@ impl RopeScaling {
     fn from_config(config: &ConfigFile, rope: &ConfigFile, trained_positions: usize) -> Result<RopeScaling> {
         if rope.positive("partial_rotary_factor")?.is_some_and(|factor| factor != 1.0) {
             return Err(rope.unsupported("partial_rotary_factor", "1.0"));
-        }
-        for layer_type in ["full_attention", "sliding_attention"] {
-            if rope.get(layer_type).is_some() {
-                return Err(rope.unsupported(layer_type, "the same RoPE in all layers"));
-            }
         }
         let type_field = if rope.get("rope_type").is_some() { "rope_type" } else { "type" };
         // A few models state the length at the top level, which transformers prefers.

@@ -13,6 +13,8 @@ use crate::error::Result;
 pub struct VocabParallelEmbedding {
     table: Table,
     first_id: u32,
+    /// Multiplies every embedding.
+    scale: f32,
     comm: Arc<dyn Comm>,
 }
 
@@ -23,7 +25,7 @@ enum Table {
 }
 
 impl VocabParallelEmbedding {
-    /// Loads this rank's rows of `{name}.weight` (`[vocab_size, hidden_size]`).
+    /// Loads this rank's rows of `{name}.weight` (`[vocab_size, hidden_size]`), which `scale` multiplies when they are used.
     ///
     /// # Errors
     /// Whatever is wrong with that tensor.
@@ -32,6 +34,7 @@ impl VocabParallelEmbedding {
         comm: &Arc<dyn Comm>,
         name: &str,
         [vocab_size, hidden_size]: [usize; 2],
+        scale: f32,
     ) -> Result<VocabParallelEmbedding> {
         let ids = loader.partition.vocab(vocab_size);
         let table = loader.checkpoint.matrix(&format!("{name}.weight"), vocab_size, hidden_size)?;
@@ -39,6 +42,7 @@ impl VocabParallelEmbedding {
         Ok(VocabParallelEmbedding {
             first_id,
             table: Table::Dense(loader.matrix(&table.row_slice(ids))?),
+            scale,
             comm: comm.clone(),
         })
     }
@@ -54,13 +58,14 @@ impl VocabParallelEmbedding {
         name: &str,
         vocab: [usize; 2],
         head: &LmHead,
+        scale: f32,
     ) -> Result<VocabParallelEmbedding> {
         if !head.weight().is_table() {
-            return VocabParallelEmbedding::load(loader, comm, name, vocab);
+            return VocabParallelEmbedding::load(loader, comm, name, vocab, scale);
         }
         let ids = loader.partition.vocab(vocab[0]);
         let table = Table::Head(head.weight().clone(), ids.len());
-        Ok(VocabParallelEmbedding { first_id: ids.start as u32, table, comm: comm.clone() })
+        Ok(VocabParallelEmbedding { first_id: ids.start as u32, table, scale, comm: comm.clone() })
     }
 
     /// `out`: `[T, hidden_size]`; `input_ids`: T.
@@ -72,7 +77,7 @@ impl VocabParallelEmbedding {
             Table::Dense(table) => EmbeddingTable::Dense(table),
             Table::Head(weight, rows) => EmbeddingTable::Head { weight, rows: *rows },
         };
-        ops::embedding(out, input_ids, table, self.first_id)?;
+        ops::embedding(out, input_ids, table, self.first_id, self.scale)?;
         all_reduce(&*self.comm, out)
     }
 }

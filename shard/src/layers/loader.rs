@@ -235,15 +235,23 @@ impl<'a> Loader<'a> {
     /// Slices of vectors one after the other, as f32: norm weights and biases, which are added in f32. They are rounded to
     /// the model's element type first, as every other weight.
     pub(super) fn vector(&self, slices: &[(CheckpointTensor<'_>, Range<usize>)]) -> Result<Tensor> {
+        self.vector_of(slices, |value| value)
+    }
+
+    /// The same, of each of which `f` makes what is computed with.
+    pub(super) fn vector_of(
+        &self,
+        slices: &[(CheckpointTensor<'_>, Range<usize>)],
+        f: impl Fn(f32) -> f32,
+    ) -> Result<Tensor> {
         if self.device.is_plan() {
             let len = slices.iter().map(|(_, range)| range.len()).sum();
             return Ok(Tensor::zeros(self.device, &[len], DType::F32)?);
         }
         let mut values = Vec::new();
         for (tensor, range) in slices {
-            values.extend(
-                Tensor::from_matrix(self.device.host(), &tensor.row_slice(range.clone()), self.dtype)?.to_vec()?,
-            );
+            let rounded = Tensor::from_matrix(self.device.host(), &tensor.row_slice(range.clone()), self.dtype)?;
+            values.extend(rounded.to_vec()?.into_iter().map(&f));
         }
         let tensor = Tensor::from_slice(self.device, &[values.len()], &values)?;
         self.count(tensor.bytes());

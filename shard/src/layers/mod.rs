@@ -9,16 +9,16 @@ mod embedding;
 mod linear_source;
 mod lm_head;
 mod loader;
+mod norm;
 mod partition;
-mod rms_norm;
 mod row_parallel;
 
 pub use column_parallel::{ColumnParallelLinear, Projection};
 pub use embedding::VocabParallelEmbedding;
 pub use lm_head::LmHead;
 pub use loader::Loader;
+pub use norm::{LayerNorm, Norm, RmsNorm};
 pub use partition::Partition;
-pub use rms_norm::RmsNorm;
 pub use row_parallel::RowParallelLinear;
 
 use kernels::Tensor;

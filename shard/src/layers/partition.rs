@@ -69,7 +69,7 @@ fn obstacle(spec: &DecoderSpec, world_size: usize) -> Option<(&'static str, usiz
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{RopeScaling, RopeSpec};
+    use crate::config::{NormKind, NormSpec, RopeScaling, RopeSpec};
 
     fn spec(num_heads: usize, num_kv_heads: usize, intermediate_size: usize) -> DecoderSpec {
         DecoderSpec {
@@ -86,8 +86,14 @@ mod tests {
             num_kv_heads,
             head_dim: 8,
             max_position_embeddings: 16,
-            rms_norm_eps: 1e-6,
+            norm: NormSpec { kind: NormKind::Rms, eps: 1e-6 },
+            activation: kernels::ops::Activation::Silu,
+            scales_embeddings: false,
             rope: RopeSpec { theta: 1e4, scaling: RopeScaling::Default },
+            window_rope: None,
+            attention_scale: 1.0,
+            attention_softcap: None,
+            logit_softcap: None,
             qkv_bias: false,
             o_bias: false,
             mlp_bias: false,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kernels::{LinearWeight, Tensor, ops};
 
 use super::linear_source::LinearPart;
-use super::{Loader, RmsNorm};
+use super::{Loader, Norm, RmsNorm, all_reduce};
 use crate::comm::Comm;
 use crate::error::Result;
 
@@ -53,12 +53,22 @@ impl RowParallelLinear {
         Ok(ops::linear(out, x, &self.weight, self.bias.as_ref())?)
     }
 
-    /// The parts of all ranks, which [`forward_part`](RowParallelLinear::forward_part) made, are added to `residual`, which `norm` then
-    /// normalises into `out`; all `[T, out_features]`. `part` is then undefined.
+    /// The parts of all ranks, which [`forward_part`](RowParallelLinear::forward_part) made, are summed, normalised by `norm_after` if there
+    /// is one, and added to `residual`, which `norm` then normalises into `out`; all `[T, out_features]`. `part` is then undefined.
     ///
     /// # Errors
-    /// As [`RmsNorm::forward_add_sum`].
-    pub fn add_to(&self, residual: &mut Tensor, part: &mut Tensor, norm: &RmsNorm, out: &mut Tensor) -> Result<()> {
-        norm.forward_add_sum(&*self.comm, out, residual, part)
+    /// As [`Norm::forward_add_sum`].
+    pub fn add_to(
+        &self,
+        residual: &mut Tensor,
+        part: &mut Tensor,
+        norm_after: Option<&RmsNorm>,
+        norm: &Norm,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        let Some(norm_after) = norm_after else { return norm.forward_add_sum(&*self.comm, out, residual, part) };
+        all_reduce(&*self.comm, part)?;
+        norm_after.forward_in_place(part)?;
+        norm.forward_add(out, residual, part)
     }
 }

@@ -3,25 +3,26 @@
 //! ```text
 //! x = embed(ids)
 //! for each layer:   x += o(attention(rope(qkv(norm(x)))))
-//!                   x += down(silu(gate(norm(x))) · up(norm(x)))
+//!                   x += down(f(gate(norm(x))) · up(norm(x)))      or, without a gate, down(f(up(norm(x))))
 //! logits = head(norm(x))
 //! ```
 //!
-//! The residual stream `x` is kept unnormalised in `residual`; each addition to it is fused with the norm that follows.
+//! Some families also normalise what a block adds, or let scores and logits level off. The residual stream `x` is kept unnormalised in `residual`; each addition to it is fused with the norm that follows.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use kernels::ops::{self, RopeTable, SequenceRows};
+use kernels::ops::{self, RopeTable, Scoring, SequenceRows};
 use kernels::{AlwaysThere, Arena, DType, Device, KvCache, KvDType, StepLimits, Tensor};
 use proto::{MAX_BAD_WORDS, MAX_LOGIT_BIASES};
 
 use super::step::{StepInput, StepPlan, StepRows};
 use crate::comm::Comm;
-use crate::config::DecoderSpec;
+use crate::config::{DecoderSpec, RopeSpec};
 use crate::error::Result;
 use crate::layers::{
-    ColumnParallelLinear, LmHead, Loader, Partition, Projection, RmsNorm, RowParallelLinear, VocabParallelEmbedding,
+    ColumnParallelLinear, LmHead, Loader, Norm, Partition, Projection, RmsNorm, RowParallelLinear,
+    VocabParallelEmbedding,
 };
 use crate::limits::{MAX_TOP_N_TOKENS, MAX_TOP_TIES};
 use crate::weights::{Checkpoint, PackedWeights, ReadAhead};
@@ -33,9 +34,11 @@ pub(super) struct Decoder {
     device: Device,
     shape: RankShape,
     rope: RopeTable,
+    /// That of layers with a window, if it is another.
+    window_rope: Option<RopeTable>,
     embed_tokens: VocabParallelEmbedding,
     layers: Vec<Layer>,
-    norm: RmsNorm,
+    norm: Norm,
     lm_head: LmHead,
 }
 
@@ -52,20 +55,23 @@ struct RankShape {
 }
 
 struct Layer {
-    input_norm: RmsNorm,
+    input_norm: Norm,
     attention: Attention,
-    post_attention_norm: RmsNorm,
+    norm_after_attention: Option<RmsNorm>,
+    mlp_norm: Norm,
     mlp: Mlp,
+    norm_after_mlp: Option<RmsNorm>,
 }
 
 struct Attention {
     qkv_proj: ColumnParallelLinear,
     qk_norm: Option<[RmsNorm; 2]>,
     o_proj: RowParallelLinear,
-    window: Option<u32>,
+    scoring: Scoring,
 }
 
 struct Mlp {
+    /// Of an MLP without a gate only the second half.
     gate_up_proj: ColumnParallelLinear,
     down_proj: RowParallelLinear,
 }
@@ -80,8 +86,13 @@ pub(super) struct TensorNames {
     pub(super) q_norm: &'static str,
     pub(super) k_norm: &'static str,
     pub(super) o_proj: &'static str,
-    pub(super) post_attention_norm: &'static str,
-    pub(super) gate_proj: &'static str,
+    /// Of what attention adds, if it is normalised.
+    pub(super) norm_after_attention: Option<&'static str>,
+    pub(super) mlp_norm: &'static str,
+    /// Of what the MLP adds, if it is normalised.
+    pub(super) norm_after_mlp: Option<&'static str>,
+    /// `None`: the MLP has no gate.
+    pub(super) gate_proj: Option<&'static str>,
     pub(super) up_proj: &'static str,
     pub(super) down_proj: &'static str,
     pub(super) norm: &'static str,
@@ -109,14 +120,19 @@ impl Decoder {
         self.layers[0].input_norm.forward(&mut x, &residual)?;
         for (index, layer) in self.layers.iter().enumerate() {
             self.attention(&layer.attention, index, arena, &mut branch, &x, kv, step)?;
-            layer.attention.o_proj.add_to(&mut residual, &mut branch, &layer.post_attention_norm, &mut x)?;
+            let norm_after = layer.norm_after_attention.as_ref();
+            layer.attention.o_proj.add_to(&mut residual, &mut branch, norm_after, &layer.mlp_norm, &mut x)?;
             self.mlp(&layer.mlp, arena, &mut branch, &x)?;
+            let norm_after = layer.norm_after_mlp.as_ref();
             let next_norm = self.layers.get(index + 1).map_or(&self.norm, |next| &next.input_norm);
-            layer.mlp.down_proj.add_to(&mut residual, &mut branch, next_norm, &mut x)?;
+            layer.mlp.down_proj.add_to(&mut residual, &mut branch, norm_after, next_norm, &mut x)?;
         }
         let mut last = arena.tensor(&[sampled, width], dtype)?; // [S, E]
         ops::gather_rows(&mut last, &x, step.sample_rows)?;
         self.lm_head.forward(arena, &mut logits, &last)?;
+        if let Some(cap) = self.spec.logit_softcap {
+            ops::soft_cap(&mut logits, cap)?;
+        }
         arena.release(mark);
         Ok(logits)
     }
@@ -142,24 +158,24 @@ impl Decoder {
             q_norm.forward_heads(&mut qkv, 0..num_heads)?;
             k_norm.forward_heads(&mut qkv, num_heads..num_heads + num_kv_heads)?;
         }
-        ops::rope_and_store_kv(&mut qkv, num_heads, &self.rope, step.positions, step.slot_mapping, kv, index)?;
-        let scale = (head_dim as f32).sqrt().recip();
-        ops::attention(&mut attended, &qkv, kv, index, &step.attention, scale, layer.window)?;
+        let rope = self.window_rope.as_ref().filter(|_| layer.scoring.window.is_some()).unwrap_or(&self.rope);
+        ops::rope_and_store_kv(&mut qkv, num_heads, rope, step.positions, step.slot_mapping, kv, index)?;
+        ops::attention(&mut attended, &qkv, kv, index, &step.attention, layer.scoring)?;
         layer.o_proj.forward_part(out, &attended)?; // [T, E], to be summed over ranks
 
         arena.release(mark);
         Ok(())
     }
 
-    /// `out = down_proj(silu(gate_proj(x)) · up_proj(x))`, with I of the intermediate width on this rank.
+    /// `out = down_proj(f(gate_proj(x)) · up_proj(x))`, with I of the intermediate width on this rank.
     fn mlp(&self, layer: &Mlp, arena: &mut Arena, out: &mut Tensor, x: &Tensor) -> Result<()> {
         let RankShape { activations, intermediate_size, .. } = self.shape;
         let mark = arena.mark();
-        let mut gate_up = arena.tensor(&[x.rows(), 2 * intermediate_size], activations)?; // [T, 2·I]
+        let mut gate_up = arena.tensor(&[x.rows(), layer.gate_up_proj.out_features()], activations)?; // [T, 2·I]
         let mut activated = arena.tensor(&[x.rows(), intermediate_size], activations)?; // [T, I]
 
         layer.gate_up_proj.forward(&mut gate_up, x)?;
-        ops::silu_mul(&mut activated, &gate_up)?;
+        ops::activate(&mut activated, &gate_up, self.spec.activation)?;
         layer.down_proj.forward_part(out, &activated)?; // [T, E], to be summed over ranks
 
         arena.release(mark);
@@ -296,11 +312,9 @@ impl Decoder {
             tracing::warn!("{layers}");
         }
 
-        let (dim, positions, factor) = (spec.head_dim, spec.max_position_embeddings, spec.rope.attention_factor());
-        let rope = match spec.rope.depends_on_position() {
-            true => RopeTable::per_position(device, dim, positions, |p| spec.rope.frequencies(dim, p), factor)?,
-            false => RopeTable::new(device, dim, positions, &spec.rope.frequencies(dim, 0), factor)?,
-        };
+        let rope = rope_table(device, &spec, &spec.rope)?;
+        let window_rope = spec.window_rope.as_ref().map(|rope| rope_table(device, &spec, rope)).transpose()?;
+        let rope_bytes = rope.bytes() + window_rope.as_ref().map_or(0, RopeTable::bytes);
         Ok(Decoder {
             device: device.clone(),
             shape: RankShape {
@@ -315,18 +329,27 @@ impl Decoder {
             layers,
             norm,
             lm_head,
-            weights_bytes: loader.loaded_bytes() + rope.bytes() as u64,
+            weights_bytes: loader.loaded_bytes() + rope_bytes as u64,
             rope,
+            window_rope,
             spec,
         })
     }
+}
+
+fn rope_table(device: &Device, spec: &DecoderSpec, rope: &RopeSpec) -> Result<RopeTable> {
+    let (dim, positions, factor) = (spec.head_dim, spec.max_position_embeddings, rope.attention_factor());
+    Ok(match rope.depends_on_position() {
+        true => RopeTable::per_position(device, dim, positions, |p| rope.frequencies(dim, p), factor)?,
+        false => RopeTable::new(device, dim, positions, &rope.frequencies(dim, 0), factor)?,
+    })
 }
 
 /// What comes from the checkpoint.
 struct Parts {
     embed_tokens: VocabParallelEmbedding,
     layers: Vec<Layer>,
-    norm: RmsNorm,
+    norm: Norm,
     lm_head: LmHead,
 }
 
@@ -334,20 +357,25 @@ impl Parts {
     /// In the order in which most checkpoints store them.
     fn load(loader: &Loader<'_>, comm: &Arc<dyn Comm>, spec: &DecoderSpec, names: &TensorNames) -> Result<Parts> {
         let vocab = [spec.vocab_size, spec.hidden_size];
+        // As transformers: the factor has the type of the embeddings.
+        let scale = match spec.scales_embeddings {
+            true => loader.dtype.rounded((spec.hidden_size as f64).sqrt() as f32),
+            false => 1.0,
+        };
         let (lm_head, embed_tokens);
         if spec.tie_word_embeddings {
             lm_head = LmHead::load(loader, comm, names.embed_tokens, vocab)?;
-            embed_tokens = VocabParallelEmbedding::tied(loader, comm, names.embed_tokens, vocab, &lm_head)?;
+            embed_tokens = VocabParallelEmbedding::tied(loader, comm, names.embed_tokens, vocab, &lm_head, scale)?;
         } else {
             lm_head = LmHead::load(loader, comm, names.lm_head, vocab)?;
-            embed_tokens = VocabParallelEmbedding::load(loader, comm, names.embed_tokens, vocab)?;
+            embed_tokens = VocabParallelEmbedding::load(loader, comm, names.embed_tokens, vocab, scale)?;
         }
         let layer = |index| Layer::load(loader, comm, spec, names, index);
         Ok(Parts {
             embed_tokens,
             lm_head,
             layers: (0..spec.num_layers).map(layer).collect::<Result<_>>()?,
-            norm: RmsNorm::load(loader, names.norm, spec.hidden_size, spec.rms_norm_eps)?,
+            norm: Norm::load(loader, names.norm, spec.hidden_size, spec.norm)?,
         })
     }
 }
@@ -361,7 +389,11 @@ impl Layer {
         index: usize,
     ) -> Result<Layer> {
         let name = |template: &str| template.replacen("{}", &index.to_string(), 1);
-        let norm = |template: &str, dim| RmsNorm::load(loader, &name(template), dim, spec.rms_norm_eps);
+        let norm = |template: &str| Norm::load(loader, &name(template), spec.hidden_size, spec.norm);
+        let norm_after = |template: Option<&str>| {
+            template.map(|of| RmsNorm::load(loader, &name(of), spec.hidden_size, spec.norm)).transpose()
+        };
+        let head_norm = |template: &str| RmsNorm::load(loader, &name(template), spec.head_dim, spec.norm);
         let (hidden, intermediate) = (spec.hidden_size, spec.intermediate_size);
 
         // A head is `head_dim` neighbouring outputs; a rank's heads are neighbours.
@@ -373,7 +405,7 @@ impl Layer {
         let projection =
             |name, out_features, mine: &std::ops::Range<usize>| Projection { name, out_features, mine: mine.clone() };
         let (q_name, k_name, v_name) = (name(names.q_proj), name(names.k_proj), name(names.v_proj));
-        let (gate_name, up_name) = (name(names.gate_proj), name(names.up_proj));
+        let (gate_name, up_name) = (names.gate_proj.map(name), name(names.up_proj));
 
         let (q_features, kv_features) = (spec.num_heads * dim, spec.num_kv_heads * dim);
         let qkv_proj = [
@@ -381,13 +413,14 @@ impl Layer {
             projection(&k_name, kv_features, &kv),
             projection(&v_name, kv_features, &kv),
         ];
-        let gate_up_proj = [projection(&gate_name, intermediate, &mlp), projection(&up_name, intermediate, &mlp)];
+        let gate_up_proj: Vec<Projection<'_>> =
+            gate_name.iter().chain([&up_name]).map(|name| projection(name, intermediate, &mlp)).collect();
         Ok(Layer {
-            input_norm: norm(names.input_norm, hidden)?,
+            input_norm: norm(names.input_norm)?,
             attention: Attention {
                 qkv_proj: ColumnParallelLinear::load(loader, hidden, spec.qkv_bias, &qkv_proj)?,
                 qk_norm: match spec.qk_norm {
-                    true => Some([norm(names.q_norm, dim)?, norm(names.k_norm, dim)?]),
+                    true => Some([head_norm(names.q_norm)?, head_norm(names.k_norm)?]),
                     false => None,
                 },
                 o_proj: RowParallelLinear::load(
@@ -398,9 +431,14 @@ impl Layer {
                     q,
                     spec.o_bias,
                 )?,
-                window: spec.windows[index].map(|window| window as u32),
+                scoring: Scoring {
+                    scale: spec.attention_scale,
+                    softcap: spec.attention_softcap,
+                    window: spec.windows[index].map(|window| window as u32),
+                },
             },
-            post_attention_norm: norm(names.post_attention_norm, hidden)?,
+            norm_after_attention: norm_after(names.norm_after_attention)?,
+            mlp_norm: norm(names.mlp_norm)?,
             mlp: Mlp {
                 gate_up_proj: ColumnParallelLinear::load(loader, hidden, spec.mlp_bias, &gate_up_proj)?,
                 down_proj: RowParallelLinear::load(
@@ -412,6 +450,7 @@ impl Layer {
                     spec.mlp_bias,
                 )?,
             },
+            norm_after_mlp: norm_after(names.norm_after_mlp)?,
         })
     }
 }

@@ -4,10 +4,14 @@
 
 mod decode_graphs;
 mod decoder;
+mod gemma;
+mod gemma2;
+mod gemma3;
 mod llama;
 mod mistral;
 mod qwen2;
 mod qwen3;
+mod starcoder2;
 mod step;
 
 use std::path::Path;
@@ -25,7 +29,16 @@ use crate::error::Result;
 use decoder::{Decoder, TensorNames};
 
 /// Every family, by name.
-const FAMILIES: &[Family] = &[llama::FAMILY, mistral::FAMILY, qwen2::FAMILY, qwen3::FAMILY];
+const FAMILIES: &[Family] = &[
+    llama::FAMILY,
+    mistral::FAMILY,
+    qwen2::FAMILY,
+    qwen3::FAMILY,
+    gemma::FAMILY,
+    gemma2::FAMILY,
+    gemma3::FAMILY,
+    starcoder2::FAMILY,
+];
 
 /// What makes a family.
 struct Family {

@@ -3,6 +3,7 @@
 
 use super::Family;
 use super::llama::NAMES;
+use crate::config::layer_types::sliding_layers;
 use crate::config::{ConfigFile, DecoderSpec, ModelOptions};
 use crate::error::Result;
 use crate::limits::{MAX_LAYERS, MAX_POSITIONS};
@@ -21,17 +22,7 @@ pub(super) fn windows(config: &ConfigFile, num_layers: usize) -> Result<Vec<Opti
         return Ok(vec![None; num_layers]);
     }
     let window = config.optional_size("sliding_window", MAX_POSITIONS)?;
-    if let Some(layer_types) = config.texts("layer_types")? {
-        if layer_types.len() != num_layers {
-            return Err(config.wrong("layer_types", &format!("one entry for each of {num_layers} layers")));
-        }
-        let window_of = |layer_type: &String| match layer_type.as_str() {
-            "full_attention" => Ok(None),
-            "sliding_attention" => Ok(window),
-            _ => Err(config.unsupported("layer_types", "\"full_attention\", \"sliding_attention\"")),
-        };
-        return layer_types.iter().map(window_of).collect();
-    }
     let first = config.optional_size("max_window_layers", MAX_LAYERS)?.unwrap_or(28);
-    Ok((0..num_layers).map(|layer| window.filter(|_| layer >= first)).collect())
+    let is_sliding = sliding_layers(config, num_layers, |layer| layer >= first)?;
+    Ok(is_sliding.into_iter().map(|is_sliding| window.filter(|_| is_sliding)).collect())
 }

@@ -2,6 +2,7 @@
 """Makes the golden models beside this file: tiny random checkpoints and what transformers computes from them.
 
     python make_goldens.py            # needs torch and transformers; the tests need neither
+    python make_goldens.py gemma      # only those whose names begin so
 
 Each case is written twice. `<case>-f32` spells config.json as transformers 5 does (`rope_parameters`, `dtype`).
 `<case>-bf16` spells it as older versions did (`rope_theta`, `rope_scaling`, `torch_dtype`) and is computed in bfloat16
@@ -16,11 +17,18 @@ logits between the two, and `exact_logits` are those in float32.
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import torch
 import transformers
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -29,6 +37,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Starcoder2Config,
+    Starcoder2ForCausalLM,
 )
 
 HERE = Path(__file__).parent
@@ -112,6 +122,49 @@ CASES = {
         Qwen3Config,
         dict(num_attention_heads=8, num_key_value_heads=4, head_dim=8, **rope("default")),
     ),
+    # Norms that multiply by one more, embeddings that are scaled, GELU of a tanh; one KV head.
+    "gemma-tied": (
+        GemmaForCausalLM,
+        GemmaConfig,
+        dict(num_key_value_heads=1, head_dim=16, tie_word_embeddings=True, **rope("default")),
+    ),
+    # Norms behind every block, scores and logits that level off, a scale of its own; every other layer has a window. With a tied
+    # head, it would only repeat itself.
+    "gemma2-softcap": (
+        Gemma2ForCausalLM,
+        Gemma2Config,
+        dict(
+            num_hidden_layers=3,
+            head_dim=16,
+            query_pre_attn_scalar=24,
+            attn_logit_softcapping=4.0,
+            final_logit_softcapping=6.0,
+            sliding_window=12,
+            **rope("default"),
+        ),
+    ),
+    # Two kinds of positions, QK-norm; an untied head.
+    "gemma3-two-ropes": (
+        Gemma3ForCausalLM,
+        Gemma3TextConfig,
+        dict(
+            num_hidden_layers=3,
+            head_dim=16,
+            query_pre_attn_scalar=20,
+            sliding_window=12,
+            sliding_window_pattern=2,
+            rope_parameters=dict(
+                full_attention=dict(rope_type="linear", rope_theta=40000.0, factor=2.0),
+                sliding_attention=dict(rope_type="default", rope_theta=500.0),
+            ),
+        ),
+    ),
+    # LayerNorm, an MLP without a gate, GELU of an erf, every bias there is; a window.
+    "starcoder2-window": (
+        Starcoder2ForCausalLM,
+        Starcoder2Config,
+        dict(hidden_act="gelu", tie_word_embeddings=True, sliding_window=12, **rope("default")),
+    ),
 }
 
 
@@ -124,7 +177,8 @@ def randomise(model, seed):
         if name.endswith("bias"):
             parameter.copy_(0.3 * noise)
         elif "norm" in name:
-            parameter.copy_(1.0 + 0.2 * noise)
+            # Gemma's norms multiply by one more than their weight.
+            parameter.copy_(0.2 * noise + (0.0 if model.config.model_type.startswith("gemma") else 1.0))
         elif "embed_tokens" in name:
             # Rows of length ~1; tied heads would otherwise only repeat the last token.
             parameter.copy_(0.25 * noise)
@@ -174,11 +228,21 @@ def find_prompt(model, reference, seed):
 def to_old_spelling(config_file):
     config = json.loads(config_file.read_text())
     rope = config.pop("rope_parameters")
+    if config["model_type"] == "gemma":
+        # What is meant is the one of a tanh.
+        config["hidden_act"] = "gelu"
+    if config["model_type"].startswith(("gemma2", "gemma3")):
+        layer_types = config.pop("layer_types")
+        config["sliding_window_pattern"] = layer_types.index("full_attention") + 1
+    if "full_attention" in rope:
+        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = rope["full_attention"]
     config["rope_theta"] = rope.pop("rope_theta")
     config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     config["torch_dtype"] = config.pop("dtype")
-    # "type" is older still.
-    if config["rope_scaling"] and config["rope_scaling"]["rope_type"] in ("linear", "dynamic"):
+    # "type" is older still, and older than Gemma 3.
+    is_older = config["model_type"] != "gemma3_text"
+    if is_older and config["rope_scaling"] and config["rope_scaling"]["rope_type"] in ("linear", "dynamic"):
         config["rope_scaling"]["type"] = config["rope_scaling"].pop("rope_type")
     config_file.write_text(json.dumps(config, indent=2) + "\n")
 
@@ -234,5 +298,7 @@ def make(case, precision, seed):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for seed, case in enumerate(CASES, start=1):
+        if not case.startswith(tuple(sys.argv[1:]) or ""):
+            continue
         for precision in ("f32", "bf16"):
             make(case, precision, seed)

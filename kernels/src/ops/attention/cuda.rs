@@ -3,7 +3,7 @@
 //! Single rows are computed split by split and merged, rows of a chunk by tiles of rows; both keep one order of sums
 //! (`attention.cuh`), so which of them a row meets cannot be seen in it.
 
-use super::SequenceRows;
+use super::{Scoring, SequenceRows};
 use crate::cuda::{Argument, Cuda, KernelName};
 use crate::limits::{BLOCK_SIZE, KV_SPLIT};
 use crate::simd::float8;
@@ -24,8 +24,9 @@ fn block_values(head_dim: usize) -> usize {
     if head_dim <= 128 { head_dim } else { 64 }
 }
 
-/// Heads that share a KV head, at most: the columns of a matrix instruction.
-const MAX_GROUP: usize = 8;
+/// Heads that a block of the kernel of splits computes, at most: the columns of a matrix instruction. Where more share a KV head, several
+/// blocks read it.
+const BLOCK_HEADS: usize = 8;
 
 /// Blocks of the kernel of splits that a multiprocessor holds at a time, about: a grid of so many takes the splits in turns.
 const BLOCKS_OF_MULTIPROCESSOR: usize = 12;
@@ -199,8 +200,7 @@ pub(super) fn run(
     kv: &KvCache,
     layer: usize,
     lists: Option<&AttentionLists>,
-    scale: f32,
-    window: Option<u32>,
+    scoring: Scoring,
 ) -> Result<()> {
     const OP: &str = "attention";
     let Some(lists) = lists else {
@@ -210,17 +210,19 @@ pub(super) fn run(
     let (dtype, dim, kv_heads) = (qkv.dtype(), kv.head_dim(), kv.kv_heads());
     let heads = out.cols() / dim;
     let group = heads / kv_heads;
-    if group > MAX_GROUP {
-        let reason = format!("attention on a GPU takes up to {MAX_GROUP} heads for a KV head, not {group}");
-        return Err(Error::Unsupported { reason });
-    }
     let (keys, values) = kv.addresses(layer);
-    let window = Argument::U32(window.unwrap_or(u32::MAX));
+    let window = Argument::U32(scoring.window.unwrap_or(u32::MAX));
+    let (scale, steepness) = match scoring.softcap {
+        // c · tanh(product · scale / c) = c · (1 - 2 / (1 + 2^(product · steepness))).
+        Some(cap) => (cap, 2.0 * std::f32::consts::LOG2_E * scoring.scale / cap),
+        None => (scoring.scale, 0.0),
+    };
     let mut numbers = vec![
         Argument::count(qkv.cols()),
         Argument::count(group),
         Argument::count(kv_heads),
         Argument::F32(scale),
+        Argument::F32(steepness),
         window,
     ];
     numbers.extend(kv.dtype().fp8().into_iter().flat_map(|format| widening(format, dtype).map(Argument::U32)));
@@ -240,8 +242,9 @@ pub(super) fn run(
         ];
         let arguments = [&addresses.map(Argument::Pointer)[..], &numbers].concat();
         let blocks = cuda.multiprocessors() as usize * BLOCKS_OF_MULTIPROCESSOR;
-        let blocks = blocks.div_ceil(kv_heads);
-        let grid = [if lists.is_fixed { blocks } else { launch.num_splits.min(blocks) }, kv_heads, 1];
+        let parts = kv_heads * group.div_ceil(BLOCK_HEADS);
+        let blocks = blocks.div_ceil(parts);
+        let grid = [if lists.is_fixed { blocks } else { launch.num_splits.min(blocks) }, parts, 1];
         // SAFETY: attention_decode.cu: `count` splits of rows of qkv whose tables hold their positions' blocks, all of them blocks of
         // the cache (checked by `attention`); sums and states for as many splits; all live as long as their stream's work.
         unsafe { cuda.launch(kernel("attention_splits"), grid, SPLITS_THREADS, &arguments)? };

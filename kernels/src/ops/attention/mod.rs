@@ -64,8 +64,19 @@ pub struct SequenceRows<'a> {
     pub block_table: &'a [u32],
 }
 
-/// `out[t, h] = Σ_j softmax_j(scale · q[t, h] · k[j]) v[j]` over the positions j of the row's sequence up to its own, and
-/// with a window only the last `window` of them (the row's own included).
+/// Which positions a row sees, and how much of each.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scoring {
+    /// Multiplies the product of a query and a key: then it is a score.
+    pub scale: f32,
+    /// Where scores level off: at c, by `c · tanh(score / c)`. `None`: nowhere.
+    pub softcap: Option<f32>,
+    /// The most recent positions, the row's own included; `None`: all.
+    pub window: Option<u32>,
+}
+
+/// `out[t, h] = Σ_j softmax_j(score(q[t, h] · k[j])) v[j]` over the positions j of the row's sequence up to its own that `scoring` lets it
+/// see.
 ///
 /// # Shapes
 /// `out`: `[T, H·D]`; `qkv`: `[T, (H + 2·K)·D]` with the rotated queries first, of which only these are read. K and D are
@@ -73,15 +84,14 @@ pub struct SequenceRows<'a> {
 /// # Errors
 /// [`Error::Shape`], [`Error::DType`], [`Error::Index`] for a row, block or layer out of range.
 ///
-/// Source: arXiv:1706.03762, arXiv:2305.13245 (GQA), arXiv:2309.06180 (paged), arXiv:2004.05150 (window).
+/// Source: arXiv:1706.03762, arXiv:2305.13245 (GQA), arXiv:2309.06180 (paged), arXiv:2004.05150 (window), arXiv:2408.00118 (soft-cap).
 pub fn attention(
     out: &mut Tensor,
     qkv: &Tensor,
     kv: &KvCache,
     layer: usize,
     rows: &AttentionRows<'_>,
-    scale: f32,
-    window: Option<u32>,
+    scoring: Scoring,
 ) -> Result<()> {
     const OP: &str = "attention";
     let (kv_heads, dim) = (kv.kv_heads(), kv.head_dim());
@@ -100,15 +110,16 @@ pub fn attention(
         Device::Cpu(cpu) => {
             expect_device(OP, out.device(), &[("qkv", qkv)])?;
             expect_on(OP, out.device(), "kv", kv.device())?;
-            cpu_arm(&cpu, out, qkv, kv, layer, rows, scale, window);
+            cpu_arm(&cpu, out, qkv, kv, layer, rows, scoring);
         }
         Device::Cuda(cuda) => {
             expect_device(OP, out.device(), &[("qkv", qkv)])?;
             expect_on(OP, out.device(), "kv", kv.device())?;
-            cuda::run(&cuda, out, qkv, kv, layer, rows.lists.as_ref(), scale, window)?;
+            cuda::run(&cuda, out, qkv, kv, layer, rows.lists.as_ref(), scoring)?;
         }
         Device::Plan(ledger) => {
-            let seen = |position: usize| window.map_or(position + 1, |window| (position + 1).min(window as usize));
+            let seen =
+                |position: usize| scoring.window.map_or(position + 1, |window| (position + 1).min(window as usize));
             let (mut pairs, mut read) = (0, 0);
             for sequence in rows.sequences {
                 let end = sequence.start_position + sequence.num_rows;
@@ -153,25 +164,24 @@ fn cpu_arm(
     kv: &KvCache,
     layer: usize,
     rows: &AttentionRows<'_>,
-    scale: f32,
-    window: Option<u32>,
+    scoring: Scoring,
 ) {
     #[cfg(target_arch = "x86_64")]
     if let Some(simd) = kv.pairs() {
         return match kv.dtype() {
-            KvDType::Bf16 => run(cpu, out, qkv, kv, layer, rows, scale, window, |tile| {
+            KvDType::Bf16 => run(cpu, out, qkv, kv, layer, rows, scoring, |tile| {
                 simd.vectorize(PairTile::<half::bf16>(tile));
             }),
-            KvDType::F8E4m3 => run(cpu, out, qkv, kv, layer, rows, scale, window, |tile| {
+            KvDType::F8E4m3 => run(cpu, out, qkv, kv, layer, rows, scoring, |tile| {
                 simd.vectorize(PairTile::<E4m3>(tile));
             }),
-            KvDType::F8E5m2 => run(cpu, out, qkv, kv, layer, rows, scale, window, |tile| {
+            KvDType::F8E5m2 => run(cpu, out, qkv, kv, layer, rows, scoring, |tile| {
                 simd.vectorize(PairTile::<E5m2>(tile));
             }),
             KvDType::F32 | KvDType::F16 => unreachable!("these do not widen to bf16, so the cache has no pairs"),
         };
     }
-    with_kv_element!(kv.dtype(), T => run(cpu, out, qkv, kv, layer, rows, scale, window, |tile| {
+    with_kv_element!(kv.dtype(), T => run(cpu, out, qkv, kv, layer, rows, scoring, |tile| {
         cpu.isa.run(VectorTile::<T>(tile));
     }));
 }
@@ -232,13 +242,12 @@ fn run<V: Pod + Sync>(
     kv: &KvCache,
     layer: usize,
     rows: &AttentionRows<'_>,
-    scale: f32,
-    window: Option<u32>,
+    scoring: Scoring,
     arm: impl Fn(Tile<'_, V>) + Sync,
 ) {
     let (shape, out_cols, qkv_cols) = (kv.shape, out.cols(), qkv.cols());
     let group = out_cols / (shape.head_dim * shape.kv_heads).max(1);
-    let window = window.map_or(usize::MAX, |window| window as usize);
+    let window = scoring.window.map_or(usize::MAX, |window| window as usize);
     let mut plan = PLAN.take();
     plan.make(cpu.pool.threads(), &shape, group, rows, window);
 
@@ -267,7 +276,7 @@ fn run<V: Pod + Sync>(
             kv_head: piece.kv_head,
             keys,
             values,
-            scale,
+            scoring,
             window,
             splits: piece.splits.clone(),
             out: &out,
@@ -351,12 +360,17 @@ mod tests {
         dim: usize,
         dtype: KvDType,
         length: usize,
+        softcap: Option<f32>,
         window: Option<u32>,
     }
 
     const SCALE: f32 = 0.3;
 
     impl Case {
+        fn scoring(&self) -> Scoring {
+            Scoring { scale: SCALE, softcap: self.softcap, window: self.window }
+        }
+
         fn cols(&self) -> usize {
             (self.heads + 2 * self.kv_heads) * self.dim
         }
@@ -388,7 +402,9 @@ mod tests {
                     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| *a as f64 * *b as f64).sum::<f64>();
                     let key = |j: usize| stored(j, self.heads + kv_head);
                     let value = |j: usize| stored(j, self.heads + self.kv_heads + kv_head);
-                    let scores: Vec<f64> = (first..=t).map(|j| dot(&query, &key(j)) * SCALE as f64).collect();
+                    let cap =
+                        |score: f64| self.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh());
+                    let scores: Vec<f64> = (first..=t).map(|j| cap(dot(&query, &key(j)) * SCALE as f64)).collect();
                     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                     let total: f64 = scores.iter().map(|score| (score - max).exp()).sum();
                     let mut sums = vec![0.0; dim];
@@ -441,7 +457,7 @@ mod tests {
                 let first = if self.other_is_complete(steps) { 0 } else { 1 };
                 let rows = AttentionRows::new(&sequences[first..]);
                 let mut out = random_tensor(device, 3, &[1 + num_rows, self.heads * dim]);
-                attention(&mut out, &step, &kv, 1, &rows, SCALE, self.window).unwrap();
+                attention(&mut out, &step, &kv, 1, &rows, self.scoring()).unwrap();
                 result.extend_from_slice(&out.as_f32()[self.heads * dim..]);
                 start += num_rows;
             }
@@ -460,7 +476,11 @@ mod tests {
     }
 
     fn cases() -> Vec<Case> {
-        let case = |(heads, kv_heads, dim), dtype, length, window| Case { heads, kv_heads, dim, dtype, length, window };
+        let case = |(heads, kv_heads, dim), dtype, length, window| {
+            // Of every other case scores level off, where many of them are.
+            let softcap = (length % 20 == 0).then_some(0.7);
+            Case { heads, kv_heads, dim, dtype, length, softcap, window }
+        };
         vec![
             case((1, 1, 1), KvDType::F32, 1, None),
             case((1, 1, 1), KvDType::Bf16, 3, None),
@@ -527,7 +547,7 @@ mod tests {
     #[test]
     fn a_few_long_rows_are_shared_by_the_threads() {
         for (dtype, window) in [(KvDType::Bf16, None), (KvDType::F32, Some(1100))] {
-            let case = Case { heads: 3, kv_heads: 1, dim: 16, dtype, length: 1500, window };
+            let case = Case { heads: 3, kv_heads: 1, dim: 16, dtype, length: 1500, softcap: Some(0.5), window };
             let steps = [1490, 1, 3, 1, 5];
             for devices in cpus().chunks(3) {
                 let [one, others @ ..] = devices else { unreachable!("there are three of each") };
@@ -551,7 +571,7 @@ mod tests {
         const BAD: usize = 37;
         for dtype in [KvDType::F32, KvDType::Bf16, KvDType::F8E4m3] {
             for window in [None, Some(9)] {
-                let case = Case { heads: 3, kv_heads: 1, dim: 24, dtype, length: 70, window };
+                let case = Case { heads: 3, kv_heads: 1, dim: 24, dtype, length: 70, softcap: Some(0.5), window };
                 let mut qkv = case.qkv();
                 qkv[BAD * case.cols() + case.heads * case.dim..][..2 * case.dim].fill(f32::NAN);
                 let row = case.heads * case.dim;
@@ -580,7 +600,8 @@ mod tests {
         let mut call = |first_row, num_rows, start_position, block_table: &[u32], layer| {
             let sequences = [SequenceRows { first_row, num_rows, start_position, block_table }];
             let rows = AttentionRows::new(&sequences);
-            attention(&mut out, &qkv, &kv, layer, &rows, 1.0, None).map_err(|error| error.to_string())
+            let scoring = Scoring { scale: 1.0, softcap: None, window: None };
+            attention(&mut out, &qkv, &kv, layer, &rows, scoring).map_err(|error| error.to_string())
         };
         assert_eq!(call(0, 0, 0, &[], 0), Ok(()));
         assert_eq!(call(1, 2, 0, &[0], 0).unwrap_err(), "attention: `rows` holds 3, the limit is 3");

@@ -7,11 +7,12 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use super::Scoring;
 use super::arm::Arm;
 use crate::kv_cache::KvShape;
 use crate::limits::{BLOCK_SIZE, KV_SPLIT};
 use crate::pool::SendPtr;
-use crate::simd::{LANES, Lanes, Simd, load_partial, prefetch, store_partial};
+use crate::simd::{LANES, Lanes, Simd, load_partial, prefetch, store_partial, tanh};
 
 /// Pairs of row and head whose scores are in work at one time: their scores and weights of a split are 16 KiB at most, so they
 /// stay in the first-level cache while keys and values stream by.
@@ -45,7 +46,7 @@ pub(super) struct Tile<'a, T> {
     pub(super) keys: &'a [T],
     /// The layer's values: pieces of `[steps of a block][vectors]`.
     pub(super) values: &'a [T],
-    pub(super) scale: f32,
+    pub(super) scoring: Scoring,
     pub(super) window: usize,
     pub(super) splits: Range<usize>,
     pub(super) out: &'a SendPtr<f32>,
@@ -325,7 +326,7 @@ impl<T: Sync> Tile<'_, T> {
                 }
             }
         }
-        let scale = simd.splat(self.scale * A::LOG_BASE_OF_E);
+        let scale = simd.splat(self.scoring.scale * A::LOG_BASE_OF_E);
         let scores: &mut [_; P] = (&mut scores[pair..][..P]).try_into().expect("the slice has this length");
         for p in 0..P {
             for b in 0..B {
@@ -350,6 +351,13 @@ impl<T: Sync> Tile<'_, T> {
         let in_split = visible.start % KV_SPLIT..visible.start % KV_SPLIT + visible.len();
         let first = in_split.start / BLOCK_SIZE / A::STEP * A::STEP;
         let last = in_split.end.div_ceil(BLOCK_SIZE).next_multiple_of(A::STEP);
+        if let Some(cap) = self.scoring.softcap {
+            let cap = cap * A::LOG_BASE_OF_E;
+            for scores in &mut scores[first..last] {
+                let levelled = tanh(simd, simd.mul(simd.load(scores), simd.splat(1.0 / cap)));
+                simd.store(simd.mul(levelled, simd.splat(cap)), scores);
+            }
+        }
         let all = scores.as_flattened_mut();
         all[first * LANES..in_split.start].fill(f32::NEG_INFINITY);
         all[in_split.end..last * LANES].fill(f32::NEG_INFINITY);
