@@ -1,10 +1,12 @@
 // How keys and values lie in the paged cache of a layer: blocks of 16 positions, [num_blocks][kv_heads][dim / 16] squares of
-// 16 x 16 elements, each as the matrix instruction takes its 16-row operand: the elements of a lane are neighbours, so a warp
-// needs no shared memory to transpose a square. Those of one byte lie in pairs of squares, of which a lane has eight elements
-// beside eight of the other; where their number is odd, the last is alone. So a warp reads 512 bytes with one access of either.
+// 16 x 16 elements, each as the matrix instruction takes its operands: the elements of a lane are neighbours, so a warp needs no
+// shared memory to transpose a square. Those of one byte lie in pairs of squares, of which a lane has eight elements beside eight
+// of the other; where their number is odd, the last is alone. So a warp reads 512 bytes with one access of either.
 //
-// Rows of a square are positions for keys, dimensions for values; columns the other. Read with rows as columns, the same
-// registers are the 8-column operand of two instructions: decode and prefill read one cache.
+// Rows of a square are positions for keys, dimensions for values; columns the other. Of a lane's four pairs of elements the two
+// of a row are neighbours, and so are the registers that they are loaded into: with rows as columns, they are the 8-column operand
+// of two instructions as they are, for prefill, which instructions may limit. For the 16-row operand, decode exchanges two of
+// four registers, which costs nothing where memory is the limit.
 #pragma once
 
 #include "launch.cuh"

@@ -288,6 +288,33 @@ fn attention_over_eight_bits_is_that_over_the_numbers_they_are() {
     }
 }
 
+/// Chunks of more pairs than a block has, and warps that see nothing of what others of their block see.
+#[test]
+fn a_row_has_the_same_bits_in_any_chunk() {
+    let [bf16, f16] = &ELEMENTS;
+    let cases = [(bf16, Stored::Same, None), (f16, Stored::Same, Some(70)), (bf16, Stored::Fp8(&E4M3), Some(5))];
+    for (element, stored, window) in cases {
+        let sequences = Sequences {
+            lengths: vec![330],
+            window,
+            heads: 1,
+            kv_heads: 1,
+            dim: 32,
+            element,
+            stored,
+            poisoned: None,
+            value: None,
+        };
+        let row_bytes = 32 * 2;
+        for simulator in &*SIMULATORS {
+            let (many, few) = (sequences.prefill(simulator, &[150]), sequences.prefill(simulator, &[40]));
+            let context = format!("{} over {}, window {window:?}", element.name, stored.name());
+            sequences.assert_close(&many, &[150], &context);
+            assert!(many[110 * row_bytes..] == few, "{context}: a longer chunk has other bits");
+        }
+    }
+}
+
 /// A position that sees itself alone gets its own value: of every dimension another code, half of them at a time.
 #[test]
 fn every_number_of_eight_bits_is_widened_exactly() {
