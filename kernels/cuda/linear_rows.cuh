@@ -13,7 +13,7 @@
 //
 // Shapes:  out: [m][n], x: [m][k], bias: [n] or null, weight: as the packing of its format makes it.
 // Grid:    x: ceil(n / outputs) of 16, 32, 32, 64 outputs for 1, 2, 4, 8 tiles of rows (NF4, INT4: 16, 32, 32, 32), or more;
-//          y: ceil(m / (8 * tiles)).
+//          y: ceil(m / (8 * tiles)). RowsBlock says which part a block has.
 // Block:   32 * parts threads, a warp a part.
 // Traffic: the weight once; of x, all rows for every block, from L2: beside W bytes of weight, W * rows / outputs. That is why
 //          more rows have more outputs: 16 for 64 rows would read four times as much of x as of the weight.
@@ -26,11 +26,22 @@ constexpr unsigned ROWS_THREADS = MAX_PARTS * WARP;
 // same time have different banks.
 constexpr unsigned SUMS_STRIDE = TILE_OUTPUTS + 4;
 
+// What a block has: of the grid's blocks along y, which are blocks of rows, and of those along x, which are blocks of outputs. Blocks of
+// the same outputs are neighbours in time: the second finds the weight in L2.
+struct RowsBlock {
+    unsigned rows, outputs;
+};
+
+DEVICE RowsBlock rows_block() {
+    unsigned block = blockIdx.y * gridDim.x + blockIdx.x;
+    return {block % gridDim.y, block / gridDim.y};
+}
+
 // ROW_TILES, OUTPUT_TILES: what a block computes. DEPTH, X_DEPTH: how many units of the weight ahead and how many tiles of x are
 // requested.
 template <typename Format, typename Out, unsigned ROW_TILES, unsigned OUTPUT_TILES, unsigned DEPTH, unsigned X_DEPTH>
 DEVICE void linear_rows(
-    Out* out, const typename Format::Element* x, const void* weight, const float* bias, u32 m, u32 n, u32 k) {
+    Out* out, const typename Format::Element* x, const void* weight, const float* bias, u32 m, u32 n, u32 k, RowsBlock block) {
     static_assert(DEPTH * Format::TILES % X_DEPTH == 0, "a tile's inputs of x have a fixed place among the registers");
     using T = typename Format::Element;
     constexpr unsigned ROWS = ROW_TILES * TILE_ROWS;
@@ -41,9 +52,7 @@ DEVICE void linear_rows(
     SHARED(float, part_sums, MAX_PARTS * ROWS * SUMS_STRIDE);
 
     allow_kernel_behind();
-    // Blocks of the same outputs are neighbours in time: the second finds the weight in L2.
-    unsigned block = blockIdx.y * gridDim.x + blockIdx.x;
-    unsigned first_row = block % gridDim.y * ROWS, first_tile = block / gridDim.y * OUTPUT_TILES;
+    unsigned first_row = block.rows * ROWS, first_tile = block.outputs * OUTPUT_TILES;
     unsigned output_tiles = output_tiles_of(n), units = units_of<Format>(k);
     if (first_tile >= output_tiles) return;
 
@@ -171,6 +180,6 @@ DEVICE void linear_rows(
 #define ROWS_KERNEL(NAME, FORMAT, T, OUT, BLOCKS, ...)                                                                   \
     KERNEL __launch_bounds__(ROWS_THREADS, BLOCKS)                                                                       \
         NAME(OUT* out, const T* x, const void* weight, const float* bias, u32 m, u32 n, u32 k) {                         \
-        linear_rows<FORMAT<T>, OUT, __VA_ARGS__>(out, x, weight, bias, m, n, k);                                         \
+        linear_rows<FORMAT<T>, OUT, __VA_ARGS__>(out, x, weight, bias, m, n, k, rows_block());                           \
     }                                                                                                                    \
     EXPORT(NAME)

@@ -85,10 +85,11 @@ DEVICE void store_rows(Out* out, const Out* staged, unsigned first_row, unsigned
 }
 
 // BLOCK_ROWS, BLOCK_OUTPUTS: what a block computes. WARPS_ALONG_OUTPUTS: neighbours along the outputs, of eight warps; the others
-// are neighbours along the rows.
+// are neighbours along the rows. row_block, output_block: which rows and outputs, counted in blocks.
 template <typename Format, typename Out, unsigned BLOCK_ROWS, unsigned BLOCK_OUTPUTS, unsigned WARPS_ALONG_OUTPUTS>
 DEVICE void linear_tiles(
-    Out* out, const typename Format::Element* x, const void* weight, const float* bias, u32 m, u32 n, u32 k, u32 parts) {
+    Out* out, const typename Format::Element* x, const void* weight, const float* bias, u32 m, u32 n, u32 k, u32 parts,
+    unsigned row_block, unsigned output_block) {
     using T = typename Format::Element;
     constexpr unsigned UNIT_INPUTS = Format::TILES * TILE_INPUTS;
     constexpr unsigned UNIT_ACCESSES = Format::ACCESSES * WARP;
@@ -124,7 +125,7 @@ DEVICE void linear_tiles(
     allow_kernel_behind();
 
     unsigned warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    unsigned first_row = blockIdx.x * BLOCK_ROWS, first_output = blockIdx.y * BLOCK_OUTPUTS;
+    unsigned first_row = row_block * BLOCK_ROWS, first_output = output_block * BLOCK_OUTPUTS;
     unsigned units = units_of<Format>(k), output_tiles = output_tiles_of(n);
 
     // Copy: a thread has the same places of every unit. What lies beyond the last output or row is zeros.
@@ -172,7 +173,7 @@ DEVICE void linear_tiles(
     // Units up to `end`. A thread has a tile of outputs; of the blocks that share them, the first asks.
     auto prefetch_weights = [&](unsigned unit, unsigned end) {
         unsigned output_tile = first_output / TILE_OUTPUTS + threadIdx.x;
-        bool asks = blockIdx.x == 0 && threadIdx.x < BLOCK_OUTPUT_TILES && output_tile < output_tiles;
+        bool asks = row_block == 0 && threadIdx.x < BLOCK_OUTPUT_TILES && output_tile < output_tiles;
         if (!asks || unit >= units) return;
         unsigned count = min(end, units) - unit;
         const RowsOperand* from = static_cast<const RowsOperand*>(weight) + unit_start<Format>(output_tile, unit, units);
@@ -333,6 +334,6 @@ DEVICE void linear_tiles(
 #define TILES_KERNEL(NAME, FORMAT, T, OUT, ...)                                                                         \
     KERNEL __launch_bounds__(TILES_THREADS, 1)                                                                          \
         NAME(OUT* out, const T* x, const void* weight, const float* bias, u32 m, u32 n, u32 k, u32 parts) {             \
-        linear_tiles<FORMAT<T>, OUT, __VA_ARGS__>(out, x, weight, bias, m, n, k, parts);                                \
+        linear_tiles<FORMAT<T>, OUT, __VA_ARGS__>(out, x, weight, bias, m, n, k, parts, blockIdx.x, blockIdx.y);        \
     }                                                                                                                   \
     EXPORT(NAME)

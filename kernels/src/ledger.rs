@@ -58,7 +58,7 @@ mod tests {
         let mut arena = Arena::plan();
         let mut x = arena.tensor(&[3, 8], DType::F32).unwrap();
         let mut out = arena.tensor(&[3, 32], DType::F32).unwrap();
-        ops::rms_norm_in_place(&mut x, &norm, 1e-5).unwrap();
+        ops::rms_norm_in_place(&mut x, ops::RmsScale { weight: &norm, eps: 1e-5, rounds_first: true }).unwrap();
         ops::linear(&mut out, &x, &weight, None).unwrap();
         assert!(ops::linear(&mut out, &norm, &weight, None).is_err(), "one row in, three out");
         let ledger = arena.device().ledger().unwrap();

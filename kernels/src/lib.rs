@@ -16,6 +16,7 @@ mod cuda;
 mod device;
 mod dtype;
 mod error;
+mod expert_weights;
 mod fp8;
 mod int4;
 mod kv_cache;
@@ -37,6 +38,7 @@ pub use cuda::{Cuda, CudaArchitecture, CudaCode, CudaSource, GpuGroup, Graph, Gr
 pub use device::{Cpu, Device};
 pub use dtype::DType;
 pub use error::{Error, Result};
+pub use expert_weights::ExpertWeights;
 pub use fp8::{Fp8View, e4m3_to_f32};
 pub use int4::{Int4Rows, Int4Source};
 pub use kv_cache::{KvCache, KvDType};

@@ -17,6 +17,15 @@ pub const KV_SPLIT: usize = 256;
 /// elements they take 68 MB. Steps with more take several launches.
 pub(crate) const MIN_CUDA_SPLITS: usize = 4096;
 
+/// Experts of a layer. 1024: the largest published models have 512; `experts.cu` counts the rows of each in 4 KiB of shared memory.
+pub const MAX_EXPERTS: usize = 1024;
+
+/// Experts that a row goes to. 32: published models have up to 22, and a warp keeps one a lane.
+pub const MAX_EXPERTS_PER_ROW: usize = 32;
+
+/// Blocks of a grid along its second extent, which CUDA limits. More rows than that take several launches.
+pub(crate) const MAX_CUDA_GRID_Y: usize = 65_535;
+
 /// The highest rank of a tensor: [blocks, block, heads, head_dim] is the largest shape in use.
 pub const MAX_RANK: usize = 4;
 

@@ -1,6 +1,7 @@
 //! The weight of a linear layer, packed once at load for the device that computes with it.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::fp8::{Fp8Stack, Fp8View};
 use crate::int4::{Int4Stack, expect_groups};
@@ -11,8 +12,10 @@ use crate::{DType, Device, Error, Int4Source, MatrixView, Result, WeightType};
 
 /// One or several matrices stacked along N, ready for [`ops::linear`](crate::ops::linear()).
 pub struct LinearWeight {
-    /// `[ceil(N / 16)]` panels of `format`.
-    panels: Memory,
+    /// What holds its panels, and those of its neighbours if it is a [part](LinearWeight::part).
+    memory: Arc<Memory>,
+    /// Where in it: `[ceil(N / 16)]` panels of `format`.
+    bytes: Range<usize>,
     format: Format,
     n: usize,
     k: usize,
@@ -69,7 +72,7 @@ impl LinearWeight {
     ) -> Result<Result<LinearWeight, E>> {
         let mut weight = LinearWeight::unpacked(device, matrices, weight_type)?;
         let shape = weight.panel_shape();
-        Ok(fill(shape, weight.panels.as_mut_slice()).map(|()| weight))
+        Ok(fill(shape, weight.panels_mut()).map(|()| weight))
     }
 
     /// Packs matrices of 4-bit integers, stacked along their rows (q, k, v; gate, up), in parallel. On the plan device it reads nothing.
@@ -130,7 +133,7 @@ impl LinearWeight {
             return;
         }
         let turn_bytes = PANELS_OF_TURN * panel_bytes;
-        device.for_each_part(self.panels.as_mut_slice::<u8>(), turn_bytes, |turn, bytes| {
+        device.for_each_part(self.panels_mut(), turn_bytes, |turn, bytes| {
             let first = turn * PANELS_OF_TURN;
             pack(first..first + bytes.len() / panel_bytes, bytes, panel_bytes);
         });
@@ -149,8 +152,26 @@ impl LinearWeight {
             squares::expect_shape(weight_type, k)?;
         }
         let format = Format::choose(device, weight_type);
-        let panels = Memory::new(device, n.div_ceil(LANES) * format.panel_bytes(k), "weights")?;
-        Ok(LinearWeight { panels, format, n, k })
+        let bytes = n.div_ceil(LANES) * format.panel_bytes(k);
+        Ok(LinearWeight { memory: Arc::new(Memory::new(device, bytes, "weights")?), bytes: 0..bytes, format, n, k })
+    }
+
+    /// `n` outputs from number `first` on, in the same memory.
+    ///
+    /// # Errors
+    /// [`Error::Index`] unless `first` begins a panel of sixteen and there are so many behind it; [`Error::Unsupported`] of weights whose
+    /// scales lie behind all panels.
+    pub fn part(&self, first: usize, n: usize) -> Result<LinearWeight> {
+        if !first.is_multiple_of(LANES) || first + n > self.n {
+            return Err(Error::Index { op: "part", arg: "first + n", index: first + n, limit: self.n + 1 });
+        }
+        if let Format::Squares(weight_type) = self.format {
+            squares::expect_parts(weight_type)?;
+        }
+        let panel_bytes = self.panel_bytes();
+        let start = self.bytes.start + first / LANES * panel_bytes;
+        let bytes = start..start + n.div_ceil(LANES) * panel_bytes;
+        Ok(LinearWeight { memory: self.memory.clone(), bytes, n, ..*self })
     }
 
     /// Of the right size and format, with panels of zeros.
@@ -178,7 +199,8 @@ impl LinearWeight {
         }
         let Device::Cpu(cpu) = self.device().clone() else { return Ok(self) };
         let panels_of_turn = (PACKED_BYTES_OF_TURN / panel_bytes.max(1)).max(1);
-        cpu.for_rows(self.panels.as_mut_slice::<u8>(), panel_bytes, self.k * LANES, |first, part| {
+        let k = self.k;
+        cpu.for_rows(self.panels_mut(), panel_bytes, k * LANES, |first, part| {
             for (turn, part) in part.chunks_mut(panel_bytes * panels_of_turn).enumerate() {
                 let first_row = (first + turn * panels_of_turn) * LANES;
                 let sources = rows_of(matrices, first_row..first_row + part.len() / panel_bytes * LANES);
@@ -219,17 +241,17 @@ impl LinearWeight {
 
     /// The memory it takes, in bytes.
     pub fn bytes(&self) -> usize {
-        self.panels.bytes()
+        self.bytes.len()
     }
 
     /// Where it lives.
     pub fn device(&self) -> &Device {
-        self.panels.device()
+        self.memory.device()
     }
 
     /// Where it lies on a GPU.
     pub(crate) fn address(&self) -> u64 {
-        self.panels.address(0, self.panels.bytes())
+        self.memory.address(self.bytes.start, self.bytes.len())
     }
 
     /// Bytes of a panel.
@@ -244,7 +266,12 @@ impl LinearWeight {
 
     /// The panels as elements of a type that fits the format.
     pub(crate) fn panels<T: bytemuck::Pod>(&self) -> &[T] {
-        self.panels.as_slice()
+        bytemuck::cast_slice(&self.memory.as_slice::<u8>()[self.bytes.clone()])
+    }
+
+    /// The bytes of a weight that is being made.
+    fn panels_mut(&mut self) -> &mut [u8] {
+        Arc::get_mut(&mut self.memory).expect("a weight that is being packed has no parts yet").as_mut_slice()
     }
 }
 

@@ -21,6 +21,8 @@ const MODELS: &[&str] = &[
     "gemma2-softcap-bf16",
     "gemma3-two-ropes-f32",
     "starcoder2-window-bf16",
+    "mixtral-window-bf16",
+    "qwen3-moe-mixed-f32",
 ];
 
 /// Beyond 256, where attention begins its second split; not a multiple of a block.

@@ -38,8 +38,8 @@ fn what_is_not_supported_is_named_with_what_is() {
     check_config(
         llama,
         json!({"model_type": "mamba"}),
-        "DIR/config.json: `model_type` is \"mamba\"; supported: \"llama\", \"mistral\", \"qwen2\", \"qwen3\", \"gemma\", \"gemma2\", \
-         \"gemma3_text\", \"starcoder2\"",
+        "DIR/config.json: `model_type` is \"mamba\"; supported: \"llama\", \"mistral\", \"mixtral\", \"qwen2\", \"qwen3\", \
+         \"qwen3_moe\", \"gemma\", \"gemma2\", \"gemma3_text\", \"starcoder2\"",
     );
     check_config(
         llama,
@@ -155,6 +155,71 @@ fn malformed_fields_are_named_with_what_they_should_be() {
     check(&model, "DIR/config.json: expected a JSON object");
     fs::remove_file(model.path("config.json")).unwrap();
     check(&model, "cannot read DIR/config.json: No such file or directory (os error 2)");
+}
+
+#[test]
+fn experts_that_cannot_be_are_named() {
+    let (mixtral, qwen) = ("mixtral-window-f32", "qwen3-moe-mixed-f32");
+    check_config(
+        mixtral,
+        json!({"num_local_experts": null}),
+        "DIR/config.json: `num_local_experts` is missing, expected a whole number from 1 to 1024",
+    );
+    check_config(
+        mixtral,
+        json!({"num_local_experts": 1025}),
+        "DIR/config.json: `num_local_experts` is 1025, expected a whole number from 1 to 1024",
+    );
+    check_config(
+        mixtral,
+        json!({"num_experts_per_tok": 5}),
+        "DIR/config.json: `num_experts_per_tok` is 5, expected a whole number from 1 to 4",
+    );
+    check_config(
+        "qwen3-moe-mixed-bf16",
+        json!({"num_experts": 64, "num_experts_per_tok": 33}),
+        "DIR/config.json: `num_experts_per_tok` is 33, expected a whole number from 1 to 32",
+    );
+    check_config(
+        qwen,
+        json!({"moe_intermediate_size": null}),
+        "DIR/config.json: `moe_intermediate_size` is missing, expected a whole number from 1 to 16777216",
+    );
+    check_config(
+        qwen,
+        json!({"mlp_only_layers": [1, 3]}),
+        "DIR/config.json: `mlp_only_layers` is [1,3], expected a list of numbers of layers, below 3",
+    );
+    check_config(
+        qwen,
+        json!({"decoder_sparse_step": 0}),
+        "DIR/config.json: `decoder_sparse_step` is 0, expected a whole number from 1 to 1024",
+    );
+    check_config(
+        qwen,
+        json!({"moe_intermediate_size": 16}),
+        "DIR/model.safetensors: tensor `model.layers.0.mlp.experts.0.gate_proj.weight` has shape [24, 32], config.json \
+         implies [16, 32]",
+    );
+    check_config(
+        qwen,
+        json!({"mlp_only_layers": [], "num_local_experts": 7}),
+        "DIR/model.safetensors: tensor `model.layers.0.mlp.gate.weight` has shape [6, 32], config.json implies [7, 32]",
+    );
+    check_config(qwen, json!({"mlp_only_layers": []}), "weight `model.layers.1.mlp.gate.weight` does not exist in DIR");
+    check_config(
+        qwen,
+        json!({"mlp_only_layers": null, "decoder_sparse_step": 2}),
+        "weight `model.layers.0.mlp.gate_proj.weight` does not exist in DIR",
+    );
+}
+
+#[test]
+fn weights_of_experts_sum_to_one_if_the_configuration_says_so() {
+    let model = ScratchModel::of("qwen3-moe-mixed-f32");
+    let own = logits(&model, &ModelOptions::default());
+    model.configure(json!({"norm_topk_prob": true}));
+    assert!(logits(&model, &ModelOptions::default()) != own);
 }
 
 #[test]

@@ -137,6 +137,10 @@ golden_tests! {
     gemma3_two_ropes_bf16 => "gemma3-two-ropes-bf16",
     starcoder2_window_f32 => "starcoder2-window-f32",
     starcoder2_window_bf16 => "starcoder2-window-bf16",
+    mixtral_window_f32 => "mixtral-window-f32",
+    mixtral_window_bf16 => "mixtral-window-bf16",
+    qwen3_moe_mixed_f32 => "qwen3-moe-mixed-f32",
+    qwen3_moe_mixed_bf16 => "qwen3-moe-mixed-bf16",
 }
 
 #[test]

@@ -114,7 +114,7 @@ impl Drop for Cached {
 
 #[test]
 fn a_second_start_reads_what_the_first_kept() {
-    for golden in ["qwen2-bias-bf16", "llama-llama3-f32"] {
+    for golden in ["qwen2-bias-bf16", "qwen3-moe-mixed-f32"] {
         let cached = Cached::of(golden);
         cached.check(None);
         let files = cached.wait_for_new_files(1, &[]);

@@ -403,6 +403,24 @@ fn what_stays_integers_is_near_a_model_of_the_floats_they_stand_for() {
 }
 
 #[test]
+fn experts_are_quantised_layers_too() {
+    let dir = folder();
+    let eight_bits = Quantizer { bits: 8, ..Quantizer::GPTQ };
+    let models = Models::with_experts(&dir.0.join("floats"), &eight_bits, &[]);
+    for world_size in [1, 2] {
+        let [actual, expected] = [&models.quantized, &models.floats].map(|dir| logits(dir, DType::Bf16, world_size));
+        assert!(bits(&actual) == bits(&expected), "{world_size} ranks");
+    }
+    let models = Models::with_experts(&dir.0.join("integers"), &Quantizer::AWQ, &[]);
+    let expected = logits(&models.floats, DType::F32, 1);
+    for world_size in [1, 2] {
+        let error = relative_error(&logits(&models.quantized, DType::F32, world_size), &expected);
+        println!("{world_size} ranks: relative error {error:.1e}");
+        assert!((1e-4..4e-2).contains(&error), "{world_size} ranks: {error}");
+    }
+}
+
+#[test]
 fn what_stays_integers_takes_the_memory_of_integers() {
     let dir = folder();
     let models = Models::new(&dir.0, &Quantizer::AWQ, &[], false);

@@ -7,7 +7,7 @@ mod runner;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use runner::{Piece, Runner, Wanted, with_ranks};
+use runner::{Piece, Runner, Wanted, goldens, with_ranks};
 use shard::comm::{Comm, Single};
 use shard::models::{ModelOptions, Quantization};
 
@@ -83,5 +83,24 @@ fn two_ranks_agree_and_answer() {
         let ranks = with_ranks(2, |comm| load(Some(mode), 1, comm).greedy(&case.input_ids, 10));
         assert_eq!(ranks[0].ids, case.greedy_ids[..10], "{mode:?}");
         assert!(ranks[0] == ranks[1], "{mode:?}: ranks disagree");
+    }
+}
+
+/// Experts are of no more than a panel or two, so that their ends are seen.
+#[test]
+fn experts_are_quantised_one_by_one() {
+    let ids: Vec<u32> = (0..30).map(|at| at * 37 % 251 + 3).collect();
+    let load = |mode| Runner::load_with(&goldens().join("qwen3-moe-mixed-f32"), 1, Arc::new(Single), &options(mode));
+    let piece = |start: usize, end: usize| Piece { sequence: 0, start, ids: &ids[start..end], logits: Wanted::All };
+    let floats = load(None);
+    for mode in Quantization::ALL {
+        let mut quantized = load(Some(mode));
+        assert!(quantized.model.weights_bytes() < floats.model.weights_bytes(), "{mode:?}");
+        let whole = quantized.step(&[piece(0, 30)]);
+        assert!(whole.iter().flatten().all(|logit| logit.is_finite()), "{mode:?}");
+        let mut other = load(Some(mode));
+        let mut parts = other.step(&[piece(0, 17)]);
+        (17..30).for_each(|at| parts.extend(other.step(&[piece(at, at + 1)])));
+        assert!(bits(&whole) == bits(&parts), "{mode:?}");
     }
 }

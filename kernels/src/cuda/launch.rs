@@ -46,6 +46,7 @@ impl KernelName {
             || matches!(self.base, "silu" | "silu_mul" | "gelu" | "gelu_mul" | "gelu_tanh" | "gelu_tanh_mul")
             || matches!(self.base, "embedding" | "embedding_head" | "gather_rows" | "sample_rows")
             || matches!(self.base, "rope_and_store_kv" | "attention_splits" | "attention_merge" | "attention_prefill")
+            || matches!(self.base, "route_experts" | "group_pairs" | "combine_experts")
             || self.base.starts_with("all_reduce")
             || self.base == "spin"
     }

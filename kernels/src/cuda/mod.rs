@@ -97,7 +97,7 @@ impl Cuda {
         }
     }
 
-    /// Whether `linear_wgmma.cu` has the bits of the other kernels here.
+    /// Whether `linear_wgmma.cuh` has the bits of the other kernels here.
     pub(crate) fn has_wgmma(&self) -> bool {
         self.has_wgmma
     }

@@ -2,6 +2,7 @@
 
 use crate::contract::{expect_activations, expect_device, expect_matrix, expect_vectors};
 use crate::cuda::{Argument, KernelName};
+use crate::limits::MAX_CUDA_GRID_Y;
 use crate::simd::{Kernel, LANES, Simd, gelu, gelu_tanh, load_partial, silu, store_partial};
 use crate::{Device, Result, Tensor};
 
@@ -51,11 +52,18 @@ pub fn activate(out: &mut Tensor, x: &Tensor, activation: Activation) -> Result<
                 (Activation::GeluTanh, false) => "gelu_tanh",
                 (Activation::GeluTanh, true) => "gelu_tanh_mul",
             };
-            let arguments = [Argument::Pointer(out.address()), Argument::Pointer(x.address()), Argument::count(cols)];
-            let grid = [cols.div_ceil(8 * CUDA_THREADS), out.rows(), 1];
-            // SAFETY: activation.cu: rows of `cols` whole vectors, with a gate twice as many in `x` (checked above); tensors live as long
-            // as their stream's work.
-            unsafe { cuda.launch(KernelName::of(name, out.dtype()), grid, CUDA_THREADS, &arguments)? };
+            // Of experts there may be more rows than a grid has blocks along its second extent.
+            for first in (0..out.rows()).step_by(MAX_CUDA_GRID_Y) {
+                let rows = MAX_CUDA_GRID_Y.min(out.rows() - first);
+                let [to, from] = [(out.address(), cols), (x.address(), x.cols())]
+                    .map(|(start, cols)| start + (first * cols * out.dtype().size_bytes()) as u64)
+                    .map(Argument::Pointer);
+                let grid = [cols.div_ceil(8 * CUDA_THREADS), rows, 1];
+                let arguments = [to, from, Argument::count(cols)];
+                // SAFETY: activation.cu: rows of `cols` whole vectors, with a gate twice as many in `x` (checked above); tensors live as
+                // long as their stream's work.
+                unsafe { cuda.launch(KernelName::of(name, out.dtype()), grid, CUDA_THREADS, &arguments)? };
+            }
         }
         Device::Plan(ledger) => ledger.count(OP, out.bytes() + x.bytes(), 4 * out.len()),
     }

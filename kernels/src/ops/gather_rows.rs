@@ -1,8 +1,8 @@
 //! Picks rows: the last row of every prompt before the output layer, so that only sampled rows pay for the vocabulary.
 
 use crate::contract::{expect_activations, expect_below, expect_device, expect_entries, expect_matrix, expect_vectors};
-use crate::cuda::{Argument, KernelName};
-use crate::{Device, Indices, Result, Tensor};
+use crate::cuda::{Argument, Cuda, KernelName};
+use crate::{Cpu, Device, Indices, Result, Tensor};
 
 /// Copies row `rows[s]` of `x` to row `s` of `out`.
 ///
@@ -20,28 +20,40 @@ pub fn gather_rows<'a>(out: &mut Tensor, x: &Tensor, rows: impl Into<Indices<'a>
     match out.device().clone() {
         Device::Cpu(cpu) => {
             expect_device("gather_rows", out.device(), &[("x", x)])?;
-            let (x, cols) = (x.as_f32(), x.cols());
-            cpu.for_rows(&mut out.as_f32_mut(), cols, cols, |first, part| {
-                for (out, row) in part.chunks_exact_mut(cols).zip(&rows[first..]) {
-                    out.copy_from_slice(&x[*row as usize * cols..][..cols]);
-                }
-            });
+            cpu_arm(&cpu, out, x, rows);
         }
         Device::Cuda(cuda) => {
             expect_device("gather_rows", out.device(), &[("x", x)])?;
-            expect_vectors("gather_rows", x.cols())?;
             let rows = indices.address("gather_rows", "rows")?;
-            let arguments = [out.address(), x.address(), rows].map(Argument::Pointer);
-            let arguments = [&arguments[..], &[Argument::count(x.cols())]].concat();
-            // SAFETY: gather_rows.cu: a block per row of `out`, rows below those of `x`, columns alike and whole vectors (all checked
-            // above); tensors live as long as their stream's work.
-            unsafe {
-                cuda.launch(KernelName::of("gather_rows", x.dtype()), [out.rows(), 1, 1], CUDA_THREADS, &arguments)?
-            };
+            // SAFETY: as many rows as `out` has, below those of `x` (checked above).
+            unsafe { cuda_arm(&cuda, out, x, rows)? };
         }
         Device::Plan(ledger) => ledger.count("gather_rows", 2 * out.bytes(), 0),
     }
     Ok(())
+}
+
+/// Shapes were checked, and that rows lie below those of `x`.
+pub(super) fn cpu_arm(cpu: &Cpu, out: &mut Tensor, x: &Tensor, rows: &[u32]) {
+    let (x, cols) = (x.as_f32(), x.cols());
+    cpu.for_rows(&mut out.as_f32_mut(), cols, cols, |first, part| {
+        for (out, row) in part.chunks_exact_mut(cols).zip(&rows[first..]) {
+            out.copy_from_slice(&x[*row as usize * cols..][..cols]);
+        }
+    });
+}
+
+/// Of tensors of one type and width.
+///
+/// # Safety
+/// At `rows` are as many numbers as `out` has rows, below the number of rows of `x`, when the stream comes to it.
+pub(super) unsafe fn cuda_arm(cuda: &Cuda, out: &mut Tensor, x: &Tensor, rows: u64) -> Result<()> {
+    expect_vectors("gather_rows", x.cols())?;
+    let arguments = [out.address(), x.address(), rows].map(Argument::Pointer);
+    let arguments = [&arguments[..], &[Argument::count(x.cols())]].concat();
+    // SAFETY: gather_rows.cu: a block per row of `out`, columns alike and whole vectors (checked above), rows of `x` (the caller's
+    // obligation); tensors live as long as their stream's work.
+    unsafe { cuda.launch(KernelName::of("gather_rows", x.dtype()), [out.rows(), 1, 1], CUDA_THREADS, &arguments) }
 }
 
 /// Threads of a block, as `gather_rows.cu` has them.

@@ -9,6 +9,7 @@ mod add;
 pub(crate) mod attention;
 mod concat_columns;
 mod embedding;
+pub mod experts;
 mod gather_rows;
 mod layer_norm;
 pub(crate) mod linear;

@@ -98,7 +98,7 @@ pub(crate) fn gelu<S: Simd>(simd: S, x: S::V) -> S::V {
 #[inline(always)]
 pub(crate) fn gelu_tanh<S: Simd>(simd: S, x: S::V) -> S::V {
     // 2 · √(2/π).
-    const SCALE: f32 = 1.595_769_1;
+    const SCALE: f32 = 1.595_769;
     let inner = simd.fma(simd.mul(x, x), simd.splat(-SCALE * 0.044_715), simd.splat(-SCALE));
     simd.div(x, simd.add(simd.splat(1.0), exp(simd, simd.mul(x, inner))))
 }

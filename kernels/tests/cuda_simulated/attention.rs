@@ -297,6 +297,7 @@ fn a_row_has_the_same_bits_in_any_chunk() {
         let sequences = Sequences {
             lengths: vec![330],
             window,
+            softcap: None,
             heads: 1,
             kv_heads: 1,
             dim: 32,

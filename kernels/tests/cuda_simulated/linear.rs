@@ -9,7 +9,7 @@ use crate::simulator::Argument::{self, Buffer, Null, U32};
 use crate::simulator::{SIMULATORS, Simulator};
 
 /// The kernels of few rows: tiles of eight rows, and outputs of a block.
-const ROW_KERNELS: [(usize, usize); 4] = [(1, 16), (2, 32), (4, 32), (8, 64)];
+pub(crate) const ROW_KERNELS: [(usize, usize); 4] = [(1, 16), (2, 32), (4, 32), (8, 64)];
 
 /// The kernels of many rows: outputs of a block.
 const TILE_KERNELS: [usize; 2] = [128, 64];
@@ -18,16 +18,16 @@ const TILE_KERNELS: [usize; 2] = [128, 64];
 const WGMMA_KERNEL: (usize, usize) = (128, 128);
 
 /// A layer, and how the sums of its outputs are cut.
-struct Layer {
-    element: &'static Element,
-    n: usize,
-    k: usize,
-    parts: usize,
+pub(crate) struct Layer {
+    pub(crate) element: &'static Element,
+    pub(crate) n: usize,
+    pub(crate) k: usize,
+    pub(crate) parts: usize,
 }
 
 /// What a layer adds and what it writes.
 #[derive(Clone, Copy, PartialEq)]
-enum Form {
+pub(crate) enum Form {
     /// Nothing; the element type.
     Plain,
     /// Its bias; the element type.
@@ -65,7 +65,7 @@ impl Layer {
     }
 
     /// `[m][k]`.
-    fn x(&self, m: usize) -> Vec<f32> {
+    pub(crate) fn x(&self, m: usize) -> Vec<f32> {
         self.element.random(52, m * self.k)
     }
 
@@ -78,7 +78,7 @@ impl Layer {
     }
 
     /// The weight in pieces: in the middle of a tile of outputs, and at its end.
-    fn pack(&self, simulator: &Simulator) -> Vec<u8> {
+    pub(crate) fn pack(&self, simulator: &Simulator) -> Vec<u8> {
         let rows = self.element.bytes(&self.rows());
         let mut weight = vec![0; self.n.div_ceil(16) * 16 * self.k * 2];
         let mut first = 0;
@@ -115,7 +115,13 @@ impl Layer {
         simulator.run(&format!("{kernel}_{}{suffix}", self.element.name), grid, threads, &arguments).swap_remove(0)
     }
 
-    fn few(&self, simulator: &Simulator, kernel: (usize, usize), operands: (&[u8], &[u8]), form: Form) -> Vec<u8> {
+    pub(crate) fn few(
+        &self,
+        simulator: &Simulator,
+        kernel: (usize, usize),
+        operands: (&[u8], &[u8]),
+        form: Form,
+    ) -> Vec<u8> {
         let ((row_tiles, outputs), m) = (kernel, operands.1.len() / (self.k * 2));
         let grid = [self.n.div_ceil(outputs), m.div_ceil(8 * row_tiles), 1];
         self.run(simulator, &format!("linear_rows_{row_tiles}"), (grid, 32 * self.parts), operands, form)

@@ -7,6 +7,7 @@
 mod all_reduce;
 mod attention;
 mod element;
+mod experts;
 mod linear;
 mod process;
 mod quantized;

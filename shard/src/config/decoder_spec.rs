@@ -5,7 +5,7 @@ use std::path::Path;
 use kernels::ops::Activation;
 use kernels::{DType, KvDType};
 
-use super::{ConfigFile, ModelOptions, Quantization, QuantizedCheckpoint, RopeSpec, activation};
+use super::{ConfigFile, ExpertsSpec, ModelOptions, Quantization, QuantizedCheckpoint, RopeSpec, activation};
 use crate::error::Result;
 use crate::limits::{MAX_DIMENSION, MAX_LAYERS, MAX_POSITIONS};
 
@@ -62,6 +62,8 @@ pub struct DecoderSpec {
     pub mlp_bias: bool,
     /// Whether queries and keys are normalised per head before RoPE.
     pub qk_norm: bool,
+    /// What some layers have in place of the MLP.
+    pub experts: Option<ExpertsSpec>,
     /// Whether the output head is the embedding matrix.
     pub tie_word_embeddings: bool,
     /// Per layer: the most recent positions that a row attends to, itself included; `None`: all.
@@ -91,8 +93,8 @@ pub enum NormKind {
 }
 
 impl DecoderSpec {
-    /// What all families spell alike: RMSNorm, SiLU, no biases, no QK-norm, no window, nothing that scales or levels off. A family changes
-    /// what differs.
+    /// What all families spell alike: RMSNorm, SiLU, no biases, no QK-norm, no experts, no window, nothing that scales or levels off. A
+    /// family changes what differs.
     ///
     /// # Errors
     /// A field that is missing, malformed or unsupported.
@@ -157,6 +159,7 @@ impl DecoderSpec {
             o_bias: false,
             mlp_bias: false,
             qk_norm: false,
+            experts: None,
             tie_word_embeddings: config.flag("tie_word_embeddings", false)?,
             windows: vec![None; num_layers],
             eos_token_ids: eos_token_ids(config)?,

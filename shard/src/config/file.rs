@@ -118,6 +118,16 @@ impl ConfigFile {
         })
     }
 
+    /// A list of numbers of layers, below `num_layers`.
+    pub fn layers(&self, field: &str, num_layers: usize) -> Result<Option<Vec<usize>>> {
+        let layer = |value: &Value| {
+            value.as_u64().and_then(|layer| usize::try_from(layer).ok()).filter(|layer| *layer < num_layers)
+        };
+        self.typed(field, &format!("a list of numbers of layers, below {num_layers}"), |value| {
+            value.as_array()?.iter().map(layer).collect()
+        })
+    }
+
     /// The error that `field` is missing or not `expected`.
     pub fn wrong(&self, field: &str, expected: &str) -> Error {
         Error::Field {

@@ -5,6 +5,7 @@
 
 mod activation;
 mod decoder_spec;
+mod experts_spec;
 mod file;
 mod fp8_checkpoint;
 pub mod layer_types;
@@ -14,6 +15,7 @@ mod rope;
 
 pub use activation::activation;
 pub use decoder_spec::{DecoderSpec, NormKind, NormSpec};
+pub use experts_spec::ExpertsSpec;
 pub use file::ConfigFile;
 pub use fp8_checkpoint::Fp8Checkpoint;
 pub use quantization::{Quantization, weight_types};

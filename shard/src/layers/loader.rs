@@ -4,7 +4,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use kernels::{DType, Device, Fp8View, Int4Source, LinearWeight, MatrixView, SourcePages, Tensor, WeightType};
+use kernels::{
+    DType, Device, ExpertWeights, Fp8View, Int4Source, LinearWeight, MatrixView, SourcePages, Tensor, WeightType,
+};
 
 use super::Partition;
 use super::linear_source::{LinearPart, LinearSource};
@@ -114,16 +116,49 @@ impl<'a> Loader<'a> {
 
     /// Packs this rank's parts of layers with the same inputs, stacked along their outputs.
     pub(super) fn linear_weight(&self, parts: &[LinearPart<'_>]) -> Result<LinearWeight> {
+        self.stack(parts, Padding { every: parts.len(), rows: 0 }, None)
+    }
+
+    /// Packs this rank's parts of layers with the same inputs, those of `num_experts` experts one behind the other, as many of each.
+    pub(super) fn expert_weights(&self, parts: &[LinearPart<'_>], num_experts: usize) -> Result<ExpertWeights> {
+        ExpertWeights::expect_type(self.device, self.linear_type)?;
+        let every = parts.len() / num_experts;
+        let n = parts[..every].iter().map(|part| part.outputs.len()).sum::<usize>();
+        let padding = Padding { every, rows: ExpertWeights::stride(n) - n };
+        let are_floats = ExpertWeights::expect_type(self.device, WeightType::Int4).is_err();
+        let stack = self.stack(parts, padding, are_floats.then_some(Obstacle::Experts))?;
+        Ok(ExpertWeights::new(stack, num_experts, n)?)
+    }
+
+    /// Packs the layer that chooses experts, whole on every rank. It is never quantised: of its few numbers, a small error sends a row
+    /// elsewhere.
+    pub(super) fn router_weight(&self, name: &str, [outputs, inputs]: [usize; 2]) -> Result<LinearWeight> {
+        let part = LinearPart { name, shape: [outputs, inputs], outputs: 0..outputs, inputs: 0..inputs };
+        let router = self.find(&part)?;
+        match router.float() {
+            Some(slice) => self.pack(&[slice], WeightType::Float(self.dtype)),
+            None => self.pack_dequantized(&[router], Padding { every: 1, rows: 0 }, Obstacle::Router),
+        }
+    }
+
+    /// `obstacle`: why layers that are quantised must become floats, whatever they are.
+    fn stack(&self, parts: &[LinearPart<'_>], padding: Padding, obstacle: Option<Obstacle>) -> Result<LinearWeight> {
         let layers = parts.iter().map(|part| self.find(part)).collect::<Result<Vec<_>>>()?;
         if let Some(slices) = layers.iter().map(LinearSource::float).collect::<Option<Vec<_>>>() {
-            return self.pack(&slices, self.linear_type);
+            let zeros = padding.zeros(&slices);
+            return self.pack(&padding.behind(&slices, &zeros), self.linear_type);
         }
+        let are_kept = padding.rows == 0 && obstacle.is_none();
         let integers = layers.iter().map(LinearSource::int4).collect::<Option<Vec<&dyn Int4Source>>>();
         let numbers = layers.iter().map(LinearSource::fp8).collect::<Option<Vec<Fp8View<'_>>>>();
         let weight = match (integers, numbers) {
-            (Some(matrices), _) => self.while_reading(&layers, || LinearWeight::pack_int4(self.device, &matrices))?,
-            (None, Some(matrices)) => self.while_reading(&layers, || LinearWeight::pack_fp8(self.device, &matrices))?,
-            (None, None) => return self.pack_dequantized(&layers, 0, Obstacle::Stack),
+            (Some(matrices), _) if are_kept => {
+                self.while_reading(&layers, || LinearWeight::pack_int4(self.device, &matrices))?
+            }
+            (_, Some(matrices)) if are_kept => {
+                self.while_reading(&layers, || LinearWeight::pack_fp8(self.device, &matrices))?
+            }
+            _ => return self.pack_dequantized(&layers, padding, obstacle.unwrap_or(Obstacle::Stack)),
         };
         *self.quantized_layers.borrow_mut().entry(None).or_default() += layers.len();
         self.count(weight.bytes());
@@ -132,11 +167,10 @@ impl<'a> Loader<'a> {
 
     /// Packs this rank's part of the output head, followed by rows of zeros.
     pub(super) fn head_weight(&self, part: &LinearPart<'_>, missing: usize) -> Result<LinearWeight> {
-        let head = self.find(part)?;
-        let Some(slice) = head.float() else { return self.pack_dequantized(&[head], missing, Obstacle::Head) };
-        let zeros = vec![0; missing * slice.cols * slice.dtype.size_bytes()];
-        let padding = MatrixView::dense(&zeros, slice.dtype, missing, slice.cols);
-        self.pack(&[slice, padding], self.head_type)
+        let (head, padding) = (self.find(part)?, Padding { every: 1, rows: missing });
+        let Some(slice) = head.float() else { return self.pack_dequantized(&[head], padding, Obstacle::Head) };
+        let zeros = padding.zeros(&[slice]);
+        self.pack(&padding.behind(&[slice], &zeros), self.head_type)
     }
 
     fn find(&self, part: &LinearPart<'_>) -> Result<LinearSource<'a>> {
@@ -145,12 +179,12 @@ impl<'a> Loader<'a> {
         Ok(layer)
     }
 
-    /// Packs layers, some of them quantised, as floats of the model's element type, followed by rows of zeros. `otherwise` is why layers
-    /// become floats that have no obstacle of their own.
+    /// Packs layers, some of them quantised, as floats of the model's element type. `otherwise` is why layers become floats that have no
+    /// obstacle of their own.
     fn pack_dequantized(
         &self,
         layers: &[LinearSource<'a>],
-        missing: usize,
+        padding: Padding,
         otherwise: Obstacle,
     ) -> Result<LinearWeight> {
         for layer in layers.iter().filter(|layer| layer.float().is_none()) {
@@ -161,19 +195,19 @@ impl<'a> Loader<'a> {
         let inputs = layers.first().map_or(0, |layer| layer.shape()[1]);
         let weight = if self.device.is_plan() {
             let outputs = layers.iter().map(|layer| layer.shape()[0]).sum::<usize>();
-            LinearWeight::zeroed(self.device, outputs + missing, inputs, float)?
+            let padded = outputs + layers.len() / padding.every * padding.rows;
+            LinearWeight::zeroed(self.device, padded, inputs, float)?
         } else {
             self.while_reading(layers, || {
                 let rounded: Vec<Vec<u8>> =
                     layers.iter().map(|layer| layer.dequantize(self.device, self.dtype)).collect();
-                let zeros = vec![0; missing * inputs * self.dtype.size_bytes()];
-                let mut matrices = Vec::with_capacity(layers.len() + 1);
+                let mut matrices = Vec::with_capacity(layers.len());
                 for (layer, rounded) in layers.iter().zip(&rounded) {
                     let dense = MatrixView::dense(rounded, self.dtype, layer.shape()[0], inputs);
                     matrices.push(layer.float().unwrap_or(dense));
                 }
-                matrices.push(MatrixView::dense(&zeros, self.dtype, missing, inputs));
-                LinearWeight::pack_as(self.device, &matrices, float)
+                let zeros = padding.zeros(&matrices);
+                LinearWeight::pack_as(self.device, &padding.behind(&matrices, &zeros), float)
             })?
         };
         self.count(weight.bytes());
@@ -260,5 +294,31 @@ impl<'a> Loader<'a> {
 
     fn count(&self, bytes: usize) {
         self.bytes.set(self.bytes.get() + bytes as u64);
+    }
+}
+
+/// Rows of zeros in a stack of matrices: so many behind every so many of them.
+#[derive(Clone, Copy)]
+struct Padding {
+    every: usize,
+    rows: usize,
+}
+
+impl Padding {
+    /// The bytes of one padding.
+    fn zeros(self, matrices: &[MatrixView<'_>]) -> Vec<u8> {
+        matrices.first().map_or(vec![], |first| vec![0; self.rows * first.cols * first.dtype.size_bytes()])
+    }
+
+    /// The matrices with their paddings.
+    fn behind<'m>(self, matrices: &[MatrixView<'m>], zeros: &'m [u8]) -> Vec<MatrixView<'m>> {
+        let mut stack = Vec::with_capacity(matrices.len() * 2);
+        for group in matrices.chunks(self.every) {
+            stack.extend_from_slice(group);
+            if let Some(first) = group.first().filter(|_| self.rows > 0) {
+                stack.push(MatrixView::dense(zeros, first.dtype, self.rows, first.cols));
+            }
+        }
+        stack
     }
 }

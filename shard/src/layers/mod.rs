@@ -1,11 +1,12 @@
 //! The layers of a decoder, cut over the ranks of a group.
 //!
 //! Tensor parallelism lives here and nowhere else: a column-parallel layer computes some of the outputs, a row-parallel
-//! one sums over some of the inputs and then over the ranks, the vocabulary is cut for embedding and head. A model
+//! one sums over some of the inputs and then over the ranks, experts are both, the vocabulary is cut for embedding and head. A model
 //! file sees whole layers. Every layer writes into a tensor of its caller.
 
 mod column_parallel;
 mod embedding;
+mod experts;
 mod linear_source;
 mod lm_head;
 mod loader;
@@ -15,6 +16,7 @@ mod row_parallel;
 
 pub use column_parallel::{ColumnParallelLinear, Projection};
 pub use embedding::VocabParallelEmbedding;
+pub use experts::{ExpertNames, Experts};
 pub use lm_head::LmHead;
 pub use loader::Loader;
 pub use norm::{LayerNorm, Norm, RmsNorm};

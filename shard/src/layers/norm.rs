@@ -72,7 +72,8 @@ impl Norm {
         Ok(())
     }
 
-    /// Sums `x` over the ranks of `comm`, then as [`forward_add`](Norm::forward_add); `x` is then undefined.
+    /// Sums `x` over the ranks of `comm`, normalises the sum by `after` if there is one, then as [`forward_add`](Norm::forward_add); `x` is
+    /// then undefined.
     ///
     /// # Errors
     /// As [`forward_add`](Norm::forward_add) and [`Comm::all_reduce`].
@@ -82,11 +83,16 @@ impl Norm {
         out: &mut Tensor,
         residual: &mut Tensor,
         x: &mut Tensor,
+        after: Option<&RmsNorm>,
     ) -> Result<()> {
-        if let (Norm::Rms(norm), Some(gpus)) = (self, comm.gpus().filter(|_| !x.device().is_plan())) {
+        let gpus = comm.gpus().filter(|_| !x.device().is_plan());
+        if let (Norm::Rms(norm), Some(gpus), None) = (self, gpus, after) {
             return Ok(gpus.all_reduce_add_rms_norm(out, residual, x, norm.scale())?);
         }
         all_reduce(comm, x)?;
+        if let Some(after) = after {
+            after.forward_in_place(x)?;
+        }
         self.forward_add(out, residual, x)
     }
 }

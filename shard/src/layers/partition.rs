@@ -63,13 +63,17 @@ fn obstacle(spec: &DecoderSpec, world_size: usize) -> Option<(&'static str, usiz
     if !num_kv_heads.is_multiple_of(world_size) && !world_size.is_multiple_of(num_kv_heads) {
         return Some(("num_key_value_heads", num_kv_heads));
     }
-    (!intermediate_size.is_multiple_of(world_size)).then_some(("intermediate_size", intermediate_size))
+    if !intermediate_size.is_multiple_of(world_size) {
+        return Some(("intermediate_size", intermediate_size));
+    }
+    let expert_size = spec.experts.as_ref().map(|experts| experts.intermediate_size);
+    expert_size.filter(|size| !size.is_multiple_of(world_size)).map(|size| ("moe_intermediate_size", size))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{NormKind, NormSpec, RopeScaling, RopeSpec};
+    use crate::config::{ExpertsSpec, NormKind, NormSpec, RopeScaling, RopeSpec};
 
     fn spec(num_heads: usize, num_kv_heads: usize, intermediate_size: usize) -> DecoderSpec {
         DecoderSpec {
@@ -98,6 +102,7 @@ mod tests {
             o_bias: false,
             mlp_bias: false,
             qk_norm: false,
+            experts: None,
             tie_word_embeddings: false,
             windows: vec![None],
             eos_token_ids: vec![],
@@ -126,6 +131,20 @@ mod tests {
             8,
             "`--num-shard 8`: intermediate_size 36 is not divisible by 8; possible: 1, 2, 4",
         );
+    }
+
+    #[test]
+    fn experts_are_cut_along_their_own_width() {
+        let experts = |intermediate_size| ExpertsSpec {
+            num_experts: 4,
+            experts_per_row: 2,
+            intermediate_size,
+            normalise: true,
+            layers: vec![true],
+        };
+        let spec = DecoderSpec { experts: Some(experts(20)), ..spec(8, 8, 64) };
+        assert!(Partition::new(&spec, 0, 4).is_ok());
+        check_error(&spec, 8, "`--num-shard 8`: moe_intermediate_size 20 is not divisible by 8; possible: 1, 2, 4");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kernels::{LinearWeight, Tensor, ops};
 
 use super::linear_source::LinearPart;
-use super::{Loader, Norm, RmsNorm, all_reduce};
+use super::{Loader, Norm, RmsNorm};
 use crate::comm::Comm;
 use crate::error::Result;
 
@@ -66,9 +66,6 @@ impl RowParallelLinear {
         norm: &Norm,
         out: &mut Tensor,
     ) -> Result<()> {
-        let Some(norm_after) = norm_after else { return norm.forward_add_sum(&*self.comm, out, residual, part) };
-        all_reduce(&*self.comm, part)?;
-        norm_after.forward_in_place(part)?;
-        norm.forward_add(out, residual, part)
+        norm.forward_add_sum(&*self.comm, out, residual, part, norm_after)
     }
 }

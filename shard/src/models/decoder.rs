@@ -3,11 +3,12 @@
 //! ```text
 //! x = embed(ids)
 //! for each layer:   x += o(attention(rope(qkv(norm(x)))))
-//!                   x += down(f(gate(norm(x))) · up(norm(x)))      or, without a gate, down(f(up(norm(x))))
+//!                   x += down(f(gate(norm(x))) · up(norm(x)))      or, without a gate, down(f(up(norm(x)))), or a sum over experts
 //! logits = head(norm(x))
 //! ```
 //!
-//! Some families also normalise what a block adds, or let scores and logits level off. The residual stream `x` is kept unnormalised in `residual`; each addition to it is fused with the norm that follows.
+//! Some families also normalise what a block adds, or let scores and logits level off. The residual stream `x` is kept unnormalised in
+//! `residual`; each addition to it is fused with the norm that follows.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,8 +22,8 @@ use crate::comm::Comm;
 use crate::config::{DecoderSpec, RopeSpec};
 use crate::error::Result;
 use crate::layers::{
-    ColumnParallelLinear, LmHead, Loader, Norm, Partition, Projection, RmsNorm, RowParallelLinear,
-    VocabParallelEmbedding,
+    ColumnParallelLinear, ExpertNames, Experts, LmHead, Loader, Norm, Partition, Projection, RmsNorm,
+    RowParallelLinear, VocabParallelEmbedding,
 };
 use crate::limits::{MAX_TOP_N_TOKENS, MAX_TOP_TIES};
 use crate::weights::{Checkpoint, PackedWeights, ReadAhead};
@@ -59,7 +60,7 @@ struct Layer {
     attention: Attention,
     norm_after_attention: Option<RmsNorm>,
     mlp_norm: Norm,
-    mlp: Mlp,
+    mlp: MlpOrExperts,
     norm_after_mlp: Option<RmsNorm>,
 }
 
@@ -68,6 +69,11 @@ struct Attention {
     qk_norm: Option<[RmsNorm; 2]>,
     o_proj: RowParallelLinear,
     scoring: Scoring,
+}
+
+enum MlpOrExperts {
+    Mlp(Mlp),
+    Experts(Experts),
 }
 
 struct Mlp {
@@ -95,8 +101,17 @@ pub(super) struct TensorNames {
     pub(super) gate_proj: Option<&'static str>,
     pub(super) up_proj: &'static str,
     pub(super) down_proj: &'static str,
+    pub(super) experts: Option<ExpertTemplates>,
     pub(super) norm: &'static str,
     pub(super) lm_head: &'static str,
+}
+
+/// The same of the experts of a layer; a second `{}` stands for the expert's number.
+pub(super) struct ExpertTemplates {
+    pub(super) gate: &'static str,
+    pub(super) gate_proj: &'static str,
+    pub(super) up_proj: &'static str,
+    pub(super) down_proj: &'static str,
 }
 
 // --- The forward pass ------------------------------------------------------------------------------------------------
@@ -122,10 +137,18 @@ impl Decoder {
             self.attention(&layer.attention, index, arena, &mut branch, &x, kv, step)?;
             let norm_after = layer.norm_after_attention.as_ref();
             layer.attention.o_proj.add_to(&mut residual, &mut branch, norm_after, &layer.mlp_norm, &mut x)?;
-            self.mlp(&layer.mlp, arena, &mut branch, &x)?;
             let norm_after = layer.norm_after_mlp.as_ref();
             let next_norm = self.layers.get(index + 1).map_or(&self.norm, |next| &next.input_norm);
-            layer.mlp.down_proj.add_to(&mut residual, &mut branch, norm_after, next_norm, &mut x)?;
+            match &layer.mlp {
+                MlpOrExperts::Mlp(mlp) => {
+                    self.mlp(mlp, arena, &mut branch, &x)?;
+                    mlp.down_proj.add_to(&mut residual, &mut branch, norm_after, next_norm, &mut x)?;
+                }
+                MlpOrExperts::Experts(experts) => {
+                    experts.forward_part(arena, &mut branch, &x)?;
+                    experts.add_to(&mut residual, &mut branch, norm_after, next_norm, &mut x)?;
+                }
+            }
         }
         let mut last = arena.tensor(&[sampled, width], dtype)?; // [S, E]
         ops::gather_rows(&mut last, &x, step.sample_rows)?;
@@ -171,7 +194,7 @@ impl Decoder {
     fn mlp(&self, layer: &Mlp, arena: &mut Arena, out: &mut Tensor, x: &Tensor) -> Result<()> {
         let RankShape { activations, intermediate_size, .. } = self.shape;
         let mark = arena.mark();
-        let mut gate_up = arena.tensor(&[x.rows(), layer.gate_up_proj.out_features()], activations)?; // [T, 2·I]
+        let mut gate_up = arena.tensor(&[x.rows(), layer.gate_up_proj.out_features()], activations)?; // [T, 2·I], or [T, I]
         let mut activated = arena.tensor(&[x.rows(), intermediate_size], activations)?; // [T, I]
 
         layer.gate_up_proj.forward(&mut gate_up, x)?;
@@ -439,16 +462,28 @@ impl Layer {
             },
             norm_after_attention: norm_after(names.norm_after_attention)?,
             mlp_norm: norm(names.mlp_norm)?,
-            mlp: Mlp {
-                gate_up_proj: ColumnParallelLinear::load(loader, hidden, spec.mlp_bias, &gate_up_proj)?,
-                down_proj: RowParallelLinear::load(
-                    loader,
-                    comm,
-                    &name(names.down_proj),
-                    [hidden, intermediate],
-                    mlp,
-                    spec.mlp_bias,
-                )?,
+            mlp: match &spec.experts {
+                Some(experts) if experts.layers[index] => {
+                    let names = names.experts.as_ref().expect("a family that has experts names them");
+                    let names = ExpertNames {
+                        gate: name(names.gate),
+                        gate_proj: name(names.gate_proj),
+                        up_proj: name(names.up_proj),
+                        down_proj: name(names.down_proj),
+                    };
+                    MlpOrExperts::Experts(Experts::load(loader, comm, &names, hidden, experts, spec.activation)?)
+                }
+                _ => MlpOrExperts::Mlp(Mlp {
+                    gate_up_proj: ColumnParallelLinear::load(loader, hidden, spec.mlp_bias, &gate_up_proj)?,
+                    down_proj: RowParallelLinear::load(
+                        loader,
+                        comm,
+                        &name(names.down_proj),
+                        [hidden, intermediate],
+                        mlp,
+                        spec.mlp_bias,
+                    )?,
+                }),
             },
             norm_after_mlp: norm_after(names.norm_after_mlp)?,
         })

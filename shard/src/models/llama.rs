@@ -23,6 +23,7 @@ pub(super) const NAMES: TensorNames = TensorNames {
     gate_proj: Some("model.layers.{}.mlp.gate_proj"),
     up_proj: "model.layers.{}.mlp.up_proj",
     down_proj: "model.layers.{}.mlp.down_proj",
+    experts: None,
     norm: "model.norm",
     lm_head: "lm_head",
 };

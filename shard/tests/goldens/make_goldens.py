@@ -13,6 +13,8 @@ A random model's best two tokens may lie closer together than rounding reaches, 
 therefore chosen, out of BATCHES * BATCH, by its least margin; for bfloat16 by the lesser of the margins with activations in
 bfloat16 (which transformers rounds) and in float32 (which we keep). `noise` in golden.json is the largest difference of
 logits between the two, and `exact_logits` are those in float32.
+
+A router's choice is as close: the same holds for the distance between the last expert that it takes and the first that it leaves.
 """
 
 import json
@@ -33,10 +35,14 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     Starcoder2Config,
     Starcoder2ForCausalLM,
 )
@@ -165,6 +171,33 @@ CASES = {
         Starcoder2Config,
         dict(hidden_act="gelu", tie_word_embeddings=True, sliding_window=12, **rope("default")),
     ),
+    # Experts in every layer, whose weights sum to one; a window.
+    "mixtral-window": (
+        MixtralForCausalLM,
+        MixtralConfig,
+        dict(
+            intermediate_size=32,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            sliding_window=24,
+            **rope("default"),
+        ),
+    ),
+    # Experts around a dense layer, weights that sum to less than one, an intermediate width of six a rank.
+    "qwen3-moe-mixed": (
+        Qwen3MoeForCausalLM,
+        Qwen3MoeConfig,
+        dict(
+            num_hidden_layers=3,
+            num_experts=6,
+            num_experts_per_tok=3,
+            moe_intermediate_size=24,
+            mlp_only_layers=[1],
+            norm_topk_prob=False,
+            head_dim=8,
+            **rope("default"),
+        ),
+    ),
 }
 
 
@@ -182,6 +215,8 @@ def randomise(model, seed):
         elif "embed_tokens" in name:
             # Rows of length ~1; tied heads would otherwise only repeat the last token.
             parameter.copy_(0.25 * noise)
+        elif name.endswith("mlp.gate.weight"):
+            parameter.copy_(0.5 * noise)
 
 
 @torch.no_grad()
@@ -207,17 +242,40 @@ def margins(steps, ids):
     return chosen - steps.scatter(-1, ids[..., None], float("-inf")).amax(-1)
 
 
+class RouterGaps:
+    """Of every row of a batch, the least distance that a router leaves between the experts that it takes and the others."""
+
+    def __init__(self, model):
+        self.least = torch.full((BATCH,), float("inf"))
+        routers = [module for module in model.modules() if type(module).__name__.endswith("TopKRouter")]
+        self.hooks = [router.register_forward_hook(self.see) for router in routers]
+
+    def see(self, router, _inputs, outputs):
+        best = outputs[0].float().topk(router.top_k + 1, dim=-1).values
+        gaps = (best[:, -2] - best[:, -1]).reshape(BATCH, -1).amin(1)
+        self.least = torch.minimum(self.least, gaps)
+
+    def end(self):
+        for hook in self.hooks:
+            hook.remove()
+        return self.least
+
+
 def find_prompt(model, reference, seed):
     """The prompt whose least margin is largest, in both precisions."""
     generator = torch.Generator().manual_seed(seed)
     best = (0.0, None)
-    for _ in range(BATCHES):
+    # A hundred choices of routers are seldom all clear.
+    has_routers = getattr(model.config, "num_experts_per_tok", None) is not None
+    for _ in range(BATCHES * 4 if has_routers else BATCHES):
         prompts = torch.randint(3, model.config.vocab_size, (BATCH, PROMPT_TOKENS), generator=generator)
+        gaps = RouterGaps(model)
         _, steps, ids = run(model, prompts)
-        score = margins(steps, ids).amin(1)
+        score = torch.minimum(margins(steps, ids).amin(1), gaps.end())
         if model is not reference:
+            gaps = RouterGaps(reference)
             _, exact, _ = run(reference, prompts, ids)
-            score = torch.minimum(score, margins(exact, ids).amin(1))
+            score = torch.minimum(score, torch.minimum(margins(exact, ids).amin(1), gaps.end()))
         for row in range(BATCH):
             # Fewer than eight different tokens would make a test that a stuck model passes.
             if len(set(ids[row].tolist())) >= 8 and float(score[row]) > best[0]:
@@ -240,6 +298,8 @@ def to_old_spelling(config_file):
     config["rope_theta"] = rope.pop("rope_theta")
     config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     config["torch_dtype"] = config.pop("dtype")
+    if config["model_type"] == "qwen3_moe":
+        config["num_experts"] = config.pop("num_local_experts")
     # "type" is older still, and older than Gemma 3.
     is_older = config["model_type"] != "gemma3_text"
     if is_older and config["rope_scaling"] and config["rope_scaling"]["rope_type"] in ("linear", "dynamic"):

@@ -294,7 +294,11 @@ const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
 const DIM: usize = 32;
 
-/// A llama of two layers, quantised and as floats, in folders of their own.
+/// Experts of a layer that has some, and those that a row goes to.
+const EXPERTS: usize = 3;
+const EXPERTS_PER_ROW: usize = 2;
+
+/// A llama of two layers, or a mixtral, quantised and as floats, in folders of their own.
 pub struct Models {
     pub quantized: PathBuf,
     pub floats: PathBuf,
@@ -303,6 +307,21 @@ pub struct Models {
 impl Models {
     /// All linear layers but those whose names end with one of `unquantized`; the output head if `head`.
     pub fn new(dir: &Path, quantizer: &dyn LayerQuantizer, unquantized: &[&str], head: bool) -> Models {
+        Models::write(dir, quantizer, unquantized, head, false)
+    }
+
+    /// With experts, whose router is not quantised.
+    pub fn with_experts(dir: &Path, quantizer: &dyn LayerQuantizer, unquantized: &[&str]) -> Models {
+        Models::write(dir, quantizer, &[unquantized, &["gate"]].concat(), false, true)
+    }
+
+    fn write(
+        dir: &Path,
+        quantizer: &dyn LayerQuantizer,
+        unquantized: &[&str],
+        head: bool,
+        has_experts: bool,
+    ) -> Models {
         let models = Models { quantized: dir.join("quantized"), floats: dir.join("floats") };
         let mut random = Random(7);
         let (mut quantized, mut floats) = (Vec::new(), Vec::new());
@@ -317,15 +336,26 @@ impl Models {
         };
         linear("lm_head".to_owned(), [VOCAB_SIZE, HIDDEN], head);
         for layer in 0..2 {
-            for (name, shape) in [
+            let attention = [
                 ("self_attn.q_proj", [HEADS * DIM, HIDDEN]),
                 ("self_attn.k_proj", [KV_HEADS * DIM, HIDDEN]),
                 ("self_attn.v_proj", [KV_HEADS * DIM, HIDDEN]),
                 ("self_attn.o_proj", [HIDDEN, HEADS * DIM]),
-                ("mlp.gate_proj", [INTERMEDIATE, HIDDEN]),
-                ("mlp.up_proj", [INTERMEDIATE, HIDDEN]),
-                ("mlp.down_proj", [HIDDEN, INTERMEDIATE]),
-            ] {
+            ];
+            let (up, down) = ([INTERMEDIATE, HIDDEN], [HIDDEN, INTERMEDIATE]);
+            let mut layers: Vec<(String, [usize; 2])> = attention.map(|(name, shape)| (name.to_owned(), shape)).into();
+            if has_experts {
+                layers.push(("block_sparse_moe.gate".to_owned(), [EXPERTS, HIDDEN]));
+                for (expert, (name, shape)) in
+                    (0..EXPERTS).flat_map(|expert| [("w1", up), ("w2", down), ("w3", up)].map(|layer| (expert, layer)))
+                {
+                    layers.push((format!("block_sparse_moe.experts.{expert}.{name}"), shape));
+                }
+            } else {
+                let mlp = [("mlp.gate_proj", up), ("mlp.up_proj", up), ("mlp.down_proj", down)];
+                layers.extend(mlp.map(|(name, shape)| (name.to_owned(), shape)));
+            }
+            for (name, shape) in layers {
                 let is_quantized = !unquantized.iter().any(|suffix| name.ends_with(suffix));
                 linear(format!("model.layers.{layer}.{name}"), shape, is_quantized);
             }
@@ -353,8 +383,14 @@ impl Models {
             "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
             "tie_word_embeddings": false, "eos_token_id": 1,
         });
-        std::fs::write(models.floats.join("config.json"), config.to_string()).unwrap();
         let mut config = config;
+        if has_experts {
+            config["architectures"] = json!(["MixtralForCausalLM"]);
+            config["model_type"] = "mixtral".into();
+            config["num_local_experts"] = EXPERTS.into();
+            config["num_experts_per_tok"] = EXPERTS_PER_ROW.into();
+        }
+        std::fs::write(models.floats.join("config.json"), config.to_string()).unwrap();
         config["quantization_config"] = quantizer.config();
         std::fs::write(models.quantized.join("config.json"), config.to_string()).unwrap();
         models

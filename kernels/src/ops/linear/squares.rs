@@ -12,7 +12,7 @@ use crate::cuda::{Argument, Cuda, DeviceMemory, KernelName, PIECE_BYTES};
 use crate::fp8::{Fp8Lanes, Fp8Stack};
 use crate::int4::{Int4Lanes, Int4Stack};
 use crate::linear_weight::PANELS_OF_TURN;
-use crate::{DType, Error, LinearWeight, MatrixView, Result, SourcePages, Tensor, WeightType};
+use crate::{DType, Error, ExpertWeights, LinearWeight, MatrixView, Result, SourcePages, Tensor, WeightType};
 
 /// Inputs of two squares beside each other. A weight has a multiple of them.
 const TILE_INPUTS: usize = 32;
@@ -32,7 +32,7 @@ const TILE_ROWS: usize = 128;
 const GROUPED_TILE_ROWS: usize = 64;
 const TILE_THREADS: usize = 256;
 
-/// Rows and outputs of a block of the kernel for many on Hopper, and its threads (`linear_wgmma.cu`).
+/// Rows and outputs of a block of the kernel for many on Hopper, and its threads (`linear_wgmma.cuh`).
 const WGMMA_ROWS: usize = 128;
 const WGMMA_OUTPUTS: usize = 128;
 const WGMMA_THREADS: usize = 256;
@@ -83,12 +83,12 @@ fn is_grouped(weight_type: WeightType) -> bool {
 
 /// A kernel, by what a block of it computes.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Kernel {
+pub(crate) enum Kernel {
     /// That for few rows (`linear_rows.cuh`): so many tiles of eight rows, and outputs.
     Rows { tiles: usize, outputs: usize },
     /// That for many (`linear_tiles.cuh`): so many rows, and outputs.
     Tiles { rows: usize, outputs: usize },
-    /// That for many of weights as they are, on Hopper (`linear_wgmma.cu`).
+    /// That for many of weights as they are, on Hopper (`linear_wgmma.cuh`).
     Wgmma,
 }
 
@@ -118,6 +118,31 @@ impl Kernel {
             _ => Kernel::Rows { tiles: 8, outputs: 64 },
         }
     }
+
+    /// The fewest rows that a block of any kernel has.
+    pub(crate) const FEWEST_ROWS: usize = 8;
+
+    /// The kernel for so many pairs of rows and experts. The host does not know how they are distributed: blocks have twice the rows that
+    /// an expert has on the average, so that most experts have one block of rows and are read once. `has_wgmma` as in [`Kernel::of`].
+    pub(crate) fn of_experts(pairs: usize, num_experts: usize, has_wgmma: bool) -> Kernel {
+        match pairs.div_ceil(num_experts.min(pairs).max(1)) {
+            0..=4 => Kernel::Rows { tiles: 1, outputs: 16 },
+            5..=8 => Kernel::Rows { tiles: 2, outputs: 32 },
+            9..=16 => Kernel::Rows { tiles: 4, outputs: 32 },
+            17..=48 => Kernel::Rows { tiles: 8, outputs: 64 },
+            _ if has_wgmma => Kernel::Wgmma,
+            _ => Kernel::Tiles { rows: TILE_ROWS, outputs: 128 },
+        }
+    }
+
+    /// Rows of a block.
+    pub(crate) fn rows(self) -> usize {
+        match self {
+            Kernel::Rows { tiles, .. } => 8 * tiles,
+            Kernel::Tiles { rows, .. } => rows,
+            Kernel::Wgmma => WGMMA_ROWS,
+        }
+    }
 }
 
 /// Whether a weight can be multiplied with on a GPU.
@@ -131,6 +156,22 @@ pub(crate) fn expect_shape(weight_type: WeightType, k: usize) -> Result<()> {
         _ => return Ok(()),
     };
     Err(Error::Unsupported { reason })
+}
+
+/// Whether some of the outputs of a weight are a weight too: scales lie behind all of them.
+///
+/// # Errors
+/// [`Error::Unsupported`] if not.
+pub(crate) fn expect_parts(weight_type: WeightType) -> Result<()> {
+    match weight_type {
+        WeightType::Float(_) => Ok(()),
+        WeightType::Int8 | WeightType::Fp8 | WeightType::Nf4 | WeightType::Int4 => {
+            let reason = format!(
+                "{weight_type:?} experts run on CPUs only: on a GPU they are bfloat16 or float16, not quantised"
+            );
+            Err(Error::Unsupported { reason })
+        }
+    }
 }
 
 /// Packs matrices, stacked along their rows, into the zeroed memory at `weight`.
@@ -361,6 +402,48 @@ pub(super) fn run(cuda: &Cuda, out: &mut Tensor, x: &Tensor, w: &LinearWeight, b
     unsafe { product.launch(cuda, kernel) }
 }
 
+/// `out = x · wᵀ`, tile by tile with the weight of its expert; shapes and devices were checked.
+///
+/// # Safety
+/// At the address `tiles` are `count` of them when the stream comes to it, each of up to `kernel.rows()` rows of x and an expert of `w`.
+pub(crate) unsafe fn run_experts(
+    cuda: &Cuda,
+    out: &mut Tensor,
+    x: &Tensor,
+    w: &ExpertWeights,
+    kernel: Kernel,
+    (tiles, count): (u64, usize),
+) -> Result<()> {
+    let dtype = x.dtype();
+    match w.stack().format() {
+        Format::Squares(WeightType::Float(expected)) if expected == dtype => {}
+        Format::Squares(WeightType::Float(expected)) => {
+            return Err(Error::DType { op: "experts_linear", arg: "x", expected, actual: dtype });
+        }
+        _ => unreachable!("experts of other types are refused when they are packed"),
+    }
+    let (n, k) = (w.n(), w.k());
+    let pointers = [out.address(), x.address(), w.stack().address(), tiles].map(Argument::Pointer);
+    let arguments = [&pointers[..], &[n, k, parts(k)].map(Argument::count)].concat();
+    let (name, grid, threads, arguments) = match kernel {
+        Kernel::Rows { tiles, outputs } => {
+            let name = KernelName::numbered("linear_experts_rows", tiles, dtype);
+            (name, [n.div_ceil(outputs), count, 1], 32 * parts(k), &arguments[..6])
+        }
+        Kernel::Tiles { outputs, .. } => {
+            let name = KernelName::numbered("linear_experts_tiles", outputs, dtype);
+            (name, [count, n.div_ceil(outputs), 1], TILE_THREADS, &arguments[..])
+        }
+        Kernel::Wgmma => {
+            let name = KernelName::numbered("linear_experts_wgmma", WGMMA_OUTPUTS, dtype);
+            (name, [count, n.div_ceil(WGMMA_OUTPUTS), 1], WGMMA_THREADS, &arguments[..])
+        }
+    };
+    // SAFETY: linear_experts.cu: rows of x and out for every pair, weights of `n` outputs and `k` inputs (the shapes were checked), tiles
+    // as the caller says; tensors live as long as their stream's work.
+    unsafe { cuda.launch(name, grid, threads, arguments) }
+}
+
 /// A linear layer of tensors that are on the GPU.
 struct Product {
     weight_type: WeightType,
@@ -397,7 +480,7 @@ impl Product {
             }
             Kernel::Wgmma => {
                 let grid = [m.div_ceil(WGMMA_ROWS), n.div_ceil(WGMMA_OUTPUTS), 1];
-                // SAFETY: linear_wgmma.cu: the caller's obligation.
+                // SAFETY: linear_wgmma.cuh: the caller's obligation.
                 unsafe { cuda.launch(name("linear_wgmma", WGMMA_OUTPUTS), grid, WGMMA_THREADS, &arguments) }
             }
         }

@@ -170,6 +170,10 @@ pub enum Obstacle {
     Stack,
     /// It is the output head, whose errors reach the logits directly and whose rows are padded.
     Head,
+    /// They are experts, which a GPU has as floats only.
+    Experts,
+    /// It chooses experts, which a small error changes.
+    Router,
 }
 
 impl fmt::Display for Obstacle {
@@ -183,6 +187,8 @@ impl fmt::Display for Obstacle {
             Obstacle::Blocks => f.write_str("because of scales for blocks of inputs"),
             Obstacle::Stack => f.write_str("because of another layer that is computed together with it"),
             Obstacle::Head => f.write_str("as output head"),
+            Obstacle::Experts => f.write_str("as experts on a GPU"),
+            Obstacle::Router => f.write_str("as router of experts"),
         }
     }
 }
