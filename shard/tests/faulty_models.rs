@@ -82,14 +82,14 @@ fn what_is_not_supported_is_named_with_what_is() {
     check_config(
         llama,
         json!({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": true}}),
-        "DIR/config.json: `quantization_config.quant_method` is \"bitsandbytes\"; supported: \"awq\", \"gptq\", and float32, \
-         float16 and bfloat16 checkpoints that are not quantised",
+        "DIR/config.json: `quantization_config.quant_method` is \"bitsandbytes\"; supported: \"awq\", \"gptq\", \
+         \"fp8\", \"fbgemm_fp8\", \"compressed-tensors\" and \"modelopt\" of FP8, and float32, float16 and bfloat16 checkpoints \
+         that are not quantised",
     );
     check_config(
         llama,
         json!({"compression_config": {"format": "pack-quantized"}}),
-        "DIR/config.json: `compression_config` is {\"format\":\"pack-quantized\"}; supported: \"awq\", \"gptq\", and float32, \
-         float16 and bfloat16 checkpoints that are not quantised",
+        "DIR/config.json: `compression_config.format` is \"pack-quantized\"; supported: \"float-quantized\"",
     );
     check_config(
         "qwen2-bias-f32",

@@ -73,7 +73,9 @@ impl QuantizedCheckpoint {
         let description = match config.object("quantization_config")? {
             Some(description) => Some(description),
             // As compressed-tensors called it first.
-            None => config.object("compression_config")?,
+            None => config
+                .object("compression_config")?
+                .map(|description| description.with_default("quant_method", "compressed-tensors")),
         };
         let description = match description {
             Some(description) => Some(description),
