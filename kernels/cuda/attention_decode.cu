@@ -8,8 +8,10 @@
 
 constexpr unsigned WARPS = SPLIT_TILES;
 constexpr unsigned THREADS = WARPS * WARP;
-// Blocks of a multiprocessor, at least. Not said, ptxas would sooner spill than use more registers.
-constexpr unsigned BLOCKS = 3;
+// Blocks of a multiprocessor, at least: while one waits for memory, others compute. Not said, ptxas would sooner spill than use more
+// registers.
+template <unsigned DIM>
+constexpr unsigned BLOCKS = DIM > 128 ? 3 : 4;
 // Columns of a matrix instruction: heads of a block, at most.
 constexpr unsigned HEADS = 8;
 
@@ -178,7 +180,7 @@ DEVICE void attention_merge(
 
 // ...: parameters of the cache, each behind a comma.
 #define SPLITS_KERNEL(NAME, T, C, DIM, CACHE, ...)                                                                 \
-    KERNEL __launch_bounds__(THREADS, BLOCKS) NAME(                                                                \
+    KERNEL __launch_bounds__(THREADS, BLOCKS<DIM>) NAME(                                                           \
         float* sums, State* states, const T* qkv, const C* keys, const C* values, const SplitItem* items,          \
         const u32* num_items, const u32* positions, const u32* tables, const u32* table_starts, unsigned qkv_cols, \
         unsigned group, unsigned kv_heads, float scale, float steepness, u32 window __VA_ARGS__) {                 \
