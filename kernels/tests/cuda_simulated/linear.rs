@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::element::{ELEMENTS, Element, f32_bytes, u32_bytes};
 use crate::in_square;
-use crate::simulator::Argument::{self, Buffer, Null, U32};
+use crate::simulator::Argument::{self, Buffer, F32, Null, U32};
 use crate::simulator::{SIMULATORS, Simulator};
 
 /// The kernels of few rows: tiles of eight rows, and outputs of a block.
@@ -235,9 +235,9 @@ fn embeddings_are_rows_of_a_packed_head_or_zeros() {
     let first_id = 10;
     let ids = [9, 10, 30, 49, 50, 0, u32::MAX, 26];
     for element in &ELEMENTS {
-        for k in [32, 1056] {
+        for (k, scale) in [(32, 1.0), (1056, 3.0)] {
             let layer = Layer { element, n: 40, k, parts: 1 };
-            let rows = layer.rows();
+            let rows: Vec<f32> = layer.rows().iter().map(|x| x * scale).collect();
             let row_of = |id: u32| id.checked_sub(first_id).map(|row| row as usize).filter(|row| *row < layer.n);
             let expected = ids.iter().flat_map(|id| match row_of(*id) {
                 Some(row) => rows[row * k..][..k].to_vec(),
@@ -247,8 +247,8 @@ fn embeddings_are_rows_of_a_packed_head_or_zeros() {
             for simulator in &*SIMULATORS {
                 let (out, weight) = (element.bytes(&vec![1.0; ids.len() * k]), layer.pack(simulator));
                 let ids_bytes = u32_bytes(&ids);
-                let arguments =
-                    [Buffer(&out), Buffer(&ids_bytes), Buffer(&weight), U32(first_id as usize), U32(layer.n), U32(k)];
+                let extents = [U32(first_id as usize), U32(layer.n), U32(k), F32(scale)];
+                let arguments = [&[Buffer(&out), Buffer(&ids_bytes), Buffer(&weight)][..], &extents].concat();
                 let name = format!("embedding_head_{}", element.name);
                 let after = simulator.run(&name, [ids.len(), 1, 1], 128, &arguments);
                 assert!(after[0] == expected, "{name} of {k} columns");
